@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package path is the list of hops that a connection runs through.
+//
+// Each hop owns one Segment: its name, its own id for the connection, the token
+// that says who it is, and the time until which that token is good. The path is
+// at once the audit trail, the material of authorisation, the clock of refresh
+// and expiry, and the correlation id (protocol.md §2.3, §2.4).
+//
+//	client ─▶ manager ─▶ forwarder ─▶ endpoint
+//	 seg 0      seg 1      seg 2        seg 3       Index: whose turn it is
+//
+// All functions are pure and never change the path they are given.
+package path
+
+import (
+	"slices"
+	"time"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// MaxSegments bounds a path. Two nodes need 6, two domains 8, every
+// pass-through endpoint 3 more: 64 leaves room for chains of services that
+// nobody has built and stops a request that runs in circles.
+const MaxSegments = 64
+
+// MaxID bounds segment names and ids in bytes: a DNS name is the longest either
+// can reasonably be.
+const MaxID = 253
+
+// Segment is one hop's part of a path.
+type Segment struct {
+	Name    string    // of the hop, unique in its domain
+	ID      string    // of the connection at this hop
+	Token   string    // while a request travels: of this hop for the next (§2.5)
+	Expires time.Time // zero when unknown
+	Metrics map[string]string
+}
+
+// Path is what a connection has passed so far and, after the first round, what
+// it is going to pass again.
+type Path struct {
+	Index    int // of the segment of whoever sends or holds the message
+	Segments []Segment
+}
+
+// Current returns the segment at Index. The path must be valid and not empty.
+func (p Path) Current() Segment { return p.Segments[p.Index] }
+
+// Prev returns the segment before Index, ok is false for the originator.
+func (p Path) Prev() (s Segment, ok bool) {
+	if p.Index < 1 || p.Index > len(p.Segments) {
+		return Segment{}, false
+	}
+	return p.Segments[p.Index-1], true
+}
+
+// Next returns the segment behind Index, ok is false when Index is the last.
+func (p Path) Next() (s Segment, ok bool) {
+	if p.Index+1 >= len(p.Segments) {
+		return Segment{}, false
+	}
+	return p.Segments[p.Index+1], true
+}
+
+// Validate checks what must hold for every path that arrives from a peer:
+// bounded, Index inside, each segment named and identified, no id twice.
+// The empty path is valid.
+func (p Path) Validate() error {
+	switch n := len(p.Segments); {
+	case n == 0 && p.Index == 0:
+		return nil
+	case n > MaxSegments:
+		return nserr.LoopingPath.Errorf("path has %d segments, at most %d are allowed", n, MaxSegments)
+	case p.Index < 0 || p.Index >= n:
+		return nserr.BadPath.Errorf("path index is %d, but the path has %d segments", p.Index, n)
+	}
+	for i, s := range p.Segments {
+		switch {
+		case s.Name == "":
+			return nserr.BadPath.Errorf("path segment %d has no name", i)
+		case s.ID == "":
+			return nserr.BadPath.Errorf("path segment %d (%s) has no id", i, s.Name)
+		case len(s.Name) > MaxID || len(s.ID) > MaxID:
+			return nserr.BadPath.Errorf("path segment %d has a name or id of more than %d bytes", i, MaxID)
+		}
+		// A hop may stand in a path more than once (a pass-through endpoint sends
+		// its request back to the same manager), but each time with another id:
+		// the same id again, in the part already passed, is a circle.
+		for j, t := range p.Segments[:i] {
+			if s.ID == t.ID && i <= p.Index {
+				return nserr.LoopingPath.Errorf("path segments %d (%s) and %d (%s) have the same id", j, t.Name, i, s.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// Enter is the path as the server called name sees it when a request arrives
+// whose sender stands at p.Index with connection id connID (§2.4). A hop that is
+// passed again keeps its id (refresh); one whose place was taken by another hop
+// gets a new id (re-route), as does a new one. mint makes such an id.
+//
+// Index of the result points to the server's own segment.
+func Enter(p Path, connID, name string, mint func() string) (Path, error) {
+	if err := p.Validate(); err != nil {
+		return Path{}, err
+	}
+	if len(p.Segments) == 0 {
+		if connID == "" {
+			connID = mint()
+		}
+		return Path{Segments: []Segment{{Name: name, ID: connID}}}, nil
+	}
+	if p.Current().Name == name {
+		return p.Clone(), nil
+	}
+	if have := p.Current().ID; have != connID {
+		return Path{}, nserr.SegmentID.Errorf("Current PathSegment.Id==%q should be equal Connection.Id==%q", have, connID)
+	}
+	out := p.Clone()
+	out.Index++
+	switch {
+	case out.Index == len(out.Segments):
+		out.Segments = append(out.Segments, Segment{Name: name, ID: mint()})
+	case out.Segments[out.Index].Name != name:
+		out.Segments[out.Index] = Segment{Name: name, ID: mint()}
+	}
+	if len(out.Segments) > MaxSegments {
+		return Path{}, nserr.LoopingPath.Errorf("path would have %d segments, at most %d are allowed", len(out.Segments), MaxSegments)
+	}
+	return out, nil
+}
+
+// Leave is the path as the caller of the hop at p.Index gets it back: every
+// segment, with Index one lower.
+func Leave(p Path) Path {
+	if p.Index > 0 {
+		p.Index--
+	}
+	return p
+}
+
+// Trim cuts what is behind Index. The hop where a path ends does so, and nobody
+// else, so that the tail of an earlier route does not stay for ever.
+func Trim(p Path) Path {
+	p.Segments = slices.Clip(p.Segments[:p.Index+1])
+	return p
+}
+
+// Clone returns a path that shares no segment with p (metrics maps are shared
+// and must not be written to).
+func (p Path) Clone() Path {
+	p.Segments = slices.Clone(p.Segments)
+	return p
+}
+
+// Expires is the earliest expiry of any segment, zero if one is not known.
+func (p Path) Expires() time.Time {
+	var first time.Time
+	for i, s := range p.Segments {
+		if s.Expires.IsZero() {
+			return time.Time{}
+		}
+		if i == 0 || s.Expires.Before(first) {
+			first = s.Expires
+		}
+	}
+	return first
+}
+
+// Tokens returns the tokens of the segments up to and including index last.
+func (p Path) Tokens(last int) []string {
+	out := make([]string, 0, last+1)
+	for _, s := range p.Segments[:last+1] {
+		out = append(out, s.Token)
+	}
+	return out
+}

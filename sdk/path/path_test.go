@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func segs(pairs ...string) []Segment {
+	var out []Segment
+	for _, p := range pairs {
+		name, id, _ := strings.Cut(p, "/")
+		out = append(out, Segment{Name: name, ID: id})
+	}
+	return out
+}
+
+func TestEnter(t *testing.T) {
+	long := Path{Index: MaxSegments - 1}
+	for i := range MaxSegments {
+		long.Segments = append(long.Segments, Segment{Name: "h", ID: fmt.Sprint(i)})
+	}
+	for _, tt := range []struct {
+		name   string
+		in     Path
+		connID string
+		hop    string
+		want   Path
+		err    error
+	}{
+		{name: "no path, no id", hop: "m", want: Path{Segments: segs("m/new")}},
+		{name: "no path, id kept", hop: "m", connID: "c", want: Path{Segments: segs("m/c")}},
+		{name: "first pass appends", in: Path{Segments: segs("nsc/c")}, connID: "c", hop: "m",
+			want: Path{Index: 1, Segments: segs("nsc/c", "m/new")}},
+		{name: "refresh keeps the id", in: Path{Segments: segs("nsc/c", "m/u", "f/v")}, connID: "c", hop: "m",
+			want: Path{Index: 1, Segments: segs("nsc/c", "m/u", "f/v")}},
+		{name: "re-route renames, keeps what is behind", in: Path{Segments: segs("nsc/c", "m/u", "f/v")}, connID: "c", hop: "m2",
+			want: Path{Index: 1, Segments: segs("nsc/c", "m2/new", "f/v")}},
+		{name: "own segment is a no-op", in: Path{Index: 1, Segments: segs("nsc/c", "m/u")}, connID: "other", hop: "m",
+			want: Path{Index: 1, Segments: segs("nsc/c", "m/u")}},
+		{name: "same manager again behind a pass-through endpoint", in: Path{Index: 3, Segments: segs("nsc/c", "m/u", "f/v", "fw/w")}, connID: "w", hop: "m",
+			want: Path{Index: 4, Segments: segs("nsc/c", "m/u", "f/v", "fw/w", "m/new")}},
+		{name: "id is not the segment's", in: Path{Segments: segs("nsc/c")}, connID: "d", hop: "m", err: nserr.SegmentID},
+		{name: "index outside", in: Path{Index: 1, Segments: segs("nsc/c")}, connID: "c", hop: "m", err: nserr.BadPath},
+		{name: "index without segments", in: Path{Index: 1}, hop: "m", err: nserr.BadPath},
+		{name: "negative index", in: Path{Index: -1, Segments: segs("nsc/c")}, hop: "m", err: nserr.BadPath},
+		{name: "segment without name", in: Path{Segments: segs("/c")}, connID: "c", hop: "m", err: nserr.BadPath},
+		{name: "segment without id", in: Path{Segments: segs("nsc/")}, connID: "", hop: "m", err: nserr.BadPath},
+		{name: "id of giant length", in: Path{Segments: segs("nsc/" + strings.Repeat("x", MaxID+1))}, hop: "m", err: nserr.BadPath},
+		{name: "same id twice is a loop", in: Path{Index: 2, Segments: segs("nsc/c", "m/u", "f/c")}, connID: "c", hop: "x", err: nserr.LoopingPath},
+		{name: "too long is a loop", in: long, connID: fmt.Sprint(MaxSegments - 1), hop: "x", err: nserr.LoopingPath},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Enter(tt.in, tt.connID, tt.hop, func() string { return "new" })
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("error = %v, want %v", err, tt.err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// A hop's Enter and Leave are inverse to each other for the caller: it gets its
+// own index back and every segment that it sent.
+func TestEnterLeaveInverse(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 10).Draw(t, "segments")
+		var p Path
+		for i := range n {
+			p.Segments = append(p.Segments, Segment{Name: rapid.StringMatching(`[a-f]`).Draw(t, "name"), ID: fmt.Sprint(i)})
+		}
+		p.Index = rapid.IntRange(0, n-1).Draw(t, "index")
+		before := p.Clone()
+		in, err := Enter(p, p.Current().ID, "hop", func() string { return "minted" })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if in.Current().Name != "hop" {
+			t.Fatalf("own segment is %v", in.Current())
+		}
+		out := Leave(in)
+		if out.Index != p.Index {
+			t.Fatalf("index %d, want %d", out.Index, p.Index)
+		}
+		if diff := cmp.Diff(before.Segments[:p.Index+1], out.Segments[:p.Index+1]); diff != "" {
+			t.Fatal(diff)
+		}
+		if diff := cmp.Diff(before, p); diff != "" {
+			t.Fatal("the caller's path was changed:", diff)
+		}
+		if trimmed := Trim(in); len(trimmed.Segments) != in.Index+1 {
+			t.Fatal("trim left a tail")
+		}
+	})
+}
+
+func TestExpires(t *testing.T) {
+	at := func(s int64) time.Time { return time.Unix(s, 0) }
+	p := Path{Segments: []Segment{{Expires: at(30)}, {Expires: at(10)}, {Expires: at(20)}}}
+	if got := p.Expires(); !got.Equal(at(10)) {
+		t.Errorf("Expires = %v", got)
+	}
+	p.Segments[1].Expires = time.Time{}
+	if got := p.Expires(); !got.IsZero() {
+		t.Errorf("Expires with an unknown segment = %v, want zero", got)
+	}
+}
