@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package watch holds state whose readers follow its changes.
+//
+// A [Map] is a map with a revision: every Put and Delete gets the next number.
+// A [Reader] is told everything once and then what changed, in the order of
+// the revisions:
+//
+//	r := m.Reader()
+//	defer r.Close()
+//	for {
+//		changes, err := r.Next(ctx) // first call: everything; later: waits for changes
+//		…
+//	}
+//
+// There is no queue per reader. Each key has at most one node, alive or a
+// tombstone, in one list ordered by revision; a change moves the node to the
+// tail, and a reader walks back from the tail to the revision it has seen. So
+// a writer never waits for a reader, a slow reader gets each key once with its
+// latest value however often it changed meanwhile, and an idle reader costs a
+// few words. A tombstone is kept until every reader has passed it.
+//
+// Values are handed out as they were put: treat them as immutable.
+package watch
+
+import (
+	"container/list"
+	"context"
+	"iter"
+	"sync"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// minTombstones is how many tombstones are kept for slow readers however small
+// the map is: more than a burst of deletions that a busy reader sleeps through.
+// A larger map keeps as many as it has live keys, so that a reader that never
+// reads again costs at most as much memory as the state itself.
+const minTombstones = 1 << 16
+
+// Map is revision-ordered state. Its methods may be called concurrently.
+type Map[K comparable, V any] struct {
+	mu      sync.Mutex
+	rev     uint64            // of the last change; the first change has 1
+	nodes   map[K]*node[K, V] // every node of log
+	log     *list.List        // of *node, by revision, alive and dead
+	dead    *list.List        // of *node, by revision, tombstones only
+	readers *list.List        // of *Reader that have a position, by Reader.rev
+	floor   uint64            // revision of the newest tombstone dropped
+	changed chan struct{}     // closed by the next change; nil when nobody waits
+}
+
+// node is the latest change of one key.
+type node[K comparable, V any] struct {
+	Change[K, V]
+	born   uint64        // revision of the node's first change: no reader before it knows the key
+	inLog  *list.Element // of Map.log
+	inDead *list.Element // of Map.dead; nil while alive
+}
+
+// Change says what a key is now: its value, or that it is gone.
+type Change[K comparable, V any] struct {
+	Key      K
+	Value    V // of a deleted key: the last one stored
+	Deleted  bool
+	Revision uint64
+}
+
+// New returns an empty map.
+func New[K comparable, V any]() *Map[K, V] {
+	return &Map[K, V]{
+		nodes:   make(map[K]*node[K, V]),
+		log:     list.New(),
+		dead:    list.New(),
+		readers: list.New(),
+	}
+}
+
+// Put stores v under k and returns the revision of this change. Storing an
+// equal value is a change too.
+func (m *Map[K, V]) Put(k K, v V) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rev++
+	n := m.nodes[k]
+	if n == nil {
+		n = &node[K, V]{born: m.rev}
+		n.inLog = m.log.PushBack(n)
+		m.nodes[k] = n
+	} else {
+		m.log.MoveToBack(n.inLog)
+	}
+	if n.inDead != nil {
+		// Back to life. born stays: a reader that has not seen the tombstone
+		// still believes in the previous life.
+		m.dead.Remove(n.inDead)
+		n.inDead = nil
+	}
+	n.Change = Change[K, V]{Key: k, Value: v, Revision: m.rev}
+	m.broadcastLocked()
+	return m.rev
+}
+
+// Delete removes k and returns the revision of this change, or 0 if there was
+// no such key.
+func (m *Map[K, V]) Delete(k K) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[k]
+	if n == nil || n.Deleted {
+		return 0
+	}
+	m.rev++
+	n.Deleted, n.Revision = true, m.rev
+	m.log.MoveToBack(n.inLog)
+	n.inDead = m.dead.PushBack(n)
+	m.pruneLocked()
+	m.broadcastLocked()
+	return m.rev
+}
+
+// Get returns the value of k.
+func (m *Map[K, V]) Get(k K) (v V, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.nodes[k]; n != nil && !n.Deleted {
+		return n.Value, true
+	}
+	return v, false
+}
+
+// Len returns the number of keys.
+func (m *Map[K, V]) Len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lenLocked()
+}
+
+func (m *Map[K, V]) lenLocked() int { return m.log.Len() - m.dead.Len() }
+
+// All returns the keys and values of one moment, the longest unchanged first.
+// The map may be used and changed during the iteration.
+func (m *Map[K, V]) All() iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		m.mu.Lock()
+		all := m.aliveLocked()
+		m.mu.Unlock()
+		for _, c := range all {
+			if !yield(c.Key, c.Value) {
+				return
+			}
+		}
+	}
+}
+
+func (m *Map[K, V]) aliveLocked() []Change[K, V] {
+	all := make([]Change[K, V], 0, m.lenLocked())
+	for e := m.log.Front(); e != nil; e = e.Next() {
+		if n := e.Value.(*node[K, V]); !n.Deleted {
+			all = append(all, n.Change)
+		}
+	}
+	return all
+}
+
+// sinceLocked returns what a reader that has seen rev does not know yet.
+func (m *Map[K, V]) sinceLocked(rev uint64) []Change[K, V] {
+	count := 0
+	e := m.log.Back()
+	for ; e != nil && e.Value.(*node[K, V]).Revision > rev; e = e.Prev() {
+		count++
+	}
+	if count == 0 {
+		return nil
+	}
+	if e == nil {
+		e = m.log.Front()
+	} else {
+		e = e.Next()
+	}
+	changes := make([]Change[K, V], 0, count)
+	for ; e != nil; e = e.Next() {
+		n := e.Value.(*node[K, V])
+		if n.Deleted && n.born > rev {
+			continue // came and went unseen
+		}
+		changes = append(changes, n.Change)
+	}
+	return changes
+}
+
+// pruneLocked drops the tombstones that every reader has passed, and the
+// oldest of too many.
+func (m *Map[K, V]) pruneLocked() {
+	passed := m.rev
+	if first := m.readers.Front(); first != nil {
+		passed = first.Value.(*Reader[K, V]).rev
+	}
+	limit := max(minTombstones, m.lenLocked())
+	for e := m.dead.Front(); e != nil; e = m.dead.Front() {
+		n := e.Value.(*node[K, V])
+		if n.Revision > passed && m.dead.Len() <= limit {
+			break
+		}
+		m.floor = n.Revision
+		m.dead.Remove(e)
+		m.log.Remove(n.inLog)
+		delete(m.nodes, n.Key)
+	}
+}
+
+func (m *Map[K, V]) broadcastLocked() {
+	if m.changed != nil {
+		close(m.changed)
+		m.changed = nil
+	}
+}
+
+// Reader returns a reader whose first Next gives everything.
+func (m *Map[K, V]) Reader() *Reader[K, V] { return &Reader[K, V]{m: m} }
+
+// Follow returns a reader that is told only what changes from now on: for one
+// that takes its first picture by other means (an index, say) under a lock of
+// its own that also covers Put and Delete.
+func (m *Map[K, V]) Follow() *Reader[K, V] {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := &Reader[K, V]{m: m, rev: m.rev}
+	r.place = m.readers.PushBack(r)
+	return r
+}
+
+// Reader follows a Map. Use it from one goroutine and close it in the end:
+// tombstones are kept for it.
+type Reader[K comparable, V any] struct {
+	m *Map[K, V]
+
+	// Guarded by m.mu.
+	rev    uint64        // everything up to here has been told
+	place  *list.Element // of m.readers; nil before the first Next and after Close
+	closed bool
+}
+
+// Next returns what r does not know yet, each key once, by ascending revision.
+// The first call returns everything at once, possibly nothing; later calls
+// wait for a change. It fails with the cause of ctx, with nserr.WatchLost when
+// r has slept through more deletions than the map remembers (take a new reader
+// then), and with nserr.Stopping after Close.
+func (r *Reader[K, V]) Next(ctx context.Context) ([]Change[K, V], error) {
+	for {
+		changes, wait, err := r.poll()
+		if wait == nil {
+			return changes, err
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// poll returns the changes or, when there are none, the channel to wait on.
+func (r *Reader[K, V]) poll() ([]Change[K, V], <-chan struct{}, error) {
+	m := r.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case r.closed:
+		return nil, nil, nserr.Stopping.Errorf("reader is closed")
+	case r.place == nil:
+		r.rev = m.rev
+		r.place = m.readers.PushBack(r)
+		return m.aliveLocked(), nil, nil
+	case r.rev < m.floor:
+		return nil, nil, nserr.WatchLost.Errorf("reader is at revision %d, deletions are known from %d on", r.rev, m.floor)
+	}
+	changes := m.sinceLocked(r.rev)
+	if r.rev != m.rev {
+		r.rev = m.rev
+		m.readers.MoveToBack(r.place)
+		m.pruneLocked()
+	}
+	if len(changes) > 0 {
+		return changes, nil, nil
+	}
+	if m.changed == nil {
+		m.changed = make(chan struct{})
+	}
+	return nil, m.changed, nil
+}
+
+// Close lets go of the map. It may be called more than once.
+func (r *Reader[K, V]) Close() {
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	r.closed = true
+	if r.place != nil {
+		r.m.readers.Remove(r.place)
+		r.place = nil
+		r.m.pruneLocked()
+	}
+}
