@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mechanism knows how two neighbours build one leg of a wire: the
+// mechanism types, their parameters as they stand on the wire, and the choice
+// among what a peer prefers (protocol.md §2.12, §2.13).
+//
+// By convention src is the client's side (left) and dst the endpoint's side
+// (right) of a leg, whoever of the two sends the message. All of it is pure.
+package mechanism
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Mechanism classes: on one node, or between nodes.
+const (
+	Local  = "LOCAL"
+	Remote = "REMOTE"
+)
+
+// Mechanism types that this project builds.
+const (
+	TypeKernel    = "KERNEL"
+	TypeVXLAN     = "VXLAN"
+	TypeWireGuard = "WIREGUARD"
+)
+
+// Payloads of a network service (§2.16).
+const (
+	PayloadIP       = "IP"
+	PayloadEthernet = "ETHERNET"
+)
+
+// Parameter keys, literal on the wire.
+const (
+	keyName    = "name"
+	keyNetNS   = "inodeURL"
+	keySrcIP   = "src_ip"
+	keyDstIP   = "dst_ip"
+	keySrcPort = "src_port"
+	keyDstPort = "dst_port"
+	keyVNI     = "vni"
+	keySrcKey  = "src_public_key"
+	keyDstKey  = "dst_public_key"
+	keyMTU     = "MTU"
+)
+
+// Mechanism is one leg's mechanism as it stands on the wire. Parameters that
+// this project does not know are kept.
+type Mechanism struct {
+	Class  string
+	Type   string
+	Params map[string]string
+}
+
+// Choose returns the first of prefs that supported accepts, in the order of the
+// requester. When the leg has a mechanism already (current.Type is set) only
+// that type is an answer (§2.12).
+func Choose(current Mechanism, prefs []Mechanism, supported func(Mechanism) bool) (Mechanism, error) {
+	if current.Type != "" {
+		prefs = append([]Mechanism{current}, sameType(prefs, current.Type)...)
+	}
+	for _, m := range prefs {
+		if supported(m) {
+			return m, nil
+		}
+	}
+	if len(prefs) == 0 {
+		return Mechanism{}, nserr.Unsupported.Errorf("the request offers no mechanism")
+	}
+	var offered []string
+	for _, m := range prefs {
+		offered = append(offered, m.Class+"/"+m.Type)
+	}
+	return Mechanism{}, nserr.Unsupported.Errorf("none of the offered mechanisms %s can be used here", strings.Join(offered, ", "))
+}
+
+func sameType(prefs []Mechanism, typ string) (out []Mechanism) {
+	for _, m := range prefs {
+		if m.Type == typ {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// Kernel are the parameters of a network interface in a namespace of this node.
+type Kernel struct {
+	NetNS string // URL: file:///… here, inode://dev/ino between processes
+	Name  string // of the interface; empty = whoever owns the namespace chooses
+}
+
+// Kernel reads m's parameters. It fails with nserr.BadMechanism if m is of
+// another type and nserr.BadName for a name that no interface can have.
+func (m Mechanism) Kernel() (Kernel, error) {
+	if m.Type != TypeKernel {
+		return Kernel{}, nserr.BadMechanism.Errorf("mechanism is %s, not %s", m.Type, TypeKernel)
+	}
+	k := Kernel{NetNS: m.Params[keyNetNS], Name: m.Params[keyName]}
+	if k.Name != "" {
+		if err := CheckInterfaceName(k.Name); err != nil {
+			return Kernel{}, err
+		}
+	}
+	return k, nil
+}
+
+// With returns m with the parameters of k.
+func (k Kernel) With(m Mechanism) Mechanism {
+	m = m.as(Local, TypeKernel)
+	m.set(keyNetNS, k.NetNS)
+	m.set(keyName, k.Name)
+	return m
+}
+
+// CheckInterfaceName fails with nserr.BadName unless the kernel would take name
+// for an interface (dev_valid_name in net/core/dev.c).
+func CheckInterfaceName(name string) error {
+	switch {
+	case name == "":
+		return nserr.BadName.Errorf("interface name is empty")
+	case len(name) > 15:
+		return nserr.BadName.Errorf("interface name %q has %d characters, at most 15 are allowed", name, len(name))
+	case name == "." || name == "..":
+		return nserr.BadName.Errorf("interface name %q is reserved", name)
+	}
+	for _, c := range []byte(name) {
+		if c == '/' || c == ':' || c <= ' ' || c >= 0x7f {
+			return nserr.BadName.Errorf("interface name %q contains %q", name, c)
+		}
+	}
+	return nil
+}
+
+// Tunnel are the parameters that VXLAN and WIREGUARD share. What a side has not
+// said yet is zero: the client fills src in its preference, the server dst in
+// its answer.
+type Tunnel struct {
+	Src, Dst netip.AddrPort
+	MTU      int // inside the tunnel as seen by the sender; 0 = unknown
+}
+
+func (m Mechanism) tunnel() (t Tunnel, err error) {
+	if t.Src, err = m.addrPort(keySrcIP, keySrcPort); err != nil {
+		return t, err
+	}
+	if t.Dst, err = m.addrPort(keyDstIP, keyDstPort); err != nil {
+		return t, err
+	}
+	if text := m.Params[keyMTU]; text != "" {
+		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil {
+			return t, nserr.BadMechanism.Errorf("%s: %s=%q is not an MTU", m.Type, keyMTU, text)
+		}
+		t.MTU = int(n)
+	}
+	return t, nil
+}
+
+func (m Mechanism) addrPort(keyIP, keyPort string) (netip.AddrPort, error) {
+	text := m.Params[keyIP]
+	if text == "" {
+		return netip.AddrPort{}, nil
+	}
+	ip, err := netip.ParseAddr(text)
+	if err != nil || ip.Zone() != "" {
+		return netip.AddrPort{}, nserr.BadMechanism.Errorf("%s: %s=%q is not an IP address", m.Type, keyIP, text)
+	}
+	if ip = ip.Unmap(); ip.IsUnspecified() || ip.IsMulticast() {
+		return netip.AddrPort{}, nserr.BadMechanism.Errorf("%s: %s=%q is not the address of a node", m.Type, keyIP, text)
+	}
+	var port uint64
+	if text := m.Params[keyPort]; text != "" {
+		if port, err = strconv.ParseUint(text, 10, 16); err != nil {
+			return netip.AddrPort{}, nserr.BadMechanism.Errorf("%s: %s=%q is not a port", m.Type, keyPort, text)
+		}
+	}
+	return netip.AddrPortFrom(ip, uint16(port)), nil
+}
+
+func (t Tunnel) apply(m Mechanism) {
+	m.setAddrPort(keySrcIP, keySrcPort, t.Src)
+	m.setAddrPort(keyDstIP, keyDstPort, t.Dst)
+	if t.MTU > 0 {
+		m.set(keyMTU, strconv.Itoa(t.MTU))
+	}
+}
+
+// VXLAN are the parameters of a VXLAN leg. The server chooses the VNI.
+type VXLAN struct {
+	Tunnel
+	VNI uint32 // 24 bits; 0 = not chosen yet
+}
+
+// DefaultVXLANPort is IANA's port, which both nodes use (§2.13).
+const DefaultVXLANPort = 4789
+
+// VXLAN reads m's parameters or fails with nserr.BadMechanism.
+func (m Mechanism) VXLAN() (VXLAN, error) {
+	if m.Type != TypeVXLAN {
+		return VXLAN{}, nserr.BadMechanism.Errorf("mechanism is %s, not %s", m.Type, TypeVXLAN)
+	}
+	t, err := m.tunnel()
+	if err != nil {
+		return VXLAN{}, err
+	}
+	v := VXLAN{Tunnel: t}
+	if text := m.Params[keyVNI]; text != "" {
+		n, err := strconv.ParseUint(text, 10, 24)
+		if err != nil {
+			return VXLAN{}, nserr.BadMechanism.Errorf("VXLAN: %s=%q is not a 24 bit number", keyVNI, text)
+		}
+		v.VNI = uint32(n)
+	}
+	return v, nil
+}
+
+// With returns m with the parameters of v.
+func (v VXLAN) With(m Mechanism) Mechanism {
+	m = m.as(Remote, TypeVXLAN)
+	v.Tunnel.apply(m)
+	if v.VNI != 0 {
+		m.set(keyVNI, strconv.FormatUint(uint64(v.VNI), 10))
+	}
+	return m
+}
+
+// VNIParity is the lowest bit of the VNIs that the server at dst may choose for
+// clients at src: each of two nodes that serve each other takes one half, so
+// that their choices never collide (§2.13).
+func VNIParity(src, dst netip.Addr) uint32 {
+	if src.Less(dst) {
+		return 1
+	}
+	return 0
+}
+
+// WireGuard are the parameters of a WIREGUARD leg. Keys are base64 as `wg`
+// prints them; each side makes its own for each connection.
+type WireGuard struct {
+	Tunnel
+	SrcKey, DstKey Key
+}
+
+// DefaultWireGuardPort is what peers assume that send no port (§2.13).
+const DefaultWireGuardPort = 51820
+
+// WireGuard reads m's parameters or fails with nserr.BadMechanism.
+func (m Mechanism) WireGuard() (WireGuard, error) {
+	if m.Type != TypeWireGuard {
+		return WireGuard{}, nserr.BadMechanism.Errorf("mechanism is %s, not %s", m.Type, TypeWireGuard)
+	}
+	t, err := m.tunnel()
+	if err != nil {
+		return WireGuard{}, err
+	}
+	w := WireGuard{Tunnel: t}
+	if w.SrcKey, err = parseKey(keySrcKey, m.Params[keySrcKey]); err != nil {
+		return WireGuard{}, err
+	}
+	if w.DstKey, err = parseKey(keyDstKey, m.Params[keyDstKey]); err != nil {
+		return WireGuard{}, err
+	}
+	return w, nil
+}
+
+// With returns m with the parameters of w.
+func (w WireGuard) With(m Mechanism) Mechanism {
+	m = m.as(Remote, TypeWireGuard)
+	w.Tunnel.apply(m)
+	if !w.SrcKey.IsZero() {
+		m.set(keySrcKey, w.SrcKey.String())
+	}
+	if !w.DstKey.IsZero() {
+		m.set(keyDstKey, w.DstKey.String())
+	}
+	return m
+}
+
+// as returns a copy of m of the given class and type whose parameters may be
+// written to.
+func (m Mechanism) as(class, typ string) Mechanism {
+	params := make(map[string]string, len(m.Params)+6)
+	for k, v := range m.Params {
+		params[k] = v
+	}
+	return Mechanism{Class: class, Type: typ, Params: params}
+}
+
+func (m Mechanism) set(key, value string) {
+	if value != "" {
+		m.Params[key] = value
+	}
+}
+
+func (m Mechanism) setAddrPort(keyIP, keyPort string, a netip.AddrPort) {
+	if !a.IsValid() {
+		return
+	}
+	m.set(keyIP, a.Addr().String())
+	m.set(keyPort, strconv.Itoa(int(a.Port())))
+}
+
+// String is for people: type and the parameters that matter, no keys.
+func (m Mechanism) String() string {
+	switch m.Type {
+	case TypeKernel:
+		return fmt.Sprintf("%s/%s", m.Type, m.Params[keyName])
+	case TypeVXLAN:
+		return fmt.Sprintf("%s vni %s %s→%s", m.Type, m.Params[keyVNI], m.Params[keySrcIP], m.Params[keyDstIP])
+	case TypeWireGuard:
+		return fmt.Sprintf("%s %s:%s→%s:%s", m.Type, m.Params[keySrcIP], m.Params[keySrcPort], m.Params[keyDstIP], m.Params[keyDstPort])
+	}
+	return m.Type
+}

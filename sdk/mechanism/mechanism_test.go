@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mechanism
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func TestParseFormat(t *testing.T) {
+	key := NewPrivateKey().Public()
+	for name, params := range map[string]map[string]string{
+		TypeVXLAN: {"src_ip": "10.0.0.1", "src_port": "4789", "dst_ip": "10.0.0.2", "dst_port": "4789", "vni": "4711", "MTU": "1446", "unknown": "kept"},
+		TypeWireGuard: {"src_ip": "fd00::1", "src_port": "51820", "dst_ip": "fd00::2", "dst_port": "51821",
+			"src_public_key": key.String(), "dst_public_key": key.String()},
+		TypeKernel: {"inodeURL": "inode://4/4026531840", "name": "nsm-1"},
+	} {
+		m := Mechanism{Type: name, Params: params}
+		var got Mechanism
+		switch name {
+		case TypeVXLAN:
+			v, err := m.VXLAN()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = v.With(m)
+		case TypeWireGuard:
+			w, err := m.WireGuard()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = w.With(m)
+		case TypeKernel:
+			k, err := m.Kernel()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = k.With(m)
+		}
+		if diff := cmp.Diff(params, got.Params); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		m   Mechanism
+		err error
+	}{
+		"vni of 25 bits":    {Mechanism{Type: TypeVXLAN, Params: map[string]string{"vni": "16777216"}}, nserr.BadMechanism},
+		"negative vni":      {Mechanism{Type: TypeVXLAN, Params: map[string]string{"vni": "-1"}}, nserr.BadMechanism},
+		"no address":        {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "nowhere"}}, nserr.BadMechanism},
+		"unspecified":       {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "0.0.0.0"}}, nserr.BadMechanism},
+		"multicast":         {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "224.0.0.1"}}, nserr.BadMechanism},
+		"zone":              {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "fe80::1%eth0"}}, nserr.BadMechanism},
+		"port":              {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "10.0.0.1", "src_port": "65536"}}, nserr.BadMechanism},
+		"MTU":               {Mechanism{Type: TypeVXLAN, Params: map[string]string{"MTU": "big"}}, nserr.BadMechanism},
+		"short key":         {Mechanism{Type: TypeWireGuard, Params: map[string]string{"src_public_key": "AAAA"}}, nserr.BadMechanism},
+		"long name":         {Mechanism{Type: TypeKernel, Params: map[string]string{"name": "0123456789abcdef"}}, nserr.BadName},
+		"name with a slash": {Mechanism{Type: TypeKernel, Params: map[string]string{"name": "../x"}}, nserr.BadName},
+		"name with space":   {Mechanism{Type: TypeKernel, Params: map[string]string{"name": "a b"}}, nserr.BadName},
+		"name dot dot":      {Mechanism{Type: TypeKernel, Params: map[string]string{"name": ".."}}, nserr.BadName},
+	} {
+		var err error
+		switch tt.m.Type {
+		case TypeVXLAN:
+			_, err = tt.m.VXLAN()
+		case TypeWireGuard:
+			_, err = tt.m.WireGuard()
+		case TypeKernel:
+			_, err = tt.m.Kernel()
+		}
+		if !errors.Is(err, tt.err) {
+			t.Errorf("%s: error = %v, want %v", name, err, tt.err)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	kernel, vxlan, memif := Mechanism{Type: TypeKernel}, Mechanism{Type: TypeVXLAN}, Mechanism{Type: "MEMIF"}
+	ours := func(m Mechanism) bool { return m.Type != "MEMIF" }
+	for _, tt := range []struct {
+		name    string
+		current Mechanism
+		prefs   []Mechanism
+		want    string
+		err     error
+	}{
+		{"order of the requester", Mechanism{}, []Mechanism{memif, vxlan, kernel}, TypeVXLAN, nil},
+		{"current type only", kernel, []Mechanism{vxlan}, TypeKernel, nil},
+		{"current type not ours", memif, []Mechanism{vxlan, kernel}, "", nserr.Unsupported},
+		{"nothing offered", Mechanism{}, nil, "", nserr.Unsupported},
+		{"nothing fits", Mechanism{}, []Mechanism{memif}, "", nserr.Unsupported},
+	} {
+		got, err := Choose(tt.current, tt.prefs, ours)
+		if got.Type != tt.want || !errors.Is(err, tt.err) {
+			t.Errorf("%s: %v, %v", tt.name, got, err)
+		}
+	}
+}
+
+func TestVNIParityDiffersByDirection(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	if VNIParity(a, b) == VNIParity(b, a) {
+		t.Error("both directions draw from the same half")
+	}
+}
+
+func FuzzTunnel(f *testing.F) {
+	f.Add("10.0.0.1", "4789", "7", "AAAA", "1400")
+	f.Fuzz(func(t *testing.T, ip, port, vni, key, mtu string) {
+		p := map[string]string{"src_ip": ip, "src_port": port, "vni": vni, "src_public_key": key, "MTU": mtu}
+		if v, err := (Mechanism{Type: TypeVXLAN, Params: p}).VXLAN(); err == nil && v.VNI >= 1<<24 {
+			t.Error("VNI out of range")
+		}
+		_, _ = Mechanism{Type: TypeWireGuard, Params: p}.WireGuard()
+	})
+}
