@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"time"
+
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/plan"
+)
+
+// WireGuardBackend makes WireGuard devices: by the kernel's module, or by
+// wireguard-go in a holder process. Package wireguard has both.
+//
+// A device stands in namespace ns under ifname while its UDP socket stays in
+// the forwarder's own namespace. The tag (see [plan.Tag]) names the device for
+// ever; a backend may use it as its own key. [Kernel] sets the ifalias,
+// addresses and routes itself, and switches the device up after Configure.
+//
+// All methods are safe for concurrent use on different tags.
+type WireGuardBackend interface {
+	// Create makes the device, down and without a key. It fails with
+	// nserr.NameTaken if ifname exists in ns.
+	Create(ctx context.Context, ns *netns.Handle, ifname, tag string, mtu int) error
+	// Configure sets exactly this configuration: other peers are removed.
+	// What already is as desired stays untouched, sessions included.
+	Configure(ctx context.Context, ns *netns.Handle, ifname, tag string, wg plan.WireGuard) error
+	// Read returns the device as it is, its private key included; false means
+	// that it does not exist.
+	Read(ctx context.Context, ns *netns.Handle, ifname, tag string) (WireGuardStatus, bool, error)
+	// Delete removes the device; one that does not exist, or whose namespace
+	// is gone, is not an error.
+	Delete(ctx context.Context, ns *netns.Handle, ifname, tag string) error
+	// Kind is the link kind of its devices as rtnetlink names it: "wireguard"
+	// for the kernel's module, "tun" for wireguard-go.
+	Kind() string
+}
+
+// WireGuardStatus is a WireGuard device as it is.
+type WireGuardStatus struct {
+	plan.WireGuard
+	LastHandshake    time.Time // zero: none yet
+	RxBytes, TxBytes int64     // of the peer, payload and WireGuard's own overhead
+}
