@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// fileConn is a Unix stream connection that carries descriptors next to its bytes.
+// It sits below TLS, which does not notice.
+//
+// On the wire (protocol.md §2.14, byte for byte what grpcfd v1.1.4 does):
+//
+//	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor     once per queued descriptor,
+//	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor     with the first bytes of a write
+//	write    the rest of it
+//
+// The kernel never merges data across a message with SCM_RIGHTS, so a reader
+// whose every read is a recvmsg with ancillary room loses none.
+type fileConn struct {
+	*net.UnixConn
+	inbox *inbox
+
+	ancillary [ancillaryRoom]byte // of the one reader, which is TLS or gRPC's loop
+
+	writing sync.Mutex // serialises Write: the bytes of one must stay together
+
+	mu     sync.Mutex
+	queue  []*os.File // duplicates that wait for the next Write, at most maxFiles
+	closed bool       // queue stays empty
+}
+
+// ancillaryRoom is CMSG_SPACE of filesPerRead descriptors: a header and 4 bytes each.
+const ancillaryRoom = unix.SizeofCmsghdr + 4*filesPerRead
+
+func newFileConn(c *net.UnixConn) *fileConn {
+	return &fileConn{UnixConn: c, inbox: newInbox()}
+}
+
+// send queues duplicates of files for the next Write. The caller keeps its files
+// and makes sure that a Write follows: send before the message that names them.
+func (c *fileConn) send(files []*os.File) error {
+	dups, err := dupAll(files)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	switch {
+	case c.closed:
+		err = nserr.NoDescriptor.Errorf("cannot send descriptors: the connection is closed")
+	case len(c.queue)+len(dups) > maxFiles:
+		err = nserr.Busy.Errorf("more than %d descriptors wait to be sent", maxFiles)
+	default:
+		c.queue = append(c.queue, dups...)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		closeAll(dups)
+	}
+	return err
+}
+
+// Write sends queued descriptors with the first bytes of b, then the rest of b.
+// What b is too short for waits for the next Write.
+func (c *fileConn) Write(b []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	files := c.dequeue(len(b))
+	defer closeAll(files)
+	for i, f := range files {
+		err := control(f, func(fd int) error {
+			_, _, err := c.WriteMsgUnix(b[i:i+1], unix.UnixRights(fd), nil)
+			return err
+		})
+		if err != nil {
+			return i, err
+		}
+	}
+	if len(files) == len(b) {
+		return len(b), nil
+	}
+	n, err := c.UnixConn.Write(b[len(files):])
+	return len(files) + n, err
+}
+
+func (c *fileConn) dequeue(most int) []*os.File {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(c.queue), most)
+	files := c.queue[:n:n]
+	if c.queue = c.queue[n:]; len(c.queue) == 0 {
+		c.queue = nil
+	}
+	return files
+}
+
+// Read reads bytes and files away what descriptors come with them.
+func (c *fileConn) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil // recvmsg would report the end of the stream
+	}
+	n, oobn, _, _, err := c.ReadMsgUnix(b, c.ancillary[:]) // sets MSG_CMSG_CLOEXEC
+	if oobn > 0 {
+		for _, f := range parseRights(c.ancillary[:oobn]) {
+			c.inbox.put(f)
+		}
+	}
+	return n, err
+}
+
+// Close closes the connection and every descriptor that was not sent or claimed.
+func (c *fileConn) Close() error {
+	err := c.UnixConn.Close()
+	c.mu.Lock()
+	files := c.queue
+	c.queue, c.closed = nil, true
+	c.mu.Unlock()
+	closeAll(files)
+	c.inbox.close()
+	return err
+}
+
+// parseRights returns the descriptors of all SCM_RIGHTS messages in oob.
+func parseRights(oob []byte) []*os.File {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil // the kernel wrote it; nothing to close can be told from garbage
+	}
+	var files []*os.File
+	for i := range messages {
+		fds, err := unix.ParseUnixRights(&messages[i])
+		if err != nil {
+			continue // another kind of message
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files
+}
+
+// dupAll duplicates all files or none.
+func dupAll(files []*os.File) ([]*os.File, error) {
+	dups := make([]*os.File, 0, len(files))
+	for _, f := range files {
+		err := control(f, func(fd int) error {
+			d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err == nil {
+				dups = append(dups, os.NewFile(uintptr(d), f.Name()))
+			}
+			return err
+		})
+		if err != nil {
+			closeAll(dups)
+			return nil, nserr.NoDescriptor.Errorf("cannot duplicate %s: %w", f.Name(), err)
+		}
+	}
+	return dups, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"context"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// inbox holds the descriptors that arrived over one connection and were not
+// claimed yet. A descriptor leaves it exactly once: claimed, or closed after
+// fileLife, for want of room, or with the connection.
+//
+// The same file may be in it several times, once for each request that sent it.
+type inbox struct {
+	mu      sync.Mutex
+	closed  bool
+	files   []arrival     // oldest first, at most maxFiles
+	changed chan struct{} // closed and replaced at each arrival; closed for good by close
+	expiry  *time.Timer   // runs expire when the oldest file is due; nil before the first arrival
+}
+
+type arrival struct {
+	inode inode
+	file  *os.File
+	due   time.Time
+}
+
+func newInbox() *inbox {
+	return &inbox{changed: make(chan struct{})}
+}
+
+// put takes ownership of f. Files that cannot be kept are closed.
+func (b *inbox) put(f *os.File) {
+	i, err := inodeOf(f)
+	if err != nil {
+		f.Close()
+		return
+	}
+	var drop *os.File
+	b.mu.Lock()
+	switch {
+	case b.closed:
+		drop = f
+	default:
+		if len(b.files) == maxFiles {
+			drop = b.files[0].file
+			b.files = slices.Delete(b.files, 0, 1)
+		}
+		b.files = append(b.files, arrival{i, f, time.Now().Add(fileLife)})
+		b.scheduleLocked()
+		close(b.changed)
+		b.changed = make(chan struct{})
+	}
+	b.mu.Unlock()
+	if drop != nil {
+		drop.Close()
+	}
+}
+
+// claim moves the file with inode i out of the box, waiting up to fileWait for it.
+func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
+	timeout := time.NewTimer(fileWait)
+	defer timeout.Stop()
+	for {
+		f, changed := b.take(i)
+		if f != nil {
+			return f, nil
+		}
+		if changed == nil {
+			return nil, nserr.NoDescriptor.Errorf("%v: the connection is closed", i)
+		}
+		select {
+		case <-changed:
+		case <-timeout.C:
+			return nil, nserr.NoDescriptor.Errorf("%v did not arrive within %v", i, fileWait)
+		case <-ctx.Done():
+			return nil, nserr.NoDescriptor.Errorf("%v did not arrive: %w", i, ctx.Err())
+		}
+	}
+}
+
+// take returns the oldest file with inode i, or else a channel that is closed when
+// looking again makes sense, nil when it never will.
+func (b *inbox) take(i inode) (*os.File, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	at := slices.IndexFunc(b.files, func(a arrival) bool { return a.inode == i })
+	switch {
+	case at >= 0:
+		f := b.files[at].file
+		b.files = slices.Delete(b.files, at, at+1)
+		return f, nil
+	case b.closed:
+		return nil, nil
+	}
+	return nil, b.changed
+}
+
+// expire closes the files that are due.
+func (b *inbox) expire() {
+	b.mu.Lock()
+	now := time.Now()
+	n := 0
+	for n < len(b.files) && !b.files[n].due.After(now) {
+		n++
+	}
+	due := slices.Clone(b.files[:n])
+	b.files = slices.Delete(b.files, 0, n)
+	b.scheduleLocked()
+	b.mu.Unlock()
+	for _, a := range due {
+		a.file.Close()
+	}
+}
+
+// scheduleLocked sets the timer to the oldest file. A timer that fires early, since
+// its file was claimed, finds nothing due and is set again.
+func (b *inbox) scheduleLocked() {
+	if len(b.files) == 0 {
+		return
+	}
+	wait := time.Until(b.files[0].due)
+	if b.expiry == nil {
+		b.expiry = time.AfterFunc(wait, b.expire)
+	} else {
+		b.expiry.Reset(wait)
+	}
+}
+
+// close closes all files and refuses more. It may be called twice.
+func (b *inbox) close() {
+	b.mu.Lock()
+	files := b.files
+	b.files = nil
+	if !b.closed {
+		b.closed = true
+		close(b.changed)
+	}
+	if b.expiry != nil {
+		b.expiry.Stop()
+	}
+	b.mu.Unlock()
+	for _, a := range files {
+		a.file.Close()
+	}
+}
+
+// sendTo puts duplicates of files into the box, for ends that share a process.
+func (b *inbox) sendTo(files []*os.File) error {
+	dups, err := dupAll(files)
+	if err != nil {
+		return err
+	}
+	for _, f := range dups {
+		b.put(f)
+	}
+	return nil
+}

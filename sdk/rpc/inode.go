@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// inode identifies an open file across processes of one machine. It is a map key
+// and travels as inode://dev/ino, both decimal (§2.14).
+type inode struct{ dev, ino uint64 }
+
+const inodeScheme = "inode://"
+
+func (i inode) String() string {
+	return inodeScheme + strconv.FormatUint(i.dev, 10) + "/" + strconv.FormatUint(i.ino, 10)
+}
+
+// InodeURL returns the name under which f travels in a message: inode://dev/ino.
+func InodeURL(f *os.File) (string, error) {
+	i, err := inodeOf(f)
+	if err != nil {
+		return "", err
+	}
+	return i.String(), nil
+}
+
+func inodeOf(f *os.File) (inode, error) {
+	var st unix.Stat_t
+	if err := control(f, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
+		return inode{}, nserr.NoDescriptor.Errorf("fstat %s: %w", f.Name(), err)
+	}
+	return inode{uint64(st.Dev), st.Ino}, nil
+}
+
+// control runs do with f's descriptor, which stays open meanwhile.
+func control(f *os.File, do func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var doErr error
+	if err := raw.Control(func(fd uintptr) { doErr = do(int(fd)) }); err != nil {
+		return err
+	}
+	return doErr
+}
+
+// parseInodeURL is the inverse of inode.String.
+func parseInodeURL(s string) (inode, error) {
+	rest, ok := strings.CutPrefix(s, inodeScheme)
+	if !ok {
+		return inode{}, nserr.NoDescriptor.Errorf("%q does not name a file descriptor", s).WithFix("write inode://DEV/INO")
+	}
+	devText, inoText, _ := strings.Cut(rest, "/")
+	dev, devErr := strconv.ParseUint(devText, 10, 64)
+	ino, inoErr := strconv.ParseUint(inoText, 10, 64)
+	if devErr != nil || inoErr != nil {
+		return inode{}, nserr.NoDescriptor.Errorf("%q does not name a file descriptor", s).WithFix("write inode://DEV/INO")
+	}
+	return inode{dev, ino}, nil
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rpc is how parts of the mesh reach each other: addresses, mutual TLS
+// with SPIFFE identities, tokens, errors and open files.
+//
+// A server and a client over a Unix socket:
+//
+//	client, server := rpc.MutualTLS(svids, bundles)
+//
+//	l, err := rpc.Listen(ctx, "unix:///run/nsm.sock")
+//	s := rpc.NewServer(rpc.ServerOptions{Credentials: server})
+//	networkservice.RegisterNetworkServiceServer(s, impl)
+//	go s.Serve(l)
+//
+//	cc, err := rpc.Dial("unix:///run/nsm.sock", rpc.DialOptions{Credentials: client, Tokens: tokens})
+//	conn, err := networkservice.NewNetworkServiceClient(cc).Request(ctx, request)
+//
+// Inside a handler [CallerFrom] says who calls. Errors of package nserr cross
+// the call with their reason: errors.Is works on the far side too. Open files
+// go along with a request over a Unix socket ([WithFiles], [ReceiveFile]) and
+// along with its reply ([SendFiles], [ReceiveReplyFile]), as protocol.md §2.14
+// has it.
+//
+// Parts in one process need no socket: a [Local] takes the same registrations
+// as a grpc.Server and gives out the same client connections; nothing in a
+// handler or a client can tell the difference.
+package rpc
+
+import "time"
+
+// Limits and timings of every connection, in one place.
+const (
+	// maxMessage bounds a message in bytes, gRPC's own default. What is larger is
+	// refused with ResourceExhausted, nserr.TooLarge to our clients.
+	maxMessage = 4 << 20
+
+	// An idle or waiting connection is probed every keepaliveTime and given up
+	// after keepaliveTimeout without an answer. 10 s is the least that gRPC clients
+	// accept; the reference has no keepalive at all (§2.2). The timeout is also
+	// TCP_USER_TIMEOUT, so data sent into a black hole fails within it too.
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 3 * time.Second
+	// minClientPing is how often a client may ping before the server says
+	// ENHANCE_YOUR_CALM: half of keepaliveTime, so that jitter never trips it.
+	minClientPing = keepaliveTime / 2
+
+	// connectTimeout limits one attempt to connect, handshake included. After a
+	// failed one the next comes after redialMin, growing to redialMax: a part that
+	// restarts is found again well within a second.
+	connectTimeout = 3 * time.Second
+	redialMin      = 50 * time.Millisecond
+	redialMax      = 2 * time.Second
+
+	// probeTimeout limits the connect that tells a live Unix socket from a stale one.
+	probeTimeout = time.Second
+
+	// healthPoll is how often a health watch asks whether the part is ready.
+	healthPoll = time.Second
+
+	// fileWait is how long a descriptor may arrive later than the message that
+	// names it. Ours arrive earlier; the reference sends some of them after.
+	fileWait = 2 * time.Second
+	// fileLife is how long a descriptor that nobody claims stays open. Connections
+	// live for ever, and an open namespace outlives its dead workload.
+	fileLife = 10 * time.Second
+	// maxFiles bounds the unclaimed descriptors of a connection, and those that
+	// wait to be sent.
+	maxFiles = 128
+	// filesPerRead is the ancillary room of one recvmsg in descriptors (§2.14).
+	filesPerRead = 64
+
+	// streamWindow is how many messages an in-process stream holds in each direction
+	// before the sender waits.
+	streamWindow = 16
+)

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// ServerOptions say how to serve.
+type ServerOptions struct {
+	Credentials credentials.TransportCredentials // of MutualTLS or Plaintext; required
+	Logger      *slog.Logger                     // nil: slog.Default()
+	MaxMessage  int                              // bytes of a request; 0: 4 MiB
+	Ready       func() bool                      // what the health service answers; nil: always ready
+	Options     []grpc.ServerOption              // anything more
+}
+
+// NewServer returns a server whose handlers may panic, which fails that one call,
+// and may return errors of package nserr, which reach the caller with their reason.
+// It serves grpc.health.v1 for the services registered with it.
+func NewServer(o ServerOptions) *grpc.Server {
+	if o.MaxMessage == 0 {
+		o.MaxMessage = maxMessage
+	}
+	g := guard{logger(o.Logger)}
+	options := []grpc.ServerOption{
+		grpc.Creds(o.Credentials),
+		grpc.MaxRecvMsgSize(o.MaxMessage),
+		grpc.ConnectionTimeout(connectTimeout),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.ChainUnaryInterceptor(g.unary),
+		grpc.ChainStreamInterceptor(g.stream),
+	}
+	s := grpc.NewServer(append(options, o.Options...)...)
+	healthpb.RegisterHealthServer(s, &health{services: s, ready: o.Ready})
+	return s
+}
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.Default()
+	}
+	return l
+}
+
+// guard stands around every handler.
+type guard struct{ log *slog.Logger }
+
+func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (reply any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			reply, err = nil, g.panicked(info.FullMethod, p)
+		}
+		err = EncodeError(err)
+	}()
+	return handle(ctx, req)
+}
+
+func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = g.panicked(info.FullMethod, p)
+		}
+		err = EncodeError(err)
+	}()
+	return handle(srv, ss)
+}
+
+func (g guard) panicked(method string, p any) error {
+	g.log.Error("handler panicked", "method", method, "panic", p, "stack", string(debug.Stack()))
+	return nserr.Internal.Errorf("%s panicked", method)
+}
