@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type record struct{ n int }
+
+func nothing(context.Context, string) {}
+
+// Five callers keep their order; a sixth gives up and leaves the queue.
+func TestTurnsAreTakenInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := NewTable[record](nothing)
+		defer table.Close()
+		var mu sync.Mutex
+		var order []int
+		var wg sync.WaitGroup
+		for i := range 5 {
+			wg.Go(func() {
+				err := table.Do(t.Context(), "c", func(*Turn[record]) error {
+					mu.Lock()
+					order = append(order, i)
+					mu.Unlock()
+					time.Sleep(time.Second)
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		err := table.Do(ctx, "c", func(*Turn[record]) error { t.Error("ran after giving up"); return nil })
+		if !errors.Is(err, nserr.TimedOut) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("giving up: %v", err)
+		}
+		wg.Wait()
+		if !slices.Equal(order, []int{0, 1, 2, 3, 4}) {
+			t.Errorf("order = %v", order)
+		}
+		if n := table.Len(); n != 0 {
+			t.Errorf("%d entries without a record are left", n)
+		}
+	})
+}
+
+func TestConnectionsDoNotWaitForEachOther(t *testing.T) {
+	table := NewTable[record](nothing)
+	defer table.Close()
+	err := table.Do(t.Context(), "a", func(*Turn[record]) error {
+		return table.Do(t.Context(), "b", func(*Turn[record]) error { return nil })
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRecordStaysUntilDropped(t *testing.T) {
+	table := NewTable[record](nothing)
+	defer table.Close()
+	do := func(f func(*Turn[record])) {
+		t.Helper()
+		if err := table.Do(t.Context(), "c", func(turn *Turn[record]) error { f(turn); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(func(turn *Turn[record]) { turn.Record = &record{n: 1} })
+	do(func(turn *Turn[record]) {
+		if turn.Record == nil || turn.Record.n != 1 {
+			t.Errorf("record = %v", turn.Record)
+		}
+		turn.Record = nil
+	})
+	do(func(turn *Turn[record]) {
+		if turn.Record != nil {
+			t.Errorf("record = %v after it was dropped", turn.Record)
+		}
+	})
+	if n := table.Len(); n != 0 {
+		t.Errorf("%d entries left", n)
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		var table *Table[record]
+		expired := make(chan time.Duration, 1)
+		table = NewTable[record](func(ctx context.Context, id string) {
+			err := table.Do(ctx, id, func(turn *Turn[record]) error {
+				if turn.Expired(time.Now()) {
+					expired <- time.Since(start)
+					turn.Record = nil
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		defer table.Close()
+		arm := func(after time.Duration) {
+			_ = table.Do(t.Context(), "c", func(turn *Turn[record]) error {
+				turn.Record = &record{}
+				turn.ExpireAt(time.Now().Add(after))
+				return nil
+			})
+		}
+		arm(time.Minute)
+		time.Sleep(59 * time.Second)
+		arm(time.Minute) // a refresh moves it
+		time.Sleep(59 * time.Second)
+		synctest.Wait()
+		if len(expired) != 0 {
+			t.Fatalf("expired after %v although it was refreshed", <-expired)
+		}
+		time.Sleep(2 * time.Second)
+		if at := <-expired; at != 119*time.Second {
+			t.Errorf("expired after %v, want 1m59s", at)
+		}
+		synctest.Wait()
+		if n := table.Len(); n != 0 {
+			t.Errorf("%d entries left", n)
+		}
+	})
+}
+
+// A refresh that holds the turn when the timer fires wins.
+func TestRefreshBeatsExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		closed := false
+		var table *Table[record]
+		table = NewTable[record](func(ctx context.Context, id string) {
+			_ = table.Do(ctx, id, func(turn *Turn[record]) error {
+				closed = closed || turn.Expired(time.Now())
+				return nil
+			})
+		})
+		defer table.Close()
+		_ = table.Do(t.Context(), "c", func(turn *Turn[record]) error {
+			turn.Record = &record{}
+			turn.ExpireAt(time.Now().Add(time.Second))
+			return nil
+		})
+		_ = table.Do(t.Context(), "c", func(turn *Turn[record]) error {
+			time.Sleep(2 * time.Second) // fires meanwhile
+			turn.ExpireAt(time.Now().Add(time.Minute))
+			return nil
+		})
+		synctest.Wait()
+		if closed {
+			t.Error("a connection that was just refreshed was closed")
+		}
+	})
+}
+
+func TestClosedTableTakesNoWork(t *testing.T) {
+	table := NewTable[record](nothing)
+	table.Close()
+	if err := table.Do(t.Context(), "c", func(*Turn[record]) error { return nil }); !errors.Is(err, nserr.Stopping) {
+		t.Errorf("error = %v", err)
+	}
+}
+
+func TestDecide(t *testing.T) {
+	now := time.Unix(1000, 0)
+	in := func(d time.Duration) time.Time { return now.Add(d) }
+	for _, tt := range []struct {
+		name   string
+		s      State
+		e      Event
+		dataOK bool
+		random float64
+		want   Decision
+	}{
+		{"client refreshes at a fifth", State{Expires: in(10 * time.Minute), Length: 4}, Established, true, 0, Decision{Refresh, in(2 * time.Minute)}},
+		{"jitter only makes it earlier", State{Expires: in(10 * time.Minute), Length: 4}, Established, true, 1, Decision{Refresh, in(108 * time.Second)}},
+		{"further down the path later", State{Expires: in(10 * time.Minute), Length: 4, Index: 2}, Established, true, 0, Decision{Refresh, in(3 * time.Minute)}},
+		{"alone at a third", State{Expires: in(9 * time.Minute), Length: 1}, Established, true, 0, Decision{Refresh, in(3 * time.Minute)}},
+		{"already expired: at once", State{Expires: in(-time.Second), Length: 4}, Established, true, 0, Decision{Refresh, now}},
+		{"peer lost, packets flow: same path", State{Up: true}, PeerLost, true, 0, Decision{Refresh, now}},
+		{"peer lost, packets unknown: ask the same path first", State{Up: true}, PeerLost, false, 0, Decision{Refresh, now}},
+		{"path down, packets flow: same path", State{Up: true}, PathDown, true, 0, Decision{Refresh, now}},
+		{"path down, no packets: another path", State{Up: true}, PathDown, false, 0, Decision{Reselect, now}},
+		{"packets lost: another path", State{Up: true}, DataLost, false, 0, Decision{Reselect, now}},
+		{"asked to refresh", State{Up: true}, AskedRefresh, true, 0, Decision{Refresh, now}},
+		{"asked to move", State{Up: true}, AskedReselect, true, 0, Decision{Reselect, now}},
+		{"first failure of a new connection", State{}, Failed, false, 0, Decision{Reselect, in(100 * time.Millisecond)}},
+		{"failures back off", State{Attempts: 3}, Failed, false, 0, Decision{Reselect, in(800 * time.Millisecond)}},
+		{"back-off is bounded", State{Attempts: 100}, Failed, false, 0, Decision{Reselect, in(5 * time.Second)}},
+		{"back-off has jitter", State{Attempts: 100}, Failed, false, 1, Decision{Reselect, in(3500 * time.Millisecond)}},
+		{"failed refresh keeps the path while it lives", State{Up: true, Attempts: 1, Expires: in(time.Minute)}, Failed, true, 0, Decision{Refresh, in(200 * time.Millisecond)}},
+		{"failed refresh never waits beyond its life", State{Up: true, Attempts: 9, Expires: in(time.Second)}, Failed, true, 0, Decision{Refresh, in(time.Second)}},
+		{"failed refresh after its life: another path", State{Up: true, Attempts: 1, Expires: in(-time.Second)}, Failed, true, 0, Decision{Reselect, in(200 * time.Millisecond)}},
+	} {
+		if got := Decide(tt.s, tt.e, tt.dataOK, now, tt.random); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import "time"
+
+// State is what the originator of a connection knows about it when it decides.
+type State struct {
+	Expires  time.Time // the earliest expiry of any segment of the path
+	Index    int       // of the originator's segment: 0 for a client
+	Length   int       // of the path, in segments
+	Attempts int       // failed since the last success
+	Up       bool      // established, as far as anybody said
+}
+
+// Event is what made the originator decide.
+type Event int
+
+// The events of a connection's life.
+const (
+	Established  Event = iota // a Request succeeded
+	Failed                    // a Request failed
+	PathDown                  // a hop said that the path behind it is broken
+	PeerLost                  // nothing is heard of the first hop any more
+	DataLost                  // packets do not come back although control is well
+	AskedRefresh              // a hop asked for the Request again (REFRESH_REQUESTED)
+	AskedReselect             // a hop asked for another path (RESELECT_REQUESTED)
+)
+
+// Action is what the originator does next.
+type Action int
+
+// The actions that Decide chooses from.
+const (
+	Refresh  Action = iota // Request again on the same path
+	Reselect               // give the path up and Request another
+	GiveUp                 // the connection's life is over; close what is left
+)
+
+// Decision is an action and its time. At is never before now.
+type Decision struct {
+	Do Action
+	At time.Time
+}
+
+// Back-off between failed attempts: quick enough to find a replacement within a
+// second, slow enough that a thousand clients without an endpoint cost little.
+const (
+	firstRetry = 100 * time.Millisecond
+	maxRetry   = 5 * time.Second
+)
+
+// Decide is the policy of refresh and healing. dataOK says whether packets are
+// known to flow; random is uniform in [0,1) and spreads what many do at once.
+//
+// The rules (protocol.md §2.8, §5.1, with back-off where the reference has none):
+//
+//   - established: refresh at a fraction of the shortest segment life;
+//   - the control plane is gone but packets flow: the same path again;
+//   - the path is down or packets are lost: another path;
+//   - an attempt failed: try again with back-off, on the same path as long as
+//     it may still live, and on another one when its life has ended.
+func Decide(s State, e Event, dataOK bool, now time.Time, random float64) Decision {
+	switch e {
+	case Established:
+		return Decision{Refresh, now.Add(refreshAfter(s, now, random))}
+	case AskedRefresh:
+		return Decision{Refresh, now}
+	case AskedReselect, DataLost:
+		return Decision{Reselect, now}
+	case PathDown, PeerLost:
+		if dataOK {
+			return Decision{Refresh, now}
+		}
+		if e == PeerLost { // it says nothing about the path; ask first
+			return Decision{Refresh, now}
+		}
+		return Decision{Reselect, now}
+	}
+	wait := backoff(s.Attempts, random)
+	if left := s.Expires.Sub(now); s.Up && left > 0 {
+		return Decision{Refresh, now.Add(min(wait, left))}
+	}
+	return Decision{Reselect, now.Add(wait)}
+}
+
+// refreshAfter is the pause before the next refresh: a fifth of the remaining
+// life for a client, up to two fifths further down the path, so that outer hops
+// refresh before inner ones; up to a tenth of it earlier by chance.
+func refreshAfter(s State, now time.Time, random float64) time.Duration {
+	scale := 1.0 / 3
+	if s.Length > 1 {
+		scale = 0.2 + 0.2*float64(s.Index)/float64(s.Length)
+	}
+	left := s.Expires.Sub(now)
+	if left <= 0 {
+		return 0
+	}
+	return time.Duration(float64(left) * scale * (1 - 0.1*random))
+}
+
+func backoff(attempts int, random float64) time.Duration {
+	wait := maxRetry
+	if attempts < 6 {
+		wait = firstRetry << attempts
+	}
+	return wait - time.Duration(float64(wait)*0.3*random)
+}

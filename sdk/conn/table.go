@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package conn is what a hop remembers of its connections and what time and
+// events do to them.
+//
+// A [Table] holds one record per connection, of a type that the hop chooses, and
+// lets one caller at a time work on it: the turn. A turn is held across the call
+// to the next hop, so waiting for it can be cancelled, and turns are taken in
+// the order of the calls. There is no goroutine per connection: a timer that
+// fires is all that runs.
+//
+// [Decide] is the whole policy of refresh, healing and expiry as a pure
+// function; it reads nothing but its arguments.
+package conn
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Table holds the records of a hop by connection id (the id of the hop's own
+// path segment). The zero value is not usable, see NewTable.
+//
+// Never call Do from inside Do with the same id. The call that a hop makes to
+// its next hop and that comes back to the same process carries the next
+// segment's id, which is another record.
+type Table[R any] struct {
+	expired func(ctx context.Context, id string)
+	ctx     context.Context // of expiry work; ends with Close
+	cancel  context.CancelFunc
+	running sync.WaitGroup // expiry work
+
+	mu      sync.Mutex
+	closed  bool                 // guarded by mu
+	entries map[string]*entry[R] // guarded by mu
+}
+
+type entry[R any] struct {
+	turn    chan struct{} // holds a token while somebody has the turn; waiters queue in order
+	refs    int           // guarded by Table.mu: callers that have the turn or wait for it
+	record  *R            // owned by whoever has the turn; nil = none
+	timer   *time.Timer   // owned by whoever has the turn; nil = not armed
+	expires time.Time     // when timer fires
+}
+
+// NewTable returns an empty table. When the time given to Turn.ExpireAt has
+// come, expired is called without the turn, in a goroutine that Close waits
+// for; it takes the turn itself and asks Turn.Expired before it acts.
+func NewTable[R any](expired func(ctx context.Context, id string)) *Table[R] {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Table[R]{expired: expired, ctx: ctx, cancel: cancel, entries: make(map[string]*entry[R])}
+}
+
+// Turn is one caller's exclusive time with a record.
+type Turn[R any] struct {
+	ID     string
+	Record *R // nil when there is none; set it to keep one, set it to nil to drop it
+
+	table *Table[R]
+	entry *entry[R]
+}
+
+// Do runs f when id's turn comes. A caller whose context ends leaves the queue.
+func (t *Table[R]) Do(ctx context.Context, id string, f func(*Turn[R]) error) error {
+	if id == "" {
+		return nserr.SegmentID.Errorf("connection id is empty")
+	}
+	e, err := t.acquire(id)
+	if err != nil {
+		return err
+	}
+	defer t.release(id, e)
+	select {
+	case e.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nserr.TimedOut.Errorf("waiting for the turn of connection %s: %w", id, context.Cause(ctx))
+	}
+	defer func() { <-e.turn }()
+
+	turn := &Turn[R]{ID: id, Record: e.record, table: t, entry: e}
+	defer func() {
+		if e.record = turn.Record; e.record == nil {
+			turn.disarm()
+		}
+	}()
+	return f(turn)
+}
+
+func (t *Table[R]) acquire(id string) (*entry[R], error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, nserr.Stopping.Errorf("no new work is taken")
+	}
+	e := t.entries[id]
+	if e == nil {
+		e = &entry[R]{turn: make(chan struct{}, 1)}
+		t.entries[id] = e
+	}
+	e.refs++
+	return e, nil
+}
+
+func (t *Table[R]) release(id string, e *entry[R]) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// Nobody has the turn when the last reference goes, so record may be read.
+	if e.refs--; e.refs == 0 && e.record == nil {
+		delete(t.entries, id)
+	}
+}
+
+// ExpireAt arms the connection's timer, in place of what was armed before.
+func (t *Turn[R]) ExpireAt(at time.Time) {
+	t.disarm()
+	t.entry.expires = at
+	t.entry.timer = time.AfterFunc(time.Until(at), func() { t.table.fire(t.ID) })
+}
+
+// Expired reports whether the time given to ExpireAt has come. A refresh that
+// took the turn first has moved it.
+func (t *Turn[R]) Expired(now time.Time) bool {
+	return t.Record != nil && t.entry.timer != nil && !now.Before(t.entry.expires)
+}
+
+func (t *Turn[R]) disarm() {
+	if t.entry.timer != nil {
+		t.entry.timer.Stop()
+		t.entry.timer = nil
+	}
+}
+
+func (t *Table[R]) fire(id string) {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return
+	}
+	t.running.Add(1)
+	t.mu.Unlock()
+	defer t.running.Done()
+	t.expired(t.ctx, id)
+}
+
+// Len returns the number of connections with a record or with a call under way.
+func (t *Table[R]) Len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.entries)
+}
+
+// IDs returns the ids of the same connections, in no order.
+func (t *Table[R]) IDs() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make([]string, 0, len(t.entries))
+	for id := range t.entries {
+		out = append(out, id)
+	}
+	return out
+}
+
+// Close stops all timers and waits for expiry work under way. Records are
+// forgotten, not closed: what they stand for outlives this process.
+func (t *Table[R]) Close() {
+	t.mu.Lock()
+	t.closed = true
+	entries := t.entries
+	t.entries = make(map[string]*entry[R])
+	t.mu.Unlock()
+	t.cancel()
+	t.running.Wait()
+	for _, e := range entries {
+		e.turn <- struct{}{} // whoever has the turn ends first
+		if e.timer != nil {
+			e.timer.Stop()
+		}
+		<-e.turn
+	}
+}

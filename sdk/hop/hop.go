@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hop is what every server of the NetworkService API does in the same
+// way, be it a manager, a forwarder or an endpoint: find its place in the path,
+// renew the tokens, find out who asks and whether they may, and tell watchers
+// what happens to connections.
+//
+// A server's Request reads
+//
+//	call, err := s.hop.Admit(ctx, req.GetConnection())   // who asks, which segment are we, may they
+//	…
+//	s.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
+//		if t.Record != nil { err := t.Record.Binding.Check(call) … }  // is it theirs
+//		reply, err := hop.Ask(ctx, next, request)                     // a hop that has a next one
+//		t.ExpireAt(call.Expiry(ctx))
+//		s.monitor.Publish(reply)
+//	})
+//	return call.Reply(reply), nil
+//
+// This is where protobuf messages are at home; the packages below it know values.
+package hop
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/path"
+	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/sdk/token"
+)
+
+// Hop is one server's place in the mesh. It has no state and may be copied.
+type Hop struct {
+	Name   string          // of the server's path segments
+	Tokens token.Generator // makes the server's tokens
+	Policy Policy          // nil means Strict
+}
+
+// Call is a Request or Close that was admitted.
+type Call struct {
+	// Conn is the connection as this hop sees it: id and path index are its own,
+	// tokens and expiries of the previous and the own segment are fresh. It
+	// belongs to the server, which may change it.
+	Conn *networkservice.Connection
+
+	Caller  rpc.Caller // the adjacent hop
+	Binding Binding    // whom the connection belongs to
+
+	prevExpires time.Time
+	prevID      string
+}
+
+// Binding is whom a connection belongs to: the identity that opened it, and the
+// neighbour it came through. Nobody else may change or close it at this hop.
+type Binding struct {
+	Owner  string // SPIFFE ID of the first segment
+	Caller string // SPIFFE ID of the adjacent hop
+}
+
+// Check fails with nserr.WrongOwner unless call comes from whom b names.
+func (b Binding) Check(call *Call) error {
+	if b != call.Binding {
+		return nserr.WrongOwner.Errorf("connection %s was opened by %s through %s, not by %s through %s",
+			call.prevID, b.Owner, b.Caller, call.Binding.Owner, call.Binding.Caller)
+	}
+	return nil
+}
+
+// Admit takes in a connection that arrived with a Request or Close. It changes
+// conn in place: the message was decoded for this call alone.
+func (h Hop) Admit(ctx context.Context, conn *networkservice.Connection) (*Call, error) {
+	if err := Validate(conn); err != nil {
+		return nil, err
+	}
+	caller := rpc.CallerFrom(ctx)
+	p, err := path.Enter(PathOf(conn), conn.GetId(), h.Name, uuid.NewString)
+	if err != nil {
+		return nil, err
+	}
+	if p.Index < 1 {
+		return nil, nserr.BadPath.Errorf("the path starts at %q, which is this hop: a caller puts its own segment first", h.Name)
+	}
+	if err := h.refreshTokens(&p, caller); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	if err := h.policy().Admit(caller, p, now); err != nil {
+		return nil, err
+	}
+	prev, _ := p.Prev()
+	if prev.Expires.IsZero() {
+		return nil, nserr.NoToken.Errorf("expiration for the previous path segment cannot be nil")
+	}
+	if !prev.Expires.After(now) {
+		return nil, nserr.TokenExpired.Errorf("the token of %q expired %s ago", prev.Name, now.Sub(prev.Expires).Round(time.Second))
+	}
+	setPath(conn, p)
+	conn.Id = p.Current().ID
+	return &Call{
+		Conn:        conn,
+		Caller:      caller,
+		Binding:     Binding{Owner: subject(p.Segments[0].Token), Caller: callerID(caller, prev.Token)},
+		prevExpires: prev.Expires,
+		prevID:      prev.ID,
+	}, nil
+}
+
+// refreshTokens puts the caller's token, made for this hop, in the previous
+// segment and this hop's token, made for the caller, in its own (§2.5).
+func (h Hop) refreshTokens(p *path.Path, caller rpc.Caller) error {
+	if caller.Token != "" {
+		p.Segments[p.Index-1].Token = caller.Token
+		p.Segments[p.Index-1].Expires = caller.TokenExpires
+	}
+	own, expires, err := h.Tokens(caller.Cert)
+	if err != nil {
+		return err
+	}
+	p.Segments[p.Index].Token = own
+	p.Segments[p.Index].Expires = expires
+	return nil
+}
+
+func (h Hop) policy() Policy {
+	if h.Policy == nil {
+		return Strict{}
+	}
+	return h.Policy
+}
+
+// Reply turns this hop's view of a connection into its caller's: id and index
+// are the caller's again, every segment stays (§2.4). It returns conn changed.
+func (c *Call) Reply(conn *networkservice.Connection) *networkservice.Connection {
+	conn.Id = c.prevID
+	conn.Path.Index = c.Conn.Path.Index - 1
+	return conn
+}
+
+// Expiry is when this hop has to close the connection if nobody refreshes it:
+// when the previous hop's token ends, less what is left of the time for this
+// call, so that the last refresh can still arrive (§2.7).
+func (c *Call) Expiry(ctx context.Context) time.Time {
+	margin := time.Duration(0)
+	if deadline, ok := ctx.Deadline(); ok {
+		margin = min(time.Until(deadline), time.Until(c.prevExpires)/3)
+	}
+	return c.prevExpires.Add(-max(margin, 0))
+}
+
+// OwnSegment returns the segment that conn's index points to, nil if none.
+func OwnSegment(conn *networkservice.Connection) *networkservice.PathSegment {
+	return conn.GetCurrentPathSegment()
+}
+
+// PathOf returns conn's path as a value.
+func PathOf(conn *networkservice.Connection) path.Path {
+	p := path.Path{Index: int(conn.GetPath().GetIndex())}
+	if segments := conn.GetPath().GetPathSegments(); len(segments) > 0 {
+		p.Segments = make([]path.Segment, len(segments))
+		for i, s := range segments {
+			p.Segments[i] = path.Segment{Name: s.GetName(), ID: s.GetId(), Token: s.GetToken(), Metrics: s.GetMetrics()}
+			if s.GetExpires().IsValid() {
+				p.Segments[i].Expires = s.GetExpires().AsTime()
+			}
+		}
+	}
+	return p
+}
+
+func setPath(conn *networkservice.Connection, p path.Path) {
+	out := &networkservice.Path{Index: uint32(p.Index), PathSegments: make([]*networkservice.PathSegment, len(p.Segments))}
+	for i, s := range p.Segments {
+		seg := &networkservice.PathSegment{Name: s.Name, Id: s.ID, Token: s.Token, Metrics: s.Metrics}
+		if !s.Expires.IsZero() {
+			seg.Expires = timestamppb.New(s.Expires)
+		}
+		out.PathSegments[i] = seg
+	}
+	conn.Path = out
+}
+
+// Trim cuts the path behind conn's own segment; the endpoint does so (§2.4).
+func Trim(conn *networkservice.Connection) {
+	setPath(conn, path.Trim(PathOf(conn)))
+}
+
+// SetMetric records a key in the hop's own segment, where every client and
+// observer of the connection finds it (§2.12).
+func SetMetric(conn *networkservice.Connection, key, value string) {
+	s := conn.GetCurrentPathSegment()
+	if s == nil {
+		return
+	}
+	metrics := make(map[string]string, len(s.Metrics)+1)
+	for k, v := range s.Metrics {
+		metrics[k] = v
+	}
+	metrics[key] = value
+	s.Metrics = metrics
+}
+
+func subject(raw string) string {
+	t, err := token.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	return t.Subject
+}
+
+// callerID is the identity that TLS proved, or on a connection without TLS,
+// which only tests have, what the token says.
+func callerID(caller rpc.Caller, raw string) string {
+	if caller.ID != "" {
+		return caller.ID
+	}
+	return subject(raw)
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hop
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/path"
+	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/sdk/token"
+)
+
+// Policy says who may do what at a hop.
+type Policy interface {
+	// Admit checks a Request or Close whose path, up to and including the own
+	// segment at p.Index, has fresh tokens.
+	Admit(caller rpc.Caller, p path.Path, now time.Time) error
+
+	// MayObserve reports whether the identity sees a connection whose path
+	// contains the given identities.
+	MayObserve(id string, path []string) bool
+}
+
+// Strict is the default policy: the checks of protocol.md §2.6 and the
+// ownership rules of architecture.md decision 10.
+type Strict struct {
+	// Observers may see every connection. An entry that ends in "/*" stands for
+	// all SPIFFE IDs below it.
+	Observers []string
+}
+
+// Admit fails with a PermissionDenied reason unless the tokens of the path up
+// to this hop decode, are unexpired and chained, and the previous one was
+// signed by whom TLS says the caller is.
+func (Strict) Admit(caller rpc.Caller, p path.Path, now time.Time) error {
+	if caller.Token == "" {
+		return nserr.NoToken.Errorf("the call of %q carries no token", caller.ID)
+	}
+	if err := token.CheckChain(p.Tokens(p.Index), now); err != nil {
+		return err
+	}
+	prev, _ := p.Prev()
+	t, err := token.Parse(prev.Token)
+	if err != nil {
+		return err
+	}
+	return t.VerifiedBy(caller.Cert)
+}
+
+// MayObserve lets an identity see the connections whose path it is part of, and
+// observers everything.
+func (s Strict) MayObserve(id string, path []string) bool {
+	return slices.Contains(path, id) || s.IsObserver(id)
+}
+
+// IsObserver reports whether id is named as an observer.
+func (s Strict) IsObserver(id string) bool {
+	for _, o := range s.Observers {
+		if o == id {
+			return true
+		}
+		if below, ok := strings.CutSuffix(o, "/*"); ok && strings.HasPrefix(id, below+"/") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hop
+
+import (
+	"net/netip"
+	"unicode/utf8"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+
+	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Limits of what a peer may put in a connection. They are far above what
+// anybody uses and keep the cost of one connection bounded.
+const (
+	maxLabels     = 256
+	maxLabelBytes = 1024
+	maxParams     = 64
+	maxParamBytes = 8 << 10 // IPSEC puts a certificate in one
+	maxAddresses  = 64
+	maxRoutes     = 1024
+	maxPolicies   = 256
+	maxPrefixes   = 4096
+	maxName       = 253
+)
+
+// MinMTU is the smallest MTU a connection may ask for: what IPv4 promises
+// (RFC 791). IPv6 needs 1280 (RFC 8200), which the forwarder checks when it
+// knows the addresses.
+const MinMTU = 576
+
+// Validate checks a connection from a peer for what no hop could work with. It
+// looks at form and size only; the path is checked by path.Enter.
+func Validate(c *networkservice.Connection) error {
+	if c == nil {
+		return nserr.BadRequest.Errorf("the request has no connection")
+	}
+	switch {
+	case len(c.GetNetworkService()) > maxName || !utf8.ValidString(c.GetNetworkService()):
+		return nserr.BadRequest.Errorf("network service name has %d bytes, at most %d are allowed", len(c.GetNetworkService()), maxName)
+	case len(c.GetNetworkServiceEndpointName()) > maxName:
+		return nserr.BadRequest.Errorf("endpoint name has %d bytes, at most %d are allowed", len(c.GetNetworkServiceEndpointName()), maxName)
+	case len(c.GetLabels()) > maxLabels:
+		return nserr.BadRequest.Errorf("the connection has %d labels, at most %d are allowed", len(c.GetLabels()), maxLabels)
+	}
+	for k, v := range c.GetLabels() {
+		if len(k) > maxLabelBytes || len(v) > maxLabelBytes {
+			return nserr.BadRequest.Errorf("label %.40q is longer than %d bytes", k, maxLabelBytes)
+		}
+	}
+	switch c.GetPayload() {
+	case "", mechanism.PayloadIP, mechanism.PayloadEthernet:
+	default:
+		return nserr.BadRequest.Errorf("payload %.40q is neither IP nor ETHERNET", c.GetPayload())
+	}
+	if err := validateMechanism(c.GetMechanism()); err != nil {
+		return err
+	}
+	return ValidateContext(c.GetContext())
+}
+
+// ValidatePreferences checks what Validate checks for the one mechanism of a
+// connection.
+func ValidatePreferences(prefs []*networkservice.Mechanism) error {
+	if len(prefs) > maxParams {
+		return nserr.BadRequest.Errorf("the request offers %d mechanisms, at most %d are allowed", len(prefs), maxParams)
+	}
+	for _, m := range prefs {
+		if m == nil {
+			return nserr.BadMechanism.Errorf("a mechanism preference is empty")
+		}
+		if err := validateMechanism(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func validateMechanism(m *networkservice.Mechanism) error {
+	if m == nil {
+		return nil
+	}
+	if len(m.GetParameters()) > maxParams || len(m.GetType()) > maxName || len(m.GetCls()) > maxName {
+		return nserr.BadMechanism.Errorf("mechanism %.40q has %d parameters, at most %d are allowed", m.GetType(), len(m.GetParameters()), maxParams)
+	}
+	for k, v := range m.GetParameters() {
+		if len(k) > maxName || len(v) > maxParamBytes {
+			return nserr.BadMechanism.Errorf("mechanism %s: parameter %.40q is longer than %d bytes", m.GetType(), k, maxParamBytes)
+		}
+	}
+	return nil
+}
+
+// ValidateContext checks addresses, routes, policies and MTU of a connection
+// context. Every address must parse: what passes here can be configured.
+func ValidateContext(c *networkservice.ConnectionContext) error {
+	if mtu := c.GetMTU(); mtu != 0 && (mtu < MinMTU || mtu > 65535) {
+		return nserr.MTUTooSmall.Errorf("MTU %d is not between %d and 65535", mtu, MinMTU)
+	}
+	ip := c.GetIpContext()
+	for name, list := range map[string]struct {
+		values []string
+		max    int
+	}{
+		"src_ip_addrs":      {ip.GetSrcIpAddrs(), maxAddresses},
+		"dst_ip_addrs":      {ip.GetDstIpAddrs(), maxAddresses},
+		"excluded_prefixes": {ip.GetExcludedPrefixes(), maxPrefixes},
+		"extra_prefixes":    {ip.GetExtraPrefixes(), maxPrefixes},
+	} {
+		if len(list.values) > list.max {
+			return nserr.BadContext.Errorf("%s has %d entries, at most %d are allowed", name, len(list.values), list.max)
+		}
+		for _, text := range list.values {
+			if _, err := ParsePrefix(text); err != nil {
+				return nserr.BadContext.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	if err := validateRoutes("src_routes", ip.GetSrcRoutes()); err != nil {
+		return err
+	}
+	if err := validateRoutes("dst_routes", ip.GetDstRoutes()); err != nil {
+		return err
+	}
+	if len(ip.GetPolicies()) > maxPolicies {
+		return nserr.BadContext.Errorf("policies has %d entries, at most %d are allowed", len(ip.GetPolicies()), maxPolicies)
+	}
+	for _, p := range ip.GetPolicies() {
+		if p.GetFrom() != "" {
+			if _, err := ParsePrefix(p.GetFrom()); err != nil {
+				return nserr.BadContext.Errorf("policies: from: %w", err)
+			}
+		}
+		if err := validateRoutes("policies", p.GetRoutes()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func validateRoutes(name string, routes []*networkservice.Route) error {
+	if len(routes) > maxRoutes {
+		return nserr.BadContext.Errorf("%s has %d entries, at most %d are allowed", name, len(routes), maxRoutes)
+	}
+	for _, r := range routes {
+		if _, err := ParsePrefix(r.GetPrefix()); err != nil {
+			return nserr.BadContext.Errorf("%s: %w", name, err)
+		}
+		if hop := r.GetNextHop(); hop != "" {
+			if a, err := netip.ParseAddr(hop); err != nil || a.Zone() != "" {
+				return nserr.BadContext.Errorf("%s: next hop %.40q is not an IP address", name, hop)
+			}
+		}
+	}
+	return nil
+}
+
+// ParsePrefix reads an address or prefix as it stands in an IP context. An
+// address without a length is a host's.
+func ParsePrefix(text string) (netip.Prefix, error) {
+	if p, err := netip.ParsePrefix(text); err == nil {
+		return p, nil
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil || a.Zone() != "" {
+		return netip.Prefix{}, nserr.BadContext.Errorf("%.60q is not an address or prefix", text)
+	}
+	return netip.PrefixFrom(a, a.BitLen()), nil
+}
+
+// CheckReply checks what the next hop answered to a request that this hop sent
+// with connection sent. What passes may be stored, published and handed on.
+func CheckReply(sent, got *networkservice.Connection) error {
+	next := "the next hop"
+	if got == nil {
+		return nserr.BadAnswer.Errorf("%s answered without a connection", next)
+	}
+	p, q := PathOf(sent), PathOf(got)
+	switch err := q.Validate(); {
+	case err != nil:
+		return nserr.BadAnswer.Errorf("%s answered with a bad path: %w", next, err)
+	case got.GetId() != sent.GetId():
+		return nserr.BadAnswer.Errorf("%s answered for connection %q, asked was %q", next, got.GetId(), sent.GetId())
+	case q.Index != p.Index:
+		return nserr.BadAnswer.Errorf("%s answered with path index %d, asked was %d", next, q.Index, p.Index)
+	case len(q.Segments) < q.Index+2:
+		return nserr.BadAnswer.Errorf("%s did not put itself in the path", next)
+	case got.GetNetworkService() != sent.GetNetworkService():
+		return nserr.BadAnswer.Errorf("%s answered for network service %q, asked was %q", next, got.GetNetworkService(), sent.GetNetworkService())
+	}
+	for i, s := range p.Segments[:p.Index+1] {
+		if q.Segments[i].Name != s.Name || q.Segments[i].ID != s.ID {
+			return nserr.BadAnswer.Errorf("%s changed path segment %d", next, i)
+		}
+	}
+	if q.Segments[q.Index+1].Expires.IsZero() {
+		return nserr.BadAnswer.Errorf("%s (%s) did not say when its token expires", next, q.Segments[q.Index+1].Name)
+	}
+	if err := Validate(got); err != nil {
+		return nserr.BadAnswer.Errorf("%s (%s) answered with: %w", next, q.Segments[q.Index+1].Name, err)
+	}
+	return nil
+}
