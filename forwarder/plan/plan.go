@@ -60,7 +60,7 @@ type Wire struct {
 	Payload string // IP or ETHERNET
 	Ends    []End  // veth: two, the client's first; tunnels: one
 
-	VXLAN     *VXLAN // set if and only if Kind is KindVXLAN
+	VXLAN     *VXLAN     // set if and only if Kind is KindVXLAN
 	WireGuard *WireGuard // set if and only if Kind is KindWireGuard
 }
 

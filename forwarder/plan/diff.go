@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"bytes"
+	"net/netip"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// PingOpen is what ping_group_range is set to: every group.
+const PingOpen = "0 2147483647"
+
+const pingGroupRange = "net/ipv4/ping_group_range"
+
+// Conflict returns an error with [nserr.NameTaken] if a link that is not ours
+// stands where the wire needs one, else nil.
+func Conflict(w Wire, seen Observed) error {
+	for i, e := range seen.Ends {
+		if e.Taken {
+			return nserr.NameTaken.Errorf("interface %q exists in namespace %s", w.Ends[i].Name, w.Ends[i].NetNS)
+		}
+	}
+	return nil
+}
+
+// Diff returns the steps from what was seen to the wire as desired, in the
+// order to execute them. The wire must be valid (see [Wire.Validate]) and free
+// of conflict (see [Conflict]).
+//
+// New things come before the old ones go, so that a change of address or route
+// leaves no gap. Links are kept if they can be, and made anew if not.
+func Diff(w Wire, seen Observed) []Step {
+	d := differ{
+		wire:    w,
+		ends:    make([]wanted, len(w.Ends)),
+		seen:    append([]ObservedEnd(nil), seen.Ends...),
+		used:    make(map[string]map[int]bool),
+		sysctls: make(map[SetSysctl]bool),
+	}
+	for i, e := range w.Ends {
+		d.ends[i] = w.wanted(i)
+		if d.used[e.NetNS] == nil {
+			d.used[e.NetNS] = map[int]bool{0: true, 253: true, 254: true, 255: true}
+		}
+		for _, table := range d.seen[i].UsedTables {
+			d.used[e.NetNS][table] = true
+		}
+	}
+	if !d.linksFit() {
+		d.deleteLinks()
+		d.makeLinks()
+	}
+	for i := range d.ends {
+		d.link(i)
+	}
+	for i := range d.ends {
+		d.addressing(i)
+	}
+	return d.steps
+}
+
+type differ struct {
+	wire    Wire
+	ends    []wanted
+	seen    []ObservedEnd           // as the steps so far leave them
+	used    map[string]map[int]bool // by namespace: table numbers not free
+	sysctls map[SetSysctl]bool      // already among the steps
+	steps   []Step
+}
+
+func (d *differ) add(s Step) { d.steps = append(d.steps, s) }
+
+func (d *differ) linkOf(i int) Link {
+	return Link{NetNS: d.ends[i].NetNS, Name: d.ends[i].Name}
+}
+
+// linksFit reports whether the links are what cannot be changed in place.
+func (d *differ) linksFit() bool {
+	for i, s := range d.seen {
+		if !s.Found || s.Name != d.ends[i].Name || kindOf(s.LinkKind) != d.wire.Kind {
+			return false
+		}
+		if d.wire.Kind == KindVXLAN && (s.VXLAN == nil || *s.VXLAN != *d.wire.VXLAN) {
+			return false
+		}
+	}
+	return true
+}
+
+func (d *differ) deleteLinks() {
+	pairGone := false
+	for i, s := range d.seen {
+		if !s.Found {
+			continue
+		}
+		e := d.ends[i]
+		for _, t := range s.Tables {
+			if t.HasRule {
+				d.add(DelRule{NetNS: e.NetNS, Rule: t.Rule})
+			}
+		}
+		kind := kindOf(s.LinkKind)
+		if !pairGone {
+			d.add(DelLink{Link: Link{NetNS: e.NetNS, Name: s.Name}, Tag: d.wire.Tag(e.Side), Kind: kind})
+		}
+		pairGone = kind == KindVeth
+		d.seen[i].Tables = nil
+	}
+}
+
+// makeLinks makes the links, and notes how they are then.
+func (d *differ) makeLinks() {
+	fresh := make([]NewLink, len(d.ends))
+	for i, e := range d.ends {
+		fresh[i] = NewLink{Link: d.linkOf(i), MTU: e.MTU, MAC: e.MAC}
+		old := d.seen[i]
+		d.seen[i] = ObservedEnd{
+			Found: true, Name: e.Name, MTU: e.MTU, MAC: e.MAC,
+			IPv6Off: old.NewIPv6Off, PingClosed: old.PingClosed, Tables: old.Tables,
+		}
+	}
+	switch w := d.wire; w.Kind {
+	case KindVeth:
+		d.add(AddVeth{A: fresh[0], B: fresh[1]})
+	case KindVXLAN:
+		d.add(AddVXLAN{NewLink: fresh[0], VXLAN: *w.VXLAN})
+	case KindWireGuard:
+		d.add(AddWireGuard{Link: fresh[0].Link, Tag: w.Tag(w.Ends[0].Side), MTU: fresh[0].MTU})
+	}
+}
+
+// link brings the link itself in order, up included.
+func (d *differ) link(i int) {
+	e, s, l := d.ends[i], d.seen[i], d.linkOf(i)
+	if !s.Tagged {
+		d.add(SetAlias{Link: l, Tag: d.wire.Tag(e.Side)})
+	}
+	if g := d.wire.WireGuard; g != nil && (s.WireGuard == nil || !g.satisfiedBy(*s.WireGuard)) {
+		d.add(ConfigureWireGuard{Link: l, Tag: d.wire.Tag(e.Side), WireGuard: *g, Old: s.WireGuard})
+	}
+	if e.MTU != 0 && e.MTU != s.MTU {
+		d.add(SetMTU{Link: l, MTU: e.MTU, Old: s.MTU})
+	}
+	if d.wire.Kind != KindWireGuard && !bytes.Equal(e.MAC, s.MAC) {
+		d.add(SetMAC{Link: l, MAC: e.MAC, Old: s.MAC})
+	}
+	if e.ipv6 && s.IPv6Off {
+		d.sysctl(SetSysctl{NetNS: e.NetNS, Path: "net/ipv6/conf/" + e.Name + "/disable_ipv6", Value: "0"})
+	}
+	if s.PingClosed {
+		d.sysctl(SetSysctl{NetNS: e.NetNS, Path: pingGroupRange, Value: PingOpen})
+	}
+	if !s.Up {
+		d.add(SetUp{Link: l})
+	}
+}
+
+func (d *differ) sysctl(s SetSysctl) {
+	if !d.sysctls[s] {
+		d.sysctls[s] = true
+		d.add(s)
+	}
+}
+
+// satisfiedBy reports whether a device configured as seen does what g asks for.
+func (g WireGuard) satisfiedBy(seen WireGuard) bool {
+	if g.Port == 0 {
+		g.Port = seen.Port
+	}
+	if g.Endpoint == (netip.AddrPort{}) {
+		g.Endpoint = seen.Endpoint
+	}
+	return g == seen
+}
+
+// addressing brings what hangs on the link in order.
+func (d *differ) addressing(i int) {
+	e, s, l := d.ends[i], d.seen[i], d.linkOf(i)
+	newPolicies, oldPolicies := d.matchPolicies(i)
+
+	for _, n := range without(e.Neighbors, s.Neighbors, sameNeighbor) {
+		d.add(AddNeighbor{Link: l, Neighbor: n})
+	}
+	for _, a := range without(e.Addrs, s.Addrs, same) {
+		d.add(AddAddr{Link: l, Addr: a})
+	}
+	d.addRoutes(l, Main, without(e.Routes, s.Routes, same))
+	for _, t := range newPolicies {
+		d.addRoutes(l, t.Rule.Table, t.Routes)
+		if t.HasRule {
+			d.add(AddRule{NetNS: l.NetNS, Rule: t.Rule})
+		}
+	}
+
+	for _, t := range oldPolicies {
+		if t.HasRule {
+			d.add(DelRule{NetNS: l.NetNS, Rule: t.Rule})
+		}
+		d.delRoutes(l, t.Rule.Table, t.Routes)
+	}
+	d.delRoutes(l, Main, without(s.Routes, e.Routes, same))
+	for _, a := range without(s.Addrs, e.Addrs, same) {
+		d.add(DelAddr{Link: l, Addr: a})
+	}
+	for _, n := range s.Neighbors {
+		if !hasNeighbor(e.Neighbors, n.IP) { // one with another MAC is replaced, not removed
+			d.add(DelNeighbor{Link: l, Neighbor: n})
+		}
+	}
+}
+
+// matchPolicies compares policies and returns what to add and what to remove.
+// A policy whose rule is there keeps its table, with routes added and removed.
+func (d *differ) matchPolicies(i int) (add, remove []PolicyTable) {
+	e := d.ends[i]
+	kept := make([]bool, len(d.seen[i].Tables))
+	for _, want := range e.policies {
+		have := -1
+		for j, t := range d.seen[i].Tables {
+			if !kept[j] && t.HasRule && len(t.Routes) > 0 && t.Rule.selects(want.Rule) {
+				have = j
+				break
+			}
+		}
+		if have < 0 {
+			want.Rule.Table = d.freeTable(e.NetNS)
+			want.Rule.Priority = rulePriority + want.Rule.Table
+			add = append(add, want)
+			continue
+		}
+		kept[have] = true
+		t := d.seen[i].Tables[have]
+		add = append(add, PolicyTable{Rule: t.Rule, Routes: without(want.Routes, t.Routes, same)})
+		remove = append(remove, PolicyTable{Rule: t.Rule, Routes: without(t.Routes, want.Routes, same)})
+	}
+	for j, t := range d.seen[i].Tables {
+		if !kept[j] {
+			remove = append(remove, t)
+		}
+	}
+	return add, remove
+}
+
+// freeTable takes the first free table number from 1 on (protocol §2.15).
+func (d *differ) freeTable(netns string) int {
+	used := d.used[netns]
+	table := 1
+	for used[table] {
+		table++
+	}
+	used[table] = true
+	return table
+}
+
+func (d *differ) addRoutes(l Link, table int, routes []Route) {
+	for _, r := range routes {
+		d.add(AddRoute{Link: l, Route: r, Table: table})
+	}
+}
+
+func (d *differ) delRoutes(l Link, table int, routes []Route) {
+	for _, r := range routes {
+		d.add(DelRoute{Link: l, Route: r, Table: table})
+	}
+}
+
+func same[T comparable](a, b T) bool { return a == b }
+
+func sameNeighbor(a, b Neighbor) bool { return a.IP == b.IP && bytes.Equal(a.MAC, b.MAC) }
+
+func hasNeighbor(list []Neighbor, ip netip.Addr) bool {
+	for _, n := range list {
+		if n.IP == ip {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"net"
+	"net/netip"
+	"time"
+)
+
+// RouteProtocol marks routes and rules as ours (rtm_protocol, see
+// /etc/iproute2/rt_protos; 78 is 'N' and not assigned). Routes of any other
+// protocol are none of our business and stay.
+const RouteProtocol = 78
+
+// Main is the number of the main routing table (RT_TABLE_MAIN).
+const Main = 254
+
+// rulePriority is added to a policy's table number to give its rule's
+// priority: before the rule for the main table (32766), after anything that
+// an operator usually puts first, and in the order of the policies.
+const rulePriority = 10000
+
+// Observed is what the kernel has for a wire.
+type Observed struct {
+	Ends []ObservedEnd // one for each of Wire.Ends, in that order
+}
+
+// ObservedEnd is one end as it is. Save for the last group, fields mean
+// something only if Found.
+type ObservedEnd struct {
+	Found bool // a link with the end's tag is in the end's namespace
+	// Tagged is false for a link that bears the end's name and MAC address but
+	// no alias yet: whoever made it was killed right afterwards.
+	Tagged   bool
+	Name     string
+	LinkKind string // as rtnetlink names it
+	MTU      int    // bytes
+	MAC      net.HardwareAddr
+	Up       bool // administratively
+
+	Addrs     []netip.Prefix // without link-local ones that the kernel made
+	Routes    []Route        // main table, of RouteProtocol
+	Neighbors []Neighbor     // permanent ones
+
+	VXLAN         *VXLAN
+	WireGuard     *WireGuard
+	LastHandshake time.Time // WireGuard: zero means none
+	Counters      Counters
+
+	// About the namespace, whether or not there is a link:
+
+	Taken      bool // a link that is not ours bears the end's name
+	IPv6Off    bool // disable_ipv6 of the link, if there is one
+	NewIPv6Off bool // disable_ipv6 of links to come
+	PingClosed bool // nobody may open ping sockets (ping_group_range is "1 0")
+	// Tables are our policy tables over this link, and our rules that lead to
+	// an empty table: what is left when somebody else deleted a link.
+	Tables []PolicyTable
+	// UsedTables are numbers a new table must not take. Filled in only if the
+	// end has policies.
+	UsedTables []int
+}
+
+// Counters are a link's, since it was made.
+type Counters struct {
+	RxPackets, TxPackets, RxBytes, TxBytes, RxDropped, TxDropped uint64
+}
+
+// PolicyTable is a policy in the kernel: a table of its own and the rule that
+// leads to it.
+type PolicyTable struct {
+	Rule    Rule // without a rule only Table and IPv6 mean something
+	HasRule bool
+	Routes  []Route
+}
+
+// Rule sends the traffic it selects to a table.
+type Rule struct {
+	IPv6     bool
+	From     netip.Prefix
+	Proto    uint8 // 0: any
+	SrcPort  PortRange
+	DstPort  PortRange
+	Table    int
+	Priority int
+}
+
+// selects reports whether both rules select the same traffic.
+func (r Rule) selects(s Rule) bool {
+	return r.IPv6 == s.IPv6 && r.From == s.From && r.Proto == s.Proto && r.SrcPort == s.SrcPort && r.DstPort == s.DstPort
+}
+
+// Found is a tagged link, see kernel.Kernel.Adopt.
+type Found struct {
+	Tag      Tag
+	NetNS    string
+	Name     string
+	LinkKind string // as rtnetlink names it: veth, vxlan, wireguard, tun
+}
+
+// Wires groups the ends found into wires: enough of each to remove it.
+func Wires(found []Found) []Wire {
+	var wires []Wire
+	index := make(map[string]int) // by wire id
+	for _, f := range found {
+		i, ok := index[f.Tag.ID]
+		if !ok {
+			i = len(wires)
+			index[f.Tag.ID] = i
+			wires = append(wires, Wire{ID: f.Tag.ID, Owner: f.Tag.Owner, Kind: kindOf(f.LinkKind)})
+		}
+		wires[i].Ends = append(wires[i].Ends, End{NetNS: f.NetNS, Name: f.Name, Side: f.Tag.Side})
+	}
+	return wires
+}
+
+// kindOf returns the kind of wire that a link of this kind belongs to: a "tun"
+// is WireGuard in userspace.
+func kindOf(linkKind string) Kind {
+	switch linkKind {
+	case "veth":
+		return KindVeth
+	case "vxlan":
+		return KindVXLAN
+	}
+	return KindWireGuard
+}

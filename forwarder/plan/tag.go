@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"crypto/sha256"
+	"net"
+	"strings"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Tag says whose a link is. It stands in the link's ifalias as
+// "nsm:OWNER:ID:SIDE", survives every restart and shows in `ip link`.
+type Tag struct {
+	Owner string // forwarder; has no colon
+	ID    string // wire
+	Side  Side
+}
+
+const tagPrefix = "nsm:"
+
+// maxTag is the longest ifalias the kernel takes, in bytes (IFALIASZ less the final NUL).
+const maxTag = 255
+
+// String returns the ifalias.
+func (t Tag) String() string {
+	return tagPrefix + t.Owner + ":" + t.ID + ":" + string(t.Side)
+}
+
+// ParseTag reads an ifalias; false means that it is not one of ours.
+func ParseTag(alias string) (Tag, bool) {
+	rest, ok := strings.CutPrefix(alias, tagPrefix)
+	if !ok {
+		return Tag{}, false
+	}
+	owner, rest, ok := strings.Cut(rest, ":")
+	if !ok {
+		return Tag{}, false
+	}
+	last := strings.LastIndexByte(rest, ':')
+	if last < 0 {
+		return Tag{}, false
+	}
+	t := Tag{Owner: owner, ID: rest[:last], Side: Side(rest[last+1:])}
+	if t.Owner == "" || t.ID == "" || (t.Side != Client && t.Side != Endpoint) {
+		return Tag{}, false
+	}
+	return t, true
+}
+
+// Tag returns the tag of one end of the wire.
+func (w Wire) Tag(side Side) Tag { return Tag{Owner: w.Owner, ID: w.ID, Side: side} }
+
+// MAC derives the address of a wire's end: locally administered, unicast, the
+// same after every restart, so that each end can know the other's unasked.
+func MAC(wireID string, side Side) net.HardwareAddr {
+	sum := sha256.Sum256([]byte("nsm mac\x00" + wireID + "\x00" + string(side)))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^0x01 | 0x02
+	return mac
+}
+
+// maxName is the longest interface name in bytes (IFNAMSIZ less the final NUL).
+const maxName = 15
+
+// CheckName refuses with [nserr.BadName] what the kernel does not take as an
+// interface name, takes as a pattern (%), or uses otherwise below /proc/sys.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return nserr.BadName.Errorf("the interface name is empty")
+	case len(name) > maxName:
+		return nserr.BadName.Errorf("interface name %q has %d bytes, at most %d fit", name, len(name), maxName)
+	case name == "." || name == ".." || name == "all" || name == "default":
+		return nserr.BadName.Errorf("interface name %q is reserved", name)
+	}
+	for i := range len(name) {
+		if c := name[i]; c <= ' ' || c >= 0x7f || c == '/' || c == ':' || c == '%' {
+			return nserr.BadName.Errorf("interface name %q contains %q", name, c)
+		}
+	}
+	return nil
+}
