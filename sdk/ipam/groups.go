@@ -46,3 +46,12 @@ func ParseGroups(s string) ([][]netip.Prefix, error) {
 	}
 	return groups, nil
 }
+
+// Groups is address pool groups as a setting: its text form is ParseGroups'.
+type Groups [][]netip.Prefix
+
+// UnmarshalText is ParseGroups.
+func (g *Groups) UnmarshalText(text []byte) (err error) {
+	*g, err = ParseGroups(string(text))
+	return err
+}

@@ -320,3 +320,16 @@ func BenchmarkAllocate(b *testing.B) {
 		})
 	}
 }
+
+func TestGroupsAsSetting(t *testing.T) {
+	var g ipam.Groups
+	if err := g.UnmarshalText([]byte("10.0.0.0/24,fd00::/64")); err != nil || len(g) != 2 {
+		t.Errorf("UnmarshalText gave %v, %v", g, err)
+	}
+	if _, err := ipam.New(g); err != nil {
+		t.Error(err)
+	}
+	if err := g.UnmarshalText([]byte("10.0.0.0")); !errors.Is(err, nserr.BadFlag) {
+		t.Errorf("UnmarshalText = %v, want %s", err, nserr.BadFlag.Code)
+	}
+}
