@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package holder
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// protocolVersion is the version of the messages below. A forwarder adopts
+// only a holder that speaks its own version.
+//
+// History: 1, November 2026: ping, attach, create, delete, list.
+const protocolVersion = 1
+
+// maxMessage bounds one message in bytes: a list of 20,000 devices.
+const maxMessage = 4 << 20
+
+// One connection carries one request and its reply. Only attach stays open
+// after the reply, for as long as the forwarder lives: it keeps an empty
+// holder from exiting, and its end tells the forwarder that the holder died.
+const (
+	opPing   = "ping"
+	opAttach = "attach"
+	opCreate = "create" // one descriptor travels beside it: the namespace
+	opDelete = "delete"
+	opList   = "list"
+)
+
+type request struct {
+	Op   string `json:"op"`
+	Tag  string `json:"tag,omitempty"`  // create, delete
+	Name string `json:"name,omitempty"` // create: interface name in the namespace
+	MTU  int    `json:"mtu,omitempty"`  // create: bytes
+}
+
+type reply struct {
+	Code    string   `json:"code,omitempty"`  // NSM-xxxx when the request failed
+	Error   string   `json:"error,omitempty"` // what happened
+	Fix     string   `json:"fix,omitempty"`
+	Status  *Status  `json:"status,omitempty"` // ping, attach
+	Devices []Device `json:"devices,omitempty"`
+}
+
+// Status describes a running holder.
+type Status struct {
+	Version    int `json:"version"`    // of the protocol
+	PID        int `json:"pid"`        // of the holder
+	Devices    int `json:"devices"`    // it holds now
+	Forwarders int `json:"forwarders"` // attached now
+	Goroutines int `json:"goroutines"` // in all, to notice leaks
+}
+
+// Device is one userspace WireGuard device.
+type Device struct {
+	Tag   string `json:"tag"`   // chosen by the forwarder, unique in the holder
+	Name  string `json:"name"`  // of the interface, in its namespace
+	NetNS string `json:"netns"` // that namespace, "dev:ino" of its nsfs inode
+	UAPI  string `json:"uapi"`  // name for wgctrl and wg, see DeviceName
+	MTU   int    `json:"mtu"`   // bytes, at creation
+}
+
+// err returns the error that the reply reports.
+func (r *reply) err() error {
+	if r.Code == "" {
+		return nil
+	}
+	reason := nserr.ByCode(r.Code)
+	if reason == nil {
+		reason = nserr.Internal
+	}
+	return reason.Errorf("%s", r.Error).WithFix("%s", r.Fix)
+}
+
+func failure(err error) *reply {
+	e := nserr.From(err)
+	return &reply{Code: e.Reason.Code, Error: e.Msg, Fix: e.HowToFix()}
+}
+
+// writeMessage sends v as four bytes of length, big endian, and JSON. The
+// descriptor of file, unless nil, travels with the first byte.
+func writeMessage(c *net.UnixConn, v any, file *os.File) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(body) > maxMessage {
+		return nserr.TooLarge.Errorf("message of %d bytes", len(body))
+	}
+	msg := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	if file == nil {
+		_, err = c.Write(msg)
+		return err
+	}
+	// SyscallConn keeps the file open, and in non-blocking mode, while sent.
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent int
+	ctlErr := raw.Control(func(fd uintptr) {
+		sent, _, err = c.WriteMsgUnix(msg, unix.UnixRights(int(fd)), nil)
+	})
+	if err = errors.Join(ctlErr, err); err != nil {
+		return err
+	}
+	_, err = c.Write(msg[sent:])
+	return err
+}
+
+// readMessage reads what writeMessage wrote.
+func readMessage(r io.Reader, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > maxMessage {
+		return nserr.TooLarge.Errorf("message of %d bytes", n)
+	}
+	// Read as it arrives: a length without a body costs no memory.
+	body, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err != nil {
+		return err
+	}
+	if len(body) < int(n) {
+		return io.ErrUnexpectedEOF
+	}
+	return json.Unmarshal(body, v)
+}
+
+// rightsReader reads a stream and collects the descriptors travelling beside
+// it.
+type rightsReader struct {
+	conn  *net.UnixConn
+	files []*os.File
+}
+
+func (r *rightsReader) Read(p []byte) (int, error) {
+	oob := make([]byte, unix.CmsgSpace(4*4)) // a few more than anyone sends
+	n, oobn, _, _, err := r.conn.ReadMsgUnix(p, oob)
+	r.collect(oob[:oobn])
+	if n == 0 && err == nil && len(p) > 0 {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// collect keeps every descriptor of the control messages, so that close
+// leaves none behind.
+func (r *rightsReader) collect(oob []byte) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			r.files = append(r.files, os.NewFile(uintptr(fd), "passed"))
+		}
+	}
+}
+
+// close closes every descriptor received.
+func (r *rightsReader) close() {
+	for _, f := range r.files {
+		_ = f.Close()
+	}
+}
+
+// samePeerUser fails unless the process at the other end has our user id.
+func samePeerUser(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	ctlErr := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err = errors.Join(ctlErr, err); err != nil {
+		return fmt.Errorf("peer credentials: %w", err)
+	}
+	if uid := os.Geteuid(); int(cred.Uid) != uid {
+		return nserr.NotAllowed.Errorf("process %d of user %d; only user %d may use this holder", cred.Pid, cred.Uid, uid).
+			WithFix("run the forwarder and its WireGuard holder as the same user")
+	}
+	return nil
+}

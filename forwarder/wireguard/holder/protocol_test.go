@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package holder
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func TestDeviceName(t *testing.T) {
+	seen := map[string]bool{}
+	for _, socket := range []string{"/run/a/wg.sock", "/run/b/wg.sock"} {
+		for i := range 1000 {
+			name := DeviceName(socket, "tag"+itoa(i))
+			if len(name) > 15 || seen[name] {
+				t.Fatalf("%q is too long or taken", name)
+			}
+			if !strings.HasPrefix(name, namePrefix(socket)) {
+				t.Fatalf("%q lacks the holder's prefix %q", name, namePrefix(socket))
+			}
+			seen[name] = true
+		}
+	}
+}
+
+// pair returns two ends of a Unix socket connection.
+func pair(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, err = net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err = l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = a.Close(), b.Close() })
+	return a, b
+}
+
+func TestMessageWithDescriptor(t *testing.T) {
+	a, b := pair(t)
+	file, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := writeMessage(a, &request{Op: opCreate, Tag: "w1"}, file); err != nil {
+		t.Fatal(err)
+	}
+	in := &rightsReader{conn: b}
+	var got request
+	if err := readMessage(in, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got != (request{Op: opCreate, Tag: "w1"}) || len(in.files) != 1 {
+		t.Fatalf("got %+v with %d descriptors", got, len(in.files))
+	}
+	want, _ := file.Stat()
+	have, err := in.files[0].Stat()
+	if err != nil || !os.SameFile(want, have) {
+		t.Errorf("another file arrived: %v", err)
+	}
+	in.close()
+}
+
+func TestErrorsCross(t *testing.T) {
+	sent := nserr.NameTaken.Errorf("interface %s exists", "nsm-1").WithFix("choose another")
+	got := failure(sent).err()
+	if !errors.Is(got, nserr.NameTaken) || nserr.From(got).HowToFix() != "choose another" {
+		t.Errorf("%v arrived as %v", sent, got)
+	}
+	if err := (&reply{Code: "NSM-9999"}).err(); !errors.Is(err, nserr.Internal) {
+		t.Errorf("unknown code: %v", err)
+	}
+}
+
+func TestReadMessageRefuses(t *testing.T) {
+	var v request
+	long := binary.BigEndian.AppendUint32(nil, maxMessage+1)
+	if err := readMessage(bytes.NewReader(long), &v); !errors.Is(err, nserr.TooLarge) {
+		t.Errorf("long message: %v", err)
+	}
+	short := append(binary.BigEndian.AppendUint32(nil, 10), "{}"...)
+	if err := readMessage(bytes.NewReader(short), &v); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("cut message: %v", err)
+	}
+}
+
+// The server answers nonsense with an error and goes on.
+func TestServerAnswersNonsense(t *testing.T) {
+	table := underlay(t)
+	c := newTestClient(t, table, filepath.Join(t.TempDir(), "wg.sock"))
+	if err := c.attach(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.call(t.Context(), &request{Op: "dance"}, nil); !errors.Is(err, nserr.BadRequest) {
+		t.Errorf("unknown operation: %v", err)
+	}
+	if _, err := c.call(t.Context(), &request{Op: opCreate, Tag: "w1", Name: "nsm-1", MTU: 1400}, nil); !errors.Is(err, nserr.NoDescriptor) {
+		t.Errorf("create without a namespace: %v", err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if _, err := c.call(t.Context(), &request{Op: opCreate, Tag: "w1", Name: "nsm-1", MTU: 1400}, null); !errors.Is(err, nserr.NoNetNS) {
+		t.Errorf("create in /dev/null: %v", err)
+	}
+	conn, err := c.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("\x00\x00\x00\x04nope")); err != nil {
+		t.Fatal(err)
+	}
+	var answer reply
+	if err := readMessage(conn, &answer); err != nil || !errors.Is(answer.err(), nserr.BadRequest) {
+		t.Errorf("garbage: %+v, %v", answer, err)
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Errorf("the holder is gone: %v", err)
+	}
+}
+
+func FuzzReadMessage(f *testing.F) {
+	for _, body := range []string{`{}`, `{"op":"create","tag":"w1","name":"nsm-1","mtu":1400}`, `{"op":1}`, `[`, ``} {
+		f.Add(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	}
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, '{'})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var v request
+		r := bytes.NewReader(data)
+		if readMessage(r, &v) != nil {
+			return
+		}
+		if used := len(data) - r.Len(); used != 4+int(binary.BigEndian.Uint32(data)) {
+			t.Errorf("read %d bytes of a message of %d", used, 4+binary.BigEndian.Uint32(data))
+		}
+	})
+}
