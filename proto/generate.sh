@@ -17,9 +17,10 @@ go build -o "$plugins/" \
 	google.golang.org/protobuf/cmd/protoc-gen-go \
 	google.golang.org/grpc/cmd/protoc-gen-go-grpc
 PATH=$plugins:$PATH
+go run ./proto/wellknown >"$plugins/wellknown.pb"
 
 module=github.com/openvwire/nsm
 find proto/nsm -name '*.proto' | sort | while read -r file; do
-	protoc -I proto --go_out=. --go_opt=module=$module \
+	protoc -I proto --descriptor_set_in="$plugins/wellknown.pb" --go_out=. --go_opt=module=$module \
 		--go-grpc_out=. --go-grpc_opt=module=$module "${file#proto/}"
 done
