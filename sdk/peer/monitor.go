@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+
+	"github.com/openvwire/nsm/internal/backoff"
+)
+
+// retry spaces the attempts to open a stream: a peer that restarts is back within
+// milliseconds, one that is gone is asked every few seconds.
+var retry = backoff.Policy{Min: 20 * time.Millisecond, Max: 2 * time.Second}
+
+const (
+	// settle is how long after Subscribe a peer may not have told of the connection
+	// yet: the event of a Request and its reply come on different streams.
+	settle = time.Second
+	// steady is how long a stream must have lived for the back-off to start over.
+	steady = 5 * time.Second
+)
+
+// Kind says what an Event means.
+type Kind int
+
+// What the far side of a wire can do.
+const (
+	// Update: the peer changed the connection; its state may be DOWN.
+	Update Kind = iota + 1
+	// Down: the peer has closed the connection or does not know it.
+	Down
+	// Lost: the peer cannot be watched; nothing is known about the connection.
+	Lost
+	// Restored: the peer can be watched again and still has the connection.
+	Restored
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Update:
+		return "update"
+	case Down:
+		return "down"
+	case Lost:
+		return "lost"
+	case Restored:
+		return "restored"
+	}
+	return "none"
+}
+
+// Event is what happened to a connection at the next hop.
+type Event struct {
+	Kind Kind
+	// Conn is the peer's view of it, shared and not to be changed. It is nil for
+	// Lost, and for Down when the peer has never heard of the connection.
+	Conn *networkservice.Connection
+}
+
+// Subscribe has f called with the events of the connection whose segment of this
+// pool's name has the given id. Subscribe once the Request has succeeded: a
+// connection that the peer does not know a second later counts as Down.
+//
+// All functions of a peer are called from one goroutine, in order, and must not
+// block. cancel ends the subscription; a call that has begun may still be running
+// when it returns. After Pool.Close nothing is called.
+//
+//	        first state                    error                first state
+//	(opens) ───────────▶ Update/Down … ───────────▶ Lost … ───────────▶ Restored | Down …
+func (p *Peer) Subscribe(id string, f func(Event)) (cancel func()) {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	if p.pool.closed {
+		return func() {}
+	}
+	if p.monitor == nil {
+		p.monitor = p.startMonitorLocked()
+	}
+	m := p.monitor
+	s := &subscription{id: id, f: f, since: time.Now()}
+	p.refLocked()
+	m.add(s)
+	return sync.OnceFunc(func() { p.unsubscribe(m, s) })
+}
+
+func (p *Peer) startMonitorLocked() *monitor {
+	ctx, cancel := context.WithCancel(context.Background())
+	m := &monitor{
+		name:   p.pool.config.Name,
+		log:    p.pool.config.Logger.With("peer", p.url),
+		cancel: cancel,
+		wake:   make(chan struct{}, 1),
+		subs:   make(map[string][]*subscription),
+	}
+	p.pool.streams.Go(func() { m.routineMonitor(ctx, p) })
+	return m
+}
+
+func (p *Peer) unsubscribe(m *monitor, s *subscription) {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	if m.remove(s) && p.monitor == m {
+		p.monitor = nil
+		m.cancel()
+	}
+	p.unrefLocked()
+}
+
+// monitor is the stream of one peer from the first subscription to the last. Its
+// goroutine owns the state of the stream; subscribers come and go under mu.
+type monitor struct {
+	name   string
+	log    *slog.Logger
+	cancel context.CancelFunc
+	wake   chan struct{} // holds one element when there are new subscriptions
+
+	mu    sync.Mutex
+	subs  map[string][]*subscription // by id
+	young []*subscription            // not judged yet, in order of since; also in subs
+
+	// Of routineMonitor alone:
+	live bool // the first state of the current stream has come
+	lost bool // subscribers have been told so
+	// known has the ids of own connections that the peer knows, valid while live.
+	// The value is the connection when its state is DOWN, else nil.
+	known map[string]*networkservice.Connection
+}
+
+// subscription is one function for the events of one connection.
+type subscription struct {
+	id    string      // fixed
+	f     func(Event) // fixed
+	since time.Time   // fixed
+	ended bool        // guarded by monitor.mu
+	told  Kind        // last event; of routineMonitor alone
+}
+
+func (m *monitor) add(s *subscription) {
+	m.mu.Lock()
+	m.subs[s.id] = append(m.subs[s.id], s)
+	m.young = append(m.young, s)
+	m.mu.Unlock()
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// remove reports whether s was the last.
+func (m *monitor) remove(s *subscription) (last bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.ended = true
+	isS := func(x *subscription) bool { return x == s }
+	m.young = slices.DeleteFunc(m.young, isS)
+	m.subs[s.id] = slices.DeleteFunc(m.subs[s.id], isS)
+	if len(m.subs[s.id]) == 0 {
+		delete(m.subs, s.id)
+	}
+	return len(m.subs) == 0
+}
+
+// routineMonitor keeps a stream open until ctx ends.
+func (m *monitor) routineMonitor(ctx context.Context, p *Peer) {
+	for attempt := 0; ; attempt++ {
+		opened := time.Now()
+		err := m.follow(ctx, networkservice.NewMonitorConnectionClient(p.Conn()))
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(opened) >= steady {
+			attempt = 0
+		}
+		if !m.lost {
+			m.log.Info("connections of the peer cannot be watched", "error", err)
+		}
+		m.becomeLost()
+		if !m.pause(ctx, retry.Delay(attempt)) {
+			return
+		}
+	}
+}
+
+// pause waits for d and tells subscribers that come meanwhile.
+func (m *monitor) pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		select {
+		case <-m.wake:
+			m.greet()
+		case <-timer.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// follow opens a stream and dispatches its events until it fails.
+func (m *monitor) follow(ctx context.Context, client networkservice.MonitorConnectionClient) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events := make(chan *networkservice.ConnectionEvent)
+	failed := make(chan error, 1)
+	go func() { failed <- routineReceive(ctx, client, m.name, events) }()
+
+	check := time.NewTimer(settle)
+	defer check.Stop()
+	for {
+		select {
+		case e := <-events:
+			m.dispatch(e)
+		case <-m.wake:
+			m.greet()
+		case <-check.C:
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			<-failed
+			return ctx.Err()
+		}
+		if next, any := m.judgeYoung(); any {
+			check.Reset(next)
+		}
+	}
+}
+
+// routineReceive passes the events of one stream on.
+func routineReceive(ctx context.Context, client networkservice.MonitorConnectionClient, name string, events chan<- *networkservice.ConnectionEvent) error {
+	stream, err := client.MonitorConnections(ctx, &networkservice.MonitorScopeSelector{
+		PathSegments: []*networkservice.PathSegment{{Name: name}},
+	})
+	if err != nil {
+		return err
+	}
+	for {
+		e, err := stream.Recv()
+		if err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF // a peer has no reason to end a stream in peace
+			}
+			return err
+		}
+		select {
+		case events <- e:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// becomeLost tells subscribers that have not been told.
+func (m *monitor) becomeLost() {
+	m.live, m.lost, m.known = false, true, nil
+	for _, s := range m.all() {
+		if s.told != Lost {
+			m.tell(s, Event{Kind: Lost})
+		}
+	}
+}
+
+// becomeLive begins to believe the stream: what its first state lacks, the peer
+// does not have.
+func (m *monitor) becomeLive() {
+	if m.lost {
+		m.log.Info("connections of the peer are watched again")
+	}
+	m.live, m.lost, m.known = true, false, make(map[string]*networkservice.Connection)
+}
+
+// greet tells newcomers what everybody else knows already: that the peer is lost.
+func (m *monitor) greet() {
+	if !m.lost {
+		return
+	}
+	m.mu.Lock()
+	young := slices.Clone(m.young)
+	m.mu.Unlock()
+	for _, s := range young {
+		if s.told == 0 {
+			m.tell(s, Event{Kind: Lost})
+		}
+	}
+}
+
+// dispatch takes in one event of the stream.
+func (m *monitor) dispatch(e *networkservice.ConnectionEvent) {
+	initial := e.GetType() == networkservice.ConnectionEventType_INITIAL_STATE_TRANSFER
+	if initial {
+		m.becomeLive()
+	} else if m.known == nil {
+		m.known = make(map[string]*networkservice.Connection) // no first state; see live
+	}
+	for _, conn := range e.GetConnections() {
+		id := ownID(conn, m.name)
+		switch {
+		case id == "":
+		case e.GetType() == networkservice.ConnectionEventType_DELETE:
+			delete(m.known, id)
+			m.tellAll(id, Event{Kind: Down, Conn: conn})
+		default:
+			m.known[id] = nil
+			if conn.GetState() == networkservice.State_DOWN {
+				m.known[id] = conn
+			}
+			m.tellAll(id, Event{Kind: Update, Conn: conn})
+		}
+	}
+	if initial {
+		for _, s := range m.all() {
+			if time.Since(s.since) >= settle {
+				m.judge(s)
+			}
+		}
+	}
+}
+
+// judgeYoung judges the subscriptions that have come of age. It returns how long
+// the next one takes, if there is one. While the stream is not live they wait.
+func (m *monitor) judgeYoung() (next time.Duration, any bool) {
+	for m.live {
+		m.mu.Lock()
+		if len(m.young) == 0 {
+			m.mu.Unlock()
+			break
+		}
+		s := m.young[0]
+		if age := time.Since(s.since); age < settle {
+			m.mu.Unlock()
+			return settle - age, true
+		}
+		m.young = slices.Delete(m.young, 0, 1)
+		m.mu.Unlock()
+		m.judge(s)
+	}
+	return 0, false
+}
+
+// judge tells a subscriber whose connection the peer should know by now that it
+// does not, or that it was down before anybody asked.
+func (m *monitor) judge(s *subscription) {
+	conn, known := m.known[s.id]
+	switch {
+	case !known && s.told != Down:
+		m.tell(s, Event{Kind: Down})
+	case conn != nil && s.told == 0:
+		m.tell(s, Event{Kind: Update, Conn: conn})
+	}
+}
+
+func (m *monitor) tellAll(id string, e Event) {
+	m.mu.Lock()
+	subs := slices.Clone(m.subs[id])
+	m.mu.Unlock()
+	for _, s := range subs {
+		if e.Kind == Update && s.told == Lost {
+			m.tell(s, Event{Kind: Restored, Conn: e.Conn})
+		} else {
+			m.tell(s, e)
+		}
+	}
+}
+
+func (m *monitor) tell(s *subscription, e Event) {
+	m.mu.Lock()
+	ended := s.ended
+	m.mu.Unlock()
+	if ended {
+		return
+	}
+	s.told = e.Kind
+	s.f(e)
+}
+
+// all returns all subscriptions. It is meant for rare occasions.
+func (m *monitor) all() []*subscription {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]*subscription, 0, len(m.subs))
+	for _, subs := range m.subs {
+		all = append(all, subs...)
+	}
+	return all
+}
+
+// ownID returns the id of the segment with the given name, "" when there is none.
+func ownID(conn *networkservice.Connection, name string) string {
+	for _, s := range conn.GetPath().GetPathSegments() {
+		if s.GetName() == name {
+			return s.GetId()
+		}
+	}
+	return ""
+}
