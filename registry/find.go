@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"context"
+	"time"
+
+	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Find streams the network services that match the query and, to watch, what
+// becomes of them.
+func (s serviceServer) Find(q *api.NetworkServiceQuery, out api.NetworkServiceRegistry_FindServer) error {
+	template := q.GetNetworkService()
+	if err := checkServiceBounds(template); err != nil {
+		return err
+	}
+	return find(s.Server, s.services, template, q.GetWatch(), out, func(e Event[*api.NetworkService]) error {
+		return out.Send(&api.NetworkServiceResponse{NetworkService: e.Object, Deleted: e.Deleted})
+	})
+}
+
+// Find streams the endpoints that match the query and, to watch, what becomes
+// of them.
+func (s endpointServer) Find(q *api.NetworkServiceEndpointQuery, out api.NetworkServiceEndpointRegistry_FindServer) error {
+	template := q.GetNetworkServiceEndpoint()
+	if err := checkEndpointBounds(template); err != nil {
+		return err
+	}
+	return find(s.Server, s.endpoints, template, q.GetWatch(), out, func(e Event[*api.NetworkServiceEndpoint]) error {
+		return out.Send(&api.NetworkServiceEndpointResponse{NetworkServiceEndpoint: e.Object, Deleted: e.Deleted})
+	})
+}
+
+// find is not authorised, as in the reference (§4.2): whoever can connect may
+// look. An endpoint that has expired is not sent, even when its removal is late.
+func find[T Object](s *Server, store Store[T], template T, following bool, out grpc.ServerStream, send func(Event[T]) error) error {
+	ctx, leave, err := s.enter(out.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if following {
+		return follow(ctx, store, template, out, send)
+	}
+	for v, err := range store.Find(ctx, template) {
+		if err != nil {
+			return err
+		}
+		if Expired(v, time.Now()) {
+			continue
+		}
+		if err := send(Event[T]{Object: v}); err != nil {
+			return sendError(ctx, err)
+		}
+	}
+	return nil
+}
+
+// follow sends the header as soon as the watch stands: a client that has the
+// header misses nothing that happens from then on.
+func follow[T Object](ctx context.Context, store Store[T], template T, out grpc.ServerStream, send func(Event[T]) error) error {
+	w, err := store.Watch(ctx, template)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if err := out.SendHeader(nil); err != nil {
+		return sendError(ctx, err)
+	}
+	for {
+		events, err := w.Next(ctx)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		for _, e := range events {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if !e.Deleted && Expired(e.Object, now) {
+				continue // its deletion follows
+			}
+			if err := send(e); err != nil {
+				return sendError(ctx, err)
+			}
+		}
+	}
+}
+
+// sendError says why a stream broke: because it was ended, or by itself.
+func sendError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nserr.PeerDown.Errorf("sending to a client: %w", err)
+}
