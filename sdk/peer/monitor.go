@@ -227,7 +227,7 @@ func (m *monitor) follow(ctx context.Context, client networkservice.MonitorConne
 			<-failed
 			return ctx.Err()
 		}
-		if next, any := m.judgeYoung(); any {
+		if next, more := m.judgeYoung(); more {
 			check.Reset(next)
 		}
 	}
@@ -325,7 +325,7 @@ func (m *monitor) dispatch(e *networkservice.ConnectionEvent) {
 
 // judgeYoung judges the subscriptions that have come of age. It returns how long
 // the next one takes, if there is one. While the stream is not live they wait.
-func (m *monitor) judgeYoung() (next time.Duration, any bool) {
+func (m *monitor) judgeYoung() (next time.Duration, more bool) {
 	for m.live {
 		m.mu.Lock()
 		if len(m.young) == 0 {
@@ -337,7 +337,7 @@ func (m *monitor) judgeYoung() (next time.Duration, any bool) {
 			m.mu.Unlock()
 			return settle - age, true
 		}
-		m.young = slices.Delete(m.young, 0, 1)
+		m.young[0], m.young = nil, m.young[1:]
 		m.mu.Unlock()
 		m.judge(s)
 	}

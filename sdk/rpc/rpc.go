@@ -9,7 +9,7 @@
 //
 //	l, err := rpc.Listen(ctx, "unix:///run/nsm.sock")
 //	s := rpc.NewServer(rpc.ServerOptions{Credentials: server})
-//	networkservice.RegisterNetworkServiceServer(s, impl)
+//	rpc.RegisterNetworkService(s, impl)
 //	go s.Serve(l)
 //
 //	cc, err := rpc.Dial("unix:///run/nsm.sock", rpc.DialOptions{Credentials: client, Tokens: tokens})
