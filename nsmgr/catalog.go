@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nsmgr
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
+
+	"github.com/openvwire/nsm/internal/backoff"
+	"github.com/openvwire/nsm/sdk/query"
+	"github.com/openvwire/nsm/sdk/watch"
+)
+
+// catalog is the manager's view of the domain's registry: one watch for
+// services and one for endpoints keep it current, so that a Request asks nobody.
+// What the registry said stays known while the registry is away.
+type catalog struct {
+	log       *slog.Logger
+	services  *view[*registry.NetworkService]
+	endpoints *view[*registry.NetworkServiceEndpoint]
+}
+
+func newCatalog(log *slog.Logger) *catalog {
+	return &catalog{
+		log:       log,
+		services:  newView[*registry.NetworkService](func(*registry.NetworkService) []string { return nil }),
+		endpoints: newView((*registry.NetworkServiceEndpoint).GetNetworkServiceNames),
+	}
+}
+
+// view holds the objects of one kind by name and, for endpoints, by service.
+type view[T query.Object] struct {
+	objects *watch.Map[string, T] // immutable messages
+	groups  func(T) []string
+
+	ready     chan struct{} // closed when the first snapshot is complete
+	readyOnce sync.Once
+
+	mu      sync.Mutex
+	byGroup map[string]map[string]struct{} // names by service; guarded by mu
+}
+
+func newView[T query.Object](groups func(T) []string) *view[T] {
+	return &view[T]{objects: watch.New[string, T](), groups: groups, ready: make(chan struct{}), byGroup: make(map[string]map[string]struct{})}
+}
+
+func (v *view[T]) put(object T) {
+	name := object.GetName()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if old, ok := v.objects.Get(name); ok {
+		v.unindex(old)
+	}
+	for _, g := range v.groups(object) {
+		names := v.byGroup[g]
+		if names == nil {
+			names = make(map[string]struct{})
+			v.byGroup[g] = names
+		}
+		names[name] = struct{}{}
+	}
+	v.objects.Put(name, object)
+}
+
+func (v *view[T]) delete(name string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if old, ok := v.objects.Get(name); ok {
+		v.unindex(old)
+		v.objects.Delete(name)
+	}
+}
+
+// unindex wants mu held.
+func (v *view[T]) unindex(object T) {
+	for _, g := range v.groups(object) {
+		delete(v.byGroup[g], object.GetName())
+		if len(v.byGroup[g]) == 0 {
+			delete(v.byGroup, g)
+		}
+	}
+}
+
+// group returns the objects of one service, in the order of their names.
+func (v *view[T]) group(g string) []T {
+	v.mu.Lock()
+	names := slices.Sorted(maps.Keys(v.byGroup[g]))
+	v.mu.Unlock()
+	out := make([]T, 0, len(names))
+	for _, n := range names {
+		if object, ok := v.objects.Get(n); ok {
+			out = append(out, object)
+		}
+	}
+	return out
+}
+
+// replace makes the view exactly what a complete answer of the registry says.
+func (v *view[T]) replace(all []T) {
+	keep := make(map[string]bool, len(all))
+	for _, object := range all {
+		keep[object.GetName()] = true
+		v.put(object)
+	}
+	for name := range v.objects.All() {
+		if !keep[name] {
+			v.delete(name)
+		}
+	}
+	v.readyOnce.Do(func() { close(v.ready) })
+}
+
+// finder is how one kind of object is got from a registry.
+type finder[T query.Object] func(ctx context.Context, watch bool) (stream[T], error)
+
+// stream gives one object after the other; deleted is only set when watching.
+type stream[T query.Object] func() (object T, deleted bool, err error)
+
+// opened waits until the registry has begun to watch, so that a snapshot taken
+// afterwards misses nothing. The reference says so only with its first object,
+// hence the bound.
+const openedTimeout = 300 * time.Millisecond
+
+func findServices(cc grpc.ClientConnInterface) finder[*registry.NetworkService] {
+	client := registry.NewNetworkServiceRegistryClient(cc)
+	return func(ctx context.Context, watching bool) (stream[*registry.NetworkService], error) {
+		s, err := client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{}, Watch: watching})
+		if err != nil {
+			return nil, err
+		}
+		if watching {
+			waitOpened(ctx, s)
+		}
+		return func() (*registry.NetworkService, bool, error) {
+			r, err := s.Recv()
+			return r.GetNetworkService(), r.GetDeleted(), err
+		}, nil
+	}
+}
+
+func findEndpoints(cc grpc.ClientConnInterface) finder[*registry.NetworkServiceEndpoint] {
+	client := registry.NewNetworkServiceEndpointRegistryClient(cc)
+	return func(ctx context.Context, watching bool) (stream[*registry.NetworkServiceEndpoint], error) {
+		s, err := client.Find(ctx, &registry.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{}, Watch: watching})
+		if err != nil {
+			return nil, err
+		}
+		if watching {
+			waitOpened(ctx, s)
+		}
+		return func() (*registry.NetworkServiceEndpoint, bool, error) {
+			r, err := s.Recv()
+			return r.GetNetworkServiceEndpoint(), r.GetDeleted(), err
+		}, nil
+	}
+}
+
+func waitOpened(ctx context.Context, s grpc.ClientStream) {
+	opened := make(chan struct{})
+	go func() { // ends with the stream at the latest, which ends with follow's context
+		defer close(opened)
+		_, _ = s.Header()
+	}()
+	select {
+	case <-opened:
+	case <-ctx.Done():
+	case <-time.After(openedTimeout):
+	}
+}
+
+var watchRetry = backoff.Policy{Min: 50 * time.Millisecond, Max: 2 * time.Second}
+
+// follow keeps v current until ctx ends.
+func follow[T query.Object](ctx context.Context, log *slog.Logger, kind string, v *view[T], find finder[T]) {
+	lost := false
+	for attempt := 0; ; attempt++ {
+		synced, err := followOnce(ctx, v, find)
+		if ctx.Err() != nil {
+			return
+		}
+		if synced {
+			attempt = 0
+		}
+		if !lost || synced {
+			log.Warn("registry watch broke, what is known stays known", "kind", kind, "error", err)
+			lost = true
+		}
+		if watchRetry.Wait(ctx, attempt) != nil {
+			return
+		}
+	}
+}
+
+// followOnce opens a watch, then takes a complete snapshot, then applies what
+// the watch tells: in this order nothing falls between the two.
+func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T]) (synced bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	changes, err := find(ctx, true)
+	if err != nil {
+		return false, err
+	}
+	snapshot, err := find(ctx, false)
+	if err != nil {
+		return false, err
+	}
+	var all []T
+	for {
+		object, _, err := snapshot()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return false, err
+		}
+		all = append(all, object)
+	}
+	v.replace(all)
+	for {
+		object, deleted, err := changes()
+		switch {
+		case err != nil:
+			return true, err
+		case deleted:
+			v.delete(object.GetName())
+		default:
+			v.put(object)
+		}
+	}
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nsmgr
+
+import (
+	"context"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/hop"
+)
+
+// Close closes a connection and what is behind it (protocol.md §2.9). Closing
+// what is not known succeeds. Whatever the next hop answers, the connection is
+// gone here.
+func (m *Manager) Close(ctx context.Context, c *networkservice.Connection) (*emptypb.Empty, error) {
+	call, err := m.hop.Admit(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	err = m.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
+		if t.Record == nil {
+			return nil
+		}
+		if err := t.Record.binding.Check(call); err != nil {
+			return err
+		}
+		m.drop(ctx, t, call, "closed")
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// expire closes a connection that nobody refreshed in time.
+func (m *Manager) expire(ctx context.Context, id string) {
+	_ = m.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
+		if t.Expired(time.Now()) {
+			m.drop(ctx, t, nil, "expired")
+		}
+		return nil
+	})
+}
+
+// drop closes the path behind this hop and forgets the connection. The next hop
+// may refuse, say because the tokens have expired by now: it has a timer too.
+func (m *Manager) drop(ctx context.Context, t *conn.Turn[wire], call *hop.Call, why string) {
+	forwarder := t.Record.forwarder
+	if err := t.Record.next.Close(ctx, call); err != nil {
+		m.log.Warn("next hop did not close", "connection", t.ID, "forwarder", forwarder, "error", err)
+	}
+	t.Record = nil
+	m.monitor.Delete(t.ID)
+	m.log.Info("connection "+why, "connection", t.ID, "forwarder", forwarder)
+}

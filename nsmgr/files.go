@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nsmgr
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// receiveNetNS claims the network namespaces that the request's KERNEL
+// mechanisms name, to be sent on with it (protocol.md §2.14). Their names,
+// inode://dev/ino, mean the same in every process of this node and stay.
+func receiveNetNS(ctx context.Context, req *networkservice.NetworkServiceRequest) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeFiles(files)
+		}
+	}()
+	seen := make(map[string]bool)
+	for _, m := range slices.Concat(req.GetMechanismPreferences(), []*networkservice.Mechanism{req.GetConnection().GetMechanism()}) {
+		if m.GetType() != mechanism.TypeKernel {
+			continue
+		}
+		url := m.GetParameters()["inodeURL"]
+		switch {
+		case url == "" || seen[url]:
+			continue
+		case !strings.HasPrefix(url, "inode://"):
+			return files, nserr.NoDescriptor.Errorf("inodeURL %q names a file of another process: send the open namespace and inode://<dev>/<ino>", url)
+		}
+		seen[url] = true
+		f, err := rpc.ReceiveFile(ctx, url)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+func cloneConnection(c *networkservice.Connection) *networkservice.Connection {
+	return proto.Clone(c).(*networkservice.Connection)
+}

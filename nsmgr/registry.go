@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nsmgr
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/path"
+	"github.com/openvwire/nsm/sdk/regpath"
+	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/sdk/token"
+)
+
+// registration is a Register or Unregister that was admitted.
+type registration struct {
+	path    regpath.Path
+	owner   string    // SPIFFE ID of who registered in the first place
+	expires time.Time // the caller's token or ours, whichever ends first
+}
+
+// admit takes this manager's place in the path of a registration (§4.2) and
+// checks who sends it, by the same policy as a Request.
+func (m *Manager) admit(ctx context.Context) (*registration, error) {
+	p, err := regpath.FromIncoming(ctx)
+	if err != nil {
+		return nil, err
+	}
+	caller := rpc.CallerFrom(ctx)
+	own, expires, err := m.config.Tokens(caller.Cert)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Advance(caller.Token, own); err != nil {
+		return nil, err
+	}
+	policy := path.Path{Index: int(p.Index)}
+	for _, raw := range p.Tokens() {
+		policy.Segments = append(policy.Segments, path.Segment{Token: raw})
+	}
+	if err := m.config.Policy.Admit(caller, policy, time.Now()); err != nil {
+		return nil, err
+	}
+	first, err := token.Parse(p.PathSegments[0].Token)
+	if err != nil {
+		return nil, err
+	}
+	if !caller.TokenExpires.IsZero() && caller.TokenExpires.Before(expires) {
+		expires = caller.TokenExpires
+	}
+	return &registration{path: p, owner: first.Subject, expires: expires}, nil
+}
+
+// adopt gives the caller the path that upstream answered with.
+func (r *registration) adopt(ctx context.Context, header metadata.MD) {
+	if up, err := regpath.FromHeader(header); err == nil && len(up.PathSegments) > 0 {
+		up.Index = r.path.Index
+		r.path = up
+	}
+	_ = r.path.SetHeader(ctx) // fails only where the caller is gone
+}
+
+// serviceRegistry proxies network services: nothing about them is local.
+type serviceRegistry struct {
+	registry.UnimplementedNetworkServiceRegistryServer
+	m *Manager
+}
+
+func (s *serviceRegistry) upstream() registry.NetworkServiceRegistryClient {
+	return registry.NewNetworkServiceRegistryClient(s.m.config.Registry)
+}
+
+func (s *serviceRegistry) Register(ctx context.Context, ns *registry.NetworkService) (*registry.NetworkService, error) {
+	r, err := s.m.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var header metadata.MD
+	got, err := s.upstream().Register(r.path.ToOutgoing(ctx), ns, grpc.Header(&header))
+	if err != nil {
+		return nil, err
+	}
+	s.m.catalog.services.put(got) // whoever registers may ask for it at once
+	r.adopt(ctx, header)
+	return got, nil
+}
+
+func (s *serviceRegistry) Unregister(ctx context.Context, ns *registry.NetworkService) (*emptypb.Empty, error) {
+	r, err := s.m.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var header metadata.MD
+	out, err := s.upstream().Unregister(r.path.ToOutgoing(ctx), ns, grpc.Header(&header))
+	if err != nil {
+		return nil, err
+	}
+	s.m.catalog.services.delete(ns.GetName())
+	r.adopt(ctx, header)
+	return out, nil
+}
+
+// endpointRegistry proxies endpoints, and knows those of this node itself.
+type endpointRegistry struct {
+	registry.UnimplementedNetworkServiceEndpointRegistryServer
+	m *Manager
+}
+
+func (s *endpointRegistry) upstream() registry.NetworkServiceEndpointRegistryClient {
+	return registry.NewNetworkServiceEndpointRegistryClient(s.m.config.Registry)
+}
+
+// Register records where this node reaches the endpoint and registers it with
+// the manager's address instead. A forwarder is of use to this node alone: it
+// stays registered here when the registry is away.
+func (s *endpointRegistry) Register(ctx context.Context, nse *registry.NetworkServiceEndpoint) (out *registry.NetworkServiceEndpoint, _ error) {
+	if nse.GetName() == "" || len(nse.GetName()) > path.MaxID || len(nse.GetNetworkServiceNames()) == 0 {
+		return nil, nserr.BadEndpoint.Errorf("endpoint %.40q offers %d network services; it needs a name of 1 to %d bytes and at least one service", nse.GetName(), len(nse.GetNetworkServiceNames()), path.MaxID)
+	}
+	r, err := s.m.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = s.m.locals.turns.Do(ctx, nse.GetName(), func(t *conn.Turn[local]) error {
+		out, err = s.register(ctx, t, r, nse)
+		return err
+	})
+	return out, err
+}
+
+func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r *registration, nse *registry.NetworkServiceEndpoint) (*registry.NetworkServiceEndpoint, error) {
+	known := t.Record
+	if known != nil && known.owner != r.owner {
+		return nil, nserr.NameOwned.Errorf("endpoint %q was registered by %s, not by %s", nse.GetName(), known.owner, r.owner)
+	}
+	release, err := s.m.receiveSocket(ctx, nse.GetUrl())
+	if err != nil {
+		return nil, err
+	}
+	kept := false
+	defer func() {
+		if !kept {
+			release()
+		}
+	}()
+	s.describeEndpoint(nse)
+	expires := time.Now().Add(s.m.config.EndpointExpiry)
+	for _, t := range []time.Time{r.expires, expiryOf(nse)} {
+		if !t.IsZero() && t.Before(expires) {
+			expires = t
+		}
+	}
+	nse.ExpirationTime = timestamppb.New(expires)
+
+	public := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
+	public.Url = s.m.config.URL
+	var header metadata.MD
+	got, err := s.upstream().Register(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
+	forwarder := slices.Contains(nse.GetNetworkServiceNames(), s.m.config.ForwarderService)
+	switch {
+	case err != nil && !(forwarder && away(err)):
+		return nil, err
+	case err != nil:
+		s.m.log.Warn("registry is away, the forwarder is known to this node only", "forwarder", nse.GetName(), "error", err)
+		got = public
+	}
+	if at := expiryOf(got); !at.IsZero() && at.Before(expires) {
+		expires = at
+	}
+	s.m.catalog.endpoints.put(got)
+
+	reply := proto.Clone(got).(*registry.NetworkServiceEndpoint)
+	reply.Url = nse.GetUrl()
+	reply.ExpirationTime = timestamppb.New(expires)
+	if known != nil {
+		known.release()
+	}
+	kept = true
+	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), owner: r.owner, expires: expires, release: release}
+	s.m.locals.set(nse.GetName(), t.Record)
+	t.ExpireAt(expires)
+	if known == nil {
+		s.m.log.Info("endpoint registered", "endpoint", nse.GetName(), "services", nse.GetNetworkServiceNames(), "owner", r.owner)
+	}
+	r.adopt(ctx, header)
+	return reply, nil
+}
+
+// away reports whether the registry could not be asked, as opposed to saying no.
+func away(err error) bool {
+	e := nserr.From(err)
+	return e.Reason == nserr.PeerDown || e.Reason == nserr.TimedOut || e.Reason == nserr.Stopping
+}
+
+// describeEndpoint adds the node's labels to every service that has labels
+// already, as the reference does (§4.1), without replacing any.
+func (s *endpointRegistry) describeEndpoint(nse *registry.NetworkServiceEndpoint) {
+	for _, labels := range nse.GetNetworkServiceLabels() {
+		for k, v := range s.m.config.Labels {
+			if _, ok := labels.GetLabels()[k]; !ok {
+				if labels.Labels == nil {
+					labels.Labels = make(map[string]string)
+				}
+				labels.Labels[k] = v
+			}
+		}
+	}
+}
+
+// Unregister removes the endpoint here, then in the registry.
+func (s *endpointRegistry) Unregister(ctx context.Context, nse *registry.NetworkServiceEndpoint) (*emptypb.Empty, error) {
+	if nse.GetName() == "" {
+		return &emptypb.Empty{}, nil
+	}
+	r, err := s.m.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = s.m.locals.turns.Do(ctx, nse.GetName(), func(t *conn.Turn[local]) error {
+		if t.Record != nil && t.Record.owner != r.owner {
+			return nserr.NameOwned.Errorf("endpoint %q was registered by %s, not by %s", nse.GetName(), t.Record.owner, r.owner)
+		}
+		public := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
+		public.Url = s.m.config.URL
+		var header metadata.MD
+		if _, err := s.upstream().Unregister(r.path.ToOutgoing(ctx), public, grpc.Header(&header)); err != nil && !away(err) {
+			return err
+		}
+		s.m.catalog.endpoints.delete(nse.GetName())
+		if t.Record != nil {
+			s.m.locals.set(nse.GetName(), nil)
+			t.Record.release()
+			t.Record = nil
+			s.m.log.Info("endpoint unregistered", "endpoint", nse.GetName())
+		}
+		r.adopt(ctx, header)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// forgetEndpoint drops a local endpoint that did not renew itself. The registry
+// has its own timer.
+func (m *Manager) forgetEndpoint(ctx context.Context, name string) {
+	_ = m.locals.turns.Do(ctx, name, func(t *conn.Turn[local]) error {
+		if !t.Expired(time.Now()) {
+			return nil
+		}
+		m.locals.set(name, nil)
+		t.Record.release()
+		t.Record = nil
+		m.log.Info("endpoint expired", "endpoint", name)
+		return nil
+	})
+}
+
+func expiryOf(nse *registry.NetworkServiceEndpoint) time.Time {
+	if nse.GetExpirationTime() == nil {
+		return time.Time{}
+	}
+	return nse.GetExpirationTime().AsTime()
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nsmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"github.com/networkservicemesh/api/pkg/api/registry"
+
+	"github.com/openvwire/nsm/nsmgr/route"
+	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// Request sends a connection on to a forwarder of this node (protocol.md §2.7,
+// §3.2): for a client here it chooses the endpoint, for a client elsewhere it
+// builds the endpoint's side.
+func (m *Manager) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	if req.GetConnection().GetNetworkService() == "" {
+		return nil, nserr.BadRequest.Errorf("the request names no network service")
+	}
+	if err := hop.ValidatePreferences(req.GetMechanismPreferences()); err != nil {
+		return nil, err
+	}
+	call, err := m.hop.Admit(ctx, req.GetConnection())
+	if err != nil {
+		return nil, err
+	}
+	var out *networkservice.Connection
+	err = m.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
+		var err error
+		out, err = m.request(ctx, t, call, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return call.Reply(out), nil
+}
+
+// request does the work of Request when it is the connection's turn.
+func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	known := t.Record
+	if known != nil {
+		if err := known.binding.Check(call); err != nil {
+			return nil, err
+		}
+	}
+	files, err := receiveNetNS(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer closeFiles(files)
+
+	// What the caller says about the state is a wish for this hop. The hops
+	// behind it start anew or go on, which the path tells them.
+	reselect := call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED
+	if known != nil && reselect {
+		if err := known.next.Close(ctx, call); err != nil {
+			m.log.Warn("old path not closed", "connection", t.ID, "error", err)
+		}
+		known.forwarder = ""
+	}
+	m.describeClient(call.Conn)
+
+	candidates, err := m.candidates(call.Conn, known, reselect)
+	if err != nil {
+		return nil, m.failed(t, err)
+	}
+	var failures []error
+	for _, f := range candidates {
+		got, err := m.ask(ctx, t, f, call, req, files)
+		if err == nil {
+			return got, nil
+		}
+		failures = append(failures, fmt.Errorf("%s: %w", f.nse.GetName(), err))
+		if ctx.Err() != nil || !worthAnother(err) {
+			break
+		}
+	}
+	return nil, m.failed(t, allFailed(failures))
+}
+
+// ask sends the request to one forwarder and keeps what it answers.
+func (m *Manager) ask(ctx context.Context, t *conn.Turn[wire], f forwarder, call *hop.Call, req *networkservice.NetworkServiceRequest, files []*os.File) (*networkservice.Connection, error) {
+	p := m.config.Peers.Get(f.url)
+	got, err := hop.Ask(rpc.WithFiles(ctx, files...), p, &networkservice.NetworkServiceRequest{
+		Connection:           call.Conn,
+		MechanismPreferences: req.GetMechanismPreferences(),
+	})
+	if err != nil {
+		p.Release()
+		return nil, err
+	}
+	got.State = networkservice.State_UP
+	if t.Record == nil {
+		t.Record = &wire{}
+		m.log.Info("connection up", slog.String("connection", t.ID), slog.String("service", got.GetNetworkService()),
+			slog.String("owner", call.Binding.Owner), slog.String("endpoint", got.GetNetworkServiceEndpointName()), slog.String("forwarder", f.nse.GetName()))
+	}
+	t.Record.binding = call.Binding
+	t.Record.forwarder = f.nse.GetName()
+	t.Record.next.Hold(p, cloneConnection(got), m.monitor)
+	t.ExpireAt(call.Expiry(ctx))
+	m.monitor.Publish(got)
+	return got, nil
+}
+
+// failed tells watchers when a connection that was established could not be
+// established again. It stays known until it expires or is closed.
+func (m *Manager) failed(t *conn.Turn[wire], err error) error {
+	if t.Record != nil {
+		m.monitor.Down(t.ID)
+	}
+	m.log.Warn("request failed", "connection", t.ID, "error", err)
+	return err
+}
+
+// describeClient adds what this node knows about its client: labels, without
+// replacing any, and prefixes that its addresses must not come from (§3.7).
+func (m *Manager) describeClient(c *networkservice.Connection) {
+	for k, v := range m.config.Labels {
+		if _, ok := c.Labels[k]; !ok {
+			if c.Labels == nil {
+				c.Labels = make(map[string]string)
+			}
+			c.Labels[k] = v
+		}
+	}
+	if m.config.Excluded == nil {
+		return
+	}
+	for _, p := range m.config.Excluded() {
+		if c.Context == nil {
+			c.Context = &networkservice.ConnectionContext{}
+		}
+		if c.Context.IpContext == nil {
+			c.Context.IpContext = &networkservice.IPContext{}
+		}
+		if text := p.String(); !slices.Contains(c.Context.IpContext.ExcludedPrefixes, text) {
+			c.Context.IpContext.ExcludedPrefixes = append(c.Context.IpContext.ExcludedPrefixes, text)
+		}
+	}
+}
+
+// forwarder is a forwarder of this node that can be asked.
+type forwarder struct {
+	nse *registry.NetworkServiceEndpoint
+	url string // where this process reaches it
+}
+
+// candidates are the forwarders to try, in order. A connection that is known
+// stays with its forwarder; nobody is asked and nothing is looked up for it.
+func (m *Manager) candidates(c *networkservice.Connection, known *wire, reselect bool) ([]forwarder, error) {
+	all := m.locals.forwarders(m.config.ForwarderService, time.Now())
+	if known != nil && known.forwarder != "" {
+		i := slices.IndexFunc(all, func(f forwarder) bool { return f.nse.GetName() == known.forwarder })
+		if i < 0 {
+			return nil, nserr.ForwarderGone.Errorf("forwarder %s is not available", known.forwarder)
+		}
+		return all[i : i+1], nil
+	}
+	service, ok := m.catalog.services.objects.Get(c.GetNetworkService())
+	if !ok || c.GetPayload() != "" && c.GetPayload() != service.GetPayload() {
+		return nil, m.noService(c)
+	}
+	endpoints := make([]*registry.NetworkServiceEndpoint, len(all))
+	for i, f := range all {
+		endpoints[i] = f.nse
+	}
+	sticky := ""
+	if next := nextSegment(c); next != "" && !reselect {
+		sticky = next
+	}
+	names := route.Forwarders(hop.MatchesOf(service), c.GetLabels(), hop.EndpointsOf(endpoints, m.config.ForwarderService), sticky)
+	if len(names) == 0 {
+		if len(all) == 0 {
+			return nil, nserr.NoForwarder.Errorf("no candidates found: no forwarder is registered at manager %s", m.config.Name)
+		}
+		return nil, nserr.NoForwarder.Errorf("no candidates found: none of the %d forwarders of manager %s has the labels that network service %q asks for",
+			len(all), m.config.Name, c.GetNetworkService()).WithFix("compare 'nsm get service %s -o yaml' (metadata) with the labels of the forwarders", c.GetNetworkService())
+	}
+	out := make([]forwarder, len(names))
+	for i, n := range names {
+		out[i] = all[slices.IndexFunc(all, func(f forwarder) bool { return f.nse.GetName() == n })]
+	}
+	return out, nil
+}
+
+func (m *Manager) noService(c *networkservice.Connection) error {
+	if c.GetPayload() != "" {
+		return nserr.UnknownService.Errorf("network service %s with payload %s is not found", c.GetNetworkService(), c.GetPayload())
+	}
+	return nserr.UnknownService.Errorf("network service %s is not found", c.GetNetworkService())
+}
+
+func nextSegment(c *networkservice.Connection) string {
+	if s := c.GetNextPathSegment(); s != nil {
+		return s.GetName()
+	}
+	return ""
+}
+
+// worthAnother reports whether another forwarder could answer otherwise. What is
+// wrong with the request, or with who sends it, is wrong for all.
+func worthAnother(err error) bool {
+	switch e := nserr.From(err); e.Reason {
+	case nserr.WrongOwner, nserr.UnknownService, nserr.NoEndpoint, nserr.NoMatch, nserr.UnknownEndpoint,
+		nserr.BadContext, nserr.BadName, nserr.NameTaken, nserr.NoNetNS, nserr.AddressesExcluded:
+		return false
+	}
+	return true
+}
+
+// allFailed puts the failures of all forwarders in one error. A single one keeps
+// its own reason: the forwarder it passed through matters less than what is wrong.
+func allFailed(failures []error) error {
+	if len(failures) == 1 {
+		if e := (*nserr.Error)(nil); errors.As(failures[0], &e) && e.Reason != nserr.Internal {
+			return e.Reason.Errorf("%w", failures[0]).WithFix("%s", e.HowToFix())
+		}
+	}
+	texts := make([]string, len(failures))
+	for i, err := range failures {
+		texts[i] = err.Error()
+	}
+	return nserr.ForwardersFailed.Errorf("all forwarders have failed: %s", strings.Join(texts, "; "))
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hop
+
+import (
+	"context"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/sdk/peer"
+)
+
+// CloseTimeout bounds the clean-up of one connection, which goes on when the
+// caller has given up.
+const CloseTimeout = 5 * time.Second
+
+// Next is what a hop keeps of the hop behind it for one connection: the peer,
+// its last answer, and the subscription to what it tells about the connection.
+// The holder of the connection's turn owns it.
+type Next struct {
+	Peer *peer.Peer
+	Conn *networkservice.Connection // the last answer, in this hop's view; not to be changed
+
+	unsubscribe func()
+}
+
+// Ask sends a Request to the next hop and checks the answer. When the answer is
+// nonsense the next hop is told to close what it may have built.
+func Ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRequest, opts ...grpc.CallOption) (*networkservice.Connection, error) {
+	got, err := networkservice.NewNetworkServiceClient(p.Conn()).Request(ctx, req, opts...)
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckReply(req.GetConnection(), got); err != nil {
+		closeAt(ctx, p, req.GetConnection())
+		return nil, err
+	}
+	return got, nil
+}
+
+// Hold keeps an answer of p. It takes p over; the monitor relays what p tells
+// about the connection until the next Hold with another peer, or Drop.
+func (n *Next) Hold(p *peer.Peer, got *networkservice.Connection, m *Monitor) {
+	if n.Peer != p {
+		n.Drop()
+		n.Peer = p
+		n.unsubscribe = m.relay(p, got.GetId())
+	} else {
+		p.Release() // the one we have is the same, and counted once
+	}
+	n.Conn = got
+}
+
+// Drop forgets the next hop without telling it.
+func (n *Next) Drop() {
+	if n.Peer == nil {
+		return
+	}
+	n.unsubscribe()
+	n.Peer.Release()
+	*n = Next{}
+}
+
+// Close tells the next hop that the connection is closed, and forgets it. call,
+// if not nil, is the Close that arrived; its tokens are fresher than those of
+// the last answer. What the next hop answers does not keep anything alive here.
+func (n *Next) Close(ctx context.Context, call *Call) error {
+	if n.Peer == nil {
+		return nil
+	}
+	defer n.Drop()
+	conn := n.Conn
+	if call != nil {
+		conn = proto.Clone(n.Conn).(*networkservice.Connection)
+		copy(conn.GetPath().GetPathSegments(), call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1])
+	}
+	return closeAt(ctx, n.Peer, conn)
+}
+
+// closeAt sends a Close that survives the caller's giving up.
+func closeAt(ctx context.Context, p *peer.Peer, conn *networkservice.Connection) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), CloseTimeout)
+	defer cancel()
+	_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(ctx, conn)
+	return err
+}
+
+// relay makes p's events about a connection this hop's own (§2.11): the path
+// behind this hop, the context and the state are taken over, a Delete or the
+// loss of the peer is a DOWN.
+func (m *Monitor) relay(p *peer.Peer, id string) (cancel func()) {
+	return p.Subscribe(id, func(e peer.Event) {
+		switch e.Kind {
+		case peer.Down, peer.Lost:
+			m.Down(id)
+		case peer.Update:
+			m.Amend(id, func(c *networkservice.Connection) bool { return takeOver(c, e.Conn) })
+		}
+	})
+}
+
+// takeOver changes own to what the next hop's event says and reports whether
+// that makes a difference. An event that does not fit the connection, for
+// example one from before a re-route, is stale and changes nothing.
+func takeOver(own, event *networkservice.Connection) bool {
+	index := int(own.GetPath().GetIndex())
+	segments := event.GetPath().GetPathSegments()
+	at := int(event.GetPath().GetIndex())
+	if len(segments) <= index || segments[index].GetId() != own.GetId() || at != index && at != index+1 {
+		return false
+	}
+	if ValidateContext(event.GetContext()) != nil || PathOf(event).Validate() != nil {
+		return false
+	}
+	before := proto.Clone(own).(*networkservice.Connection)
+	event = proto.Clone(event).(*networkservice.Connection)
+	own.Path.PathSegments = append(own.Path.PathSegments[:index+1], event.Path.PathSegments[index+1:]...)
+	for _, s := range own.Path.PathSegments {
+		s.Token = "" // not ours to show
+	}
+	own.Context = event.GetContext()
+	own.State = event.GetState()
+	return !proto.Equal(before, own)
+}

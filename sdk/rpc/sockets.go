@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Sockets are the Unix sockets that a process knows by descriptor only: other
+// processes sent them with an address of the form inode://dev/ino. Through them
+// a peer is reached without a file system in common (§3.6).
+type Sockets struct {
+	mu    sync.Mutex
+	byURL map[string]*socket // guarded by mu
+}
+
+type socket struct {
+	file *os.File // an O_PATH descriptor of the socket's inode
+	refs int      // guarded by Sockets.mu
+}
+
+// NewSockets returns an empty set.
+func NewSockets() *Sockets { return &Sockets{byURL: make(map[string]*socket)} }
+
+// Hold makes the socket f reachable as url until release is called. It takes f
+// over. The same socket may be held many times.
+func (s *Sockets) Hold(url string, f *os.File) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byURL[url]
+	if e == nil {
+		e = &socket{file: f}
+		s.byURL[url] = e
+	} else {
+		_ = f.Close() // the same inode is open already
+	}
+	e.refs++
+	return sync.OnceFunc(func() { s.release(url, e) })
+}
+
+func (s *Sockets) release(url string, e *socket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.refs--; e.refs == 0 {
+		delete(s.byURL, url)
+		_ = e.file.Close()
+	}
+}
+
+// File returns a descriptor of the socket held as url, the caller's to close.
+func (s *Sockets) File(url string) (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byURL[url]
+	if e == nil {
+		return nil, nserr.PeerDown.Errorf("the socket %s is no longer known", url)
+	}
+	files, err := dupAll([]*os.File{e.file})
+	if err != nil {
+		return nil, err
+	}
+	return files[0], nil
+}
+
+// Len returns the number of sockets held.
+func (s *Sockets) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.byURL)
+}
+
+// Dial is rpc.Dial that knows the addresses inode://dev/ino of sockets held.
+// The socket is looked up with each attempt to connect: it may come later than
+// the call, and go.
+func (s *Sockets) Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
+	if _, err := parseInodeURL(rawURL); err != nil {
+		return Dial(rawURL, o)
+	}
+	o.Options = append(o.Options[:len(o.Options):len(o.Options)], grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		f, err := s.File(rawURL)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		var c net.Conn
+		err = control(f, func(fd int) (err error) {
+			c, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
+			return err
+		})
+		return c, err
+	}))
+	return Dial("unix:///"+rawURL, o) // the path is never used
+}
