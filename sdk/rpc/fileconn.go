@@ -111,7 +111,7 @@ func (c *fileConn) Read(b []byte) (int, error) {
 			c.inbox.put(f)
 		}
 	}
-	return n, err
+	return max(n, 0), err // recvmsg's -1 is no number of bytes
 }
 
 // Close closes the connection and every descriptor that was not sent or claimed.
