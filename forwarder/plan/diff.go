@@ -4,6 +4,7 @@ package plan
 
 import (
 	"bytes"
+	"net"
 	"net/netip"
 
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -61,6 +62,13 @@ func Diff(w Wire, seen Observed) []Step {
 	return d.steps
 }
 
+// Removal returns the steps that leave nothing of the wire.
+func Removal(w Wire, seen Observed) []Step {
+	d := differ{wire: w, seen: append([]ObservedEnd(nil), seen.Ends...)}
+	d.deleteLinks()
+	return d.steps
+}
+
 type differ struct {
 	wire    Wire
 	ends    []wanted
@@ -89,24 +97,25 @@ func (d *differ) linksFit() bool {
 	return true
 }
 
+// deleteLinks deletes the rules and then the links that are there. Addresses,
+// routes and neighbours go with the links.
 func (d *differ) deleteLinks() {
-	pairGone := false
-	for i, s := range d.seen {
-		if !s.Found {
-			continue
-		}
-		e := d.ends[i]
-		for _, t := range s.Tables {
+	for i := range d.seen {
+		for _, t := range d.seen[i].Tables {
 			if t.HasRule {
-				d.add(DelRule{NetNS: e.NetNS, Rule: t.Rule})
+				d.add(DelRule{NetNS: d.wire.Ends[i].NetNS, Rule: t.Rule})
 			}
 		}
-		kind := kindOf(s.LinkKind)
-		if !pairGone {
-			d.add(DelLink{Link: Link{NetNS: e.NetNS, Name: s.Name}, Tag: d.wire.Tag(e.Side), Kind: kind})
-		}
-		pairGone = kind == KindVeth
 		d.seen[i].Tables = nil
+	}
+	pairGone := false
+	for i, s := range d.seen {
+		e := d.wire.Ends[i]
+		if s.Found && !pairGone {
+			kind := kindOf(s.LinkKind)
+			d.add(DelLink{Link: Link{NetNS: e.NetNS, Name: s.Name}, Tag: d.wire.Tag(e.Side), Kind: kind})
+			pairGone = kind == KindVeth
+		}
 	}
 }
 
@@ -181,7 +190,7 @@ func (d *differ) addressing(i int) {
 	newPolicies, oldPolicies := d.matchPolicies(i)
 
 	for _, n := range without(e.Neighbors, s.Neighbors, sameNeighbor) {
-		d.add(AddNeighbor{Link: l, Neighbor: n})
+		d.add(AddNeighbor{Link: l, Neighbor: n, Old: macOf(s.Neighbors, n.IP)})
 	}
 	for _, a := range without(e.Addrs, s.Addrs, same) {
 		d.add(AddAddr{Link: l, Addr: a})
@@ -205,7 +214,7 @@ func (d *differ) addressing(i int) {
 		d.add(DelAddr{Link: l, Addr: a})
 	}
 	for _, n := range s.Neighbors {
-		if !hasNeighbor(e.Neighbors, n.IP) { // one with another MAC is replaced, not removed
+		if macOf(e.Neighbors, n.IP) == nil { // one with another MAC was replaced above
 			d.add(DelNeighbor{Link: l, Neighbor: n})
 		}
 	}
@@ -270,11 +279,12 @@ func same[T comparable](a, b T) bool { return a == b }
 
 func sameNeighbor(a, b Neighbor) bool { return a.IP == b.IP && bytes.Equal(a.MAC, b.MAC) }
 
-func hasNeighbor(list []Neighbor, ip netip.Addr) bool {
+// macOf returns the neighbour's address, or nil if ip is not in the list.
+func macOf(list []Neighbor, ip netip.Addr) net.HardwareAddr {
 	for _, n := range list {
 		if n.IP == ip {
-			return true
+			return n.MAC
 		}
 	}
-	return false
+	return nil
 }

@@ -30,8 +30,8 @@ type Observed struct {
 // something only if Found.
 type ObservedEnd struct {
 	Found bool // a link with the end's tag is in the end's namespace
-	// Tagged is false for a link that bears the end's name and MAC address but
-	// no alias yet: whoever made it was killed right afterwards.
+	// Tagged is false for a link that has the end's MAC address but no alias
+	// yet: whoever made it was killed right afterwards.
 	Tagged   bool
 	Name     string
 	LinkKind string // as rtnetlink names it
@@ -55,7 +55,8 @@ type ObservedEnd struct {
 	NewIPv6Off bool // disable_ipv6 of links to come
 	PingClosed bool // nobody may open ping sockets (ping_group_range is "1 0")
 	// Tables are our policy tables over this link, and our rules that lead to
-	// an empty table: what is left when somebody else deleted a link.
+	// an empty table: what is left when somebody else deleted a link. Of two
+	// ends in one namespace only the first has the latter.
 	Tables []PolicyTable
 	// UsedTables are numbers a new table must not take. Filled in only if the
 	// end has policies.

@@ -132,6 +132,7 @@ type (
 	AddNeighbor struct {
 		Link
 		Neighbor Neighbor
+		Old      net.HardwareAddr // of the permanent one it replaces, or nil
 	}
 	// DelNeighbor removes one.
 	DelNeighbor struct {
@@ -152,7 +153,7 @@ func Inverse(s Step) Step {
 		return DelLink{Link: s.Link, Tag: s.Tag, Kind: KindWireGuard}
 	case ConfigureWireGuard:
 		if s.Old == nil {
-			return nil // goes with its link
+			return nil // there is nothing to go back to
 		}
 		return ConfigureWireGuard{Link: s.Link, Tag: s.Tag, WireGuard: *s.Old, Old: &s.WireGuard}
 	case SetMTU:
@@ -172,9 +173,13 @@ func Inverse(s Step) Step {
 	case DelRule:
 		return AddRule(s)
 	case AddNeighbor:
-		return DelNeighbor(s)
+		if s.Old == nil {
+			return DelNeighbor{Link: s.Link, Neighbor: s.Neighbor}
+		}
+		old := Neighbor{IP: s.Neighbor.IP, MAC: s.Old}
+		return AddNeighbor{Link: s.Link, Neighbor: old, Old: s.Neighbor.MAC}
 	case DelNeighbor:
-		return AddNeighbor(s)
+		return AddNeighbor{Link: s.Link, Neighbor: s.Neighbor}
 	}
 	return nil
 }

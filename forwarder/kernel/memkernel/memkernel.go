@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package memkernel is a kernel in memory: the twin of package kernel for
+// tests that run a whole mesh in a synctest bubble, and the naive model that
+// package plan is checked against.
+//
+//	k := memkernel.New("forwarder-a")
+//	steps, err := k.Apply(ctx, wire)
+//
+// It keeps namespaces, links, addresses, routes, rules and neighbours in maps
+// and executes one [plan.Step] at a time. It is strict where the real kernel
+// is: what exists cannot be added, what does not exist cannot be removed, a
+// route needs a link that is up. It carries no packets.
+package memkernel
+
+import (
+	"cmp"
+	"context"
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Kernel is the in-memory twin of kernel.Kernel. It is safe for concurrent
+// use. Namespaces exist as soon as they are mentioned.
+type Kernel struct {
+	owner string
+
+	// Fail, if set before first use, is asked before each step that is not
+	// part of an undo; its error is the step's.
+	Fail func(plan.Step) error
+
+	mu         sync.Mutex
+	namespaces map[string]*namespace
+}
+
+type namespace struct {
+	gone    bool
+	links   map[string]*link
+	rules   []plan.Rule
+	ping    bool // ping sockets are open to everybody
+	ipv6Off bool // of links to come
+}
+
+type link struct {
+	kind      string
+	alias     string
+	mtu       int
+	mac       net.HardwareAddr
+	up        bool
+	ipv6Off   bool
+	addrs     []addr
+	routes    []route
+	neighbors []plan.Neighbor
+	vxlan     *plan.VXLAN
+	wireguard *plan.WireGuard
+	peer      plan.Link // veth only
+}
+
+type route struct {
+	plan.Route
+	table int
+}
+
+// New returns an empty kernel for the forwarder called owner.
+func New(owner string) *Kernel {
+	return &Kernel{owner: owner, namespaces: make(map[string]*namespace)}
+}
+
+// DeleteNamespace lets a namespace vanish with everything in it, as when the
+// last process inside exits.
+func (k *Kernel) DeleteNamespace(key string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ns := k.namespace(key)
+	for name := range ns.links {
+		k.deleteLink(plan.Link{NetNS: key, Name: name})
+	}
+	*ns = namespace{gone: true}
+}
+
+// AddLink puts a stranger's link into a namespace.
+func (k *Kernel) AddLink(key, name string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.namespace(key).links[name] = &link{kind: "dummy", mtu: 1500}
+}
+
+// SetIPv6Off sets disable_ipv6 for links to come.
+func (k *Kernel) SetIPv6Off(key string, off bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.namespace(key).ipv6Off = off
+}
+
+// Apply is like the real one: it checks, observes, and executes the difference
+// or nothing.
+func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
+	if err := w.Validate(); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	seen, err := k.observe(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	if err := plan.Conflict(w, seen); err != nil {
+		return nil, err
+	}
+	steps := plan.Diff(w, seen)
+	if err := k.execute(steps); err != nil {
+		return nil, err
+	}
+	return steps, nil
+}
+
+// Execute executes steps as they are, or takes them back if one fails.
+func (k *Kernel) Execute(steps []plan.Step) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.execute(steps)
+}
+
+func (k *Kernel) execute(steps []plan.Step) error {
+	failed := false
+	err := plan.Execute(steps, func(s plan.Step) error {
+		if k.Fail != nil && !failed {
+			if err := k.Fail(s); err != nil {
+				failed = true
+				return err
+			}
+		}
+		err := k.do(s)
+		failed = failed || err != nil
+		return err
+	})
+	if err != nil {
+		return nserr.KernelFailed.Errorf("%w", err)
+	}
+	return nil
+}
+
+// Remove deletes the wire. A namespace that is gone is not an error.
+func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	w.Ends = slices.DeleteFunc(slices.Clone(w.Ends), func(e plan.End) bool { return k.namespace(e.NetNS).gone })
+	seen, err := k.observe(ctx, w)
+	if err != nil {
+		return err
+	}
+	return k.execute(plan.Removal(w, seen))
+}
+
+// Observe returns what the kernel has for the wire.
+func (k *Kernel) Observe(ctx context.Context, w plan.Wire) (plan.Observed, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.observe(ctx, w)
+}
+
+// Adopt returns every link tagged as this forwarder's.
+func (k *Kernel) Adopt(ctx context.Context) ([]plan.Found, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var found []plan.Found
+	for key, ns := range k.namespaces {
+		for name, l := range ns.links {
+			if tag, ok := plan.ParseTag(l.alias); ok && tag.Owner == k.owner {
+				found = append(found, plan.Found{Tag: tag, NetNS: key, Name: name, LinkKind: l.kind})
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b plan.Found) int { return cmp.Compare(a.Tag.String(), b.Tag.String()) })
+	return found, ctx.Err()
+}
+
+// WireGuardKey returns private key and port of a wire's device.
+func (k *Kernel) WireGuardKey(_ context.Context, ns, wireID string) (key [32]byte, port uint16, ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, l := range k.namespace(ns).links {
+		if tag, tagged := plan.ParseTag(l.alias); tagged && tag.Owner == k.owner && tag.ID == wireID && l.wireguard != nil {
+			return l.wireguard.PrivateKey, l.wireguard.Port, true
+		}
+	}
+	return key, 0, false
+}
+
+// Links returns the number of links in all namespaces.
+func (k *Kernel) Links() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := 0
+	for _, ns := range k.namespaces {
+		n += len(ns.links)
+	}
+	return n
+}
+
+// Rules returns the number of rules in all namespaces.
+func (k *Kernel) Rules() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := 0
+	for _, ns := range k.namespaces {
+		n += len(ns.rules)
+	}
+	return n
+}
+
+func (k *Kernel) namespace(key string) *namespace {
+	ns, ok := k.namespaces[key]
+	if !ok {
+		ns = &namespace{links: make(map[string]*link)}
+		k.namespaces[key] = ns
+	}
+	return ns
+}
+
+func (k *Kernel) observe(ctx context.Context, w plan.Wire) (plan.Observed, error) {
+	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(w.Ends))}
+	visited := make(map[string]bool)
+	for i, e := range w.Ends {
+		ns := k.namespace(e.NetNS)
+		if ns.gone {
+			return plan.Observed{}, nserr.NoNetNS.Errorf("network namespace %s is gone", e.NetNS)
+		}
+		seen.Ends[i] = ns.observe(w, e, !visited[e.NetNS])
+		visited[e.NetNS] = true
+	}
+	return seen, ctx.Err()
+}
+
+// observe returns one end as it is, with the namespace's orphaned rules if asked.
+func (ns *namespace) observe(w plan.Wire, e plan.End, orphans bool) plan.ObservedEnd {
+	o := plan.ObservedEnd{NewIPv6Off: ns.ipv6Off, PingClosed: !ns.ping}
+	mac := e.MAC
+	if mac == nil {
+		mac = plan.MAC(w.ID, e.Side)
+	}
+	var mine *link
+	for name, l := range ns.links {
+		tagged := l.alias == w.Tag(e.Side).String()
+		untagged := l.alias == "" && slices.Equal(l.mac, mac)
+		if tagged || (untagged && mine == nil) {
+			mine, o.Name, o.Tagged = l, name, tagged
+		}
+	}
+	if l, exists := ns.links[e.Name]; exists && l != mine {
+		o.Taken = true
+	}
+	if l := mine; l != nil {
+		o.Found, o.LinkKind, o.MTU, o.MAC, o.Up, o.IPv6Off = true, l.kind, l.mtu, l.mac, l.up, l.ipv6Off
+		o.Addrs = slices.Clone(l.addrs)
+		o.Neighbors = slices.Clone(l.neighbors)
+		o.VXLAN, o.WireGuard = l.vxlan, l.wireguard
+		for _, r := range l.routes {
+			if r.table == plan.Main {
+				o.Routes = append(o.Routes, r.Route)
+			}
+		}
+	}
+	o.Tables = ns.tables(mine, orphans)
+	if len(e.Policies) > 0 {
+		o.UsedTables = ns.usedTables()
+	}
+	return o
+}
