@@ -61,7 +61,7 @@ func equal(a, b *x509bundle.Set) bool {
 }
 
 // MarshalBundles returns each bundle of a set as concatenated DER certificates,
-// by the name of its trust domain.
+// by the SPIFFE ID of its trust domain, as the Workload API has them.
 func MarshalBundles(set *x509bundle.Set) map[string][]byte {
 	out := make(map[string][]byte, set.Len())
 	for _, bundle := range set.Bundles() {
@@ -69,7 +69,7 @@ func MarshalBundles(set *x509bundle.Set) map[string][]byte {
 		for _, cert := range bundle.X509Authorities() {
 			der = append(der, cert.Raw...)
 		}
-		out[bundle.TrustDomain().Name()] = der
+		out[bundle.TrustDomain().IDString()] = der
 	}
 	return out
 }

@@ -118,33 +118,21 @@ func Keep(ctx context.Context, mint Mint, bundles *Bundles, log *slog.Logger) (S
 			return nil, err
 		}
 	}
-	return Hold(svid, mint, bundles, log, nil), nil
-}
-
-// Hold is Keep for an SVID that one has already. If deliver is not nil it is
-// told of every SVID and every set of bundles that the source has, first of the
-// initial ones, each from one goroutine; its error is logged.
-func Hold(svid *x509svid.SVID, mint Mint, bundles *Bundles, log *slog.Logger, deliver func(*x509svid.SVID, *x509bundle.Set) error) Source {
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &kept{svid: svid, bundles: bundles, cancel: cancel, done: make(chan struct{}), updated: make(chan struct{}, 1)}
 	go func() {
 		defer close(k.done)
 		first := true
-		_ = Follow(ctx, svid, mint, bundles, log, func(svid *x509svid.SVID, set *x509bundle.Set) error {
+		_ = Follow(ctx, svid, mint, bundles, log, func(svid *x509svid.SVID, _ *x509bundle.Set) error {
 			k.put(svid, !first)
 			first = false
-			if deliver != nil {
-				if err := deliver(svid, set); err != nil {
-					log.Error("cannot keep the identity", "spiffe_id", svid.ID, "error", err)
-				}
-			}
 			return nil
 		}) // ends with ctx alone
 	}()
-	return k
+	return k, nil
 }
 
-// kept is the Source of Keep and Hold.
+// kept is the Source of Keep.
 type kept struct {
 	bundles *Bundles
 	cancel  context.CancelFunc
@@ -157,9 +145,7 @@ type kept struct {
 
 func (k *kept) put(svid *x509svid.SVID, tell bool) {
 	k.mu.Lock()
-	if k.svid != nil {
-		k.svid = svid
-	}
+	k.svid = svid
 	k.mu.Unlock()
 	if tell {
 		select {
@@ -175,7 +161,7 @@ func (k *kept) GetX509SVID() (*x509svid.SVID, error) {
 	if k.svid == nil {
 		return nil, nserr.NoIdentity.Errorf("%w", errClosed)
 	}
-	return unexpired(k.svid)
+	return Unexpired(k.svid)
 }
 
 func (k *kept) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
@@ -195,8 +181,8 @@ func (k *kept) Close() error {
 
 var errClosed = errors.New("identity source is closed")
 
-// unexpired turns an SVID that nobody would accept into an error that says so.
-func unexpired(svid *x509svid.SVID) (*x509svid.SVID, error) {
+// Unexpired turns an SVID that nobody would accept into an error that says so.
+func Unexpired(svid *x509svid.SVID) (*x509svid.SVID, error) {
 	if until := expiry(svid); !time.Now().Before(until) {
 		return nil, nserr.NoIdentity.Errorf("the SVID of %s has expired at %s and could not be renewed", svid.ID, until.Format(time.RFC3339)).
 			WithFix("see whether the authority of the domain runs and can be reached from this node; after more than a day, join again")

@@ -87,7 +87,7 @@ func (o opened) GetX509SVID() (*x509svid.SVID, error) {
 	if err != nil {
 		return nil, nserr.NoIdentity.Errorf("%w", err)
 	}
-	return unexpired(svid)
+	return Unexpired(svid)
 }
 
 // trouble is the logger of the Workload API client: it keeps the last failure
@@ -103,16 +103,19 @@ type trouble struct {
 // Errorf implements logger.Logger.
 func (t *trouble) Errorf(format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
+	if strings.Contains(message, "code = Canceled") {
+		return // we are closing
+	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	first, open := t.last == "", t.open
+	t.last = message
+	t.mu.Unlock()
 	switch {
-	case strings.Contains(message, "code = Canceled"): // we are closing
-	case t.open:
+	case open:
 		t.log.Warn("lost the Workload API, trying again", "error", message)
-	case t.last == "":
+	case first:
 		t.log.Info("waiting for an identity: "+nserr.NoIdentity.Fix, "error", message)
 	}
-	t.last = message
 }
 
 func (t *trouble) Warnf(string, ...any)  {}

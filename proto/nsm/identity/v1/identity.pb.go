@@ -373,7 +373,7 @@ func (*WatchBundlesRequest) Descriptor() ([]byte, []int) {
 // Bundles is the whole set of CA certificates to trust.
 type Bundles struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bundles       map[string][]byte      `protobuf:"bytes,1,rep,name=bundles,proto3" json:"bundles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by trust domain name; DER, concatenated
+	Bundles       map[string][]byte      `protobuf:"bytes,1,rep,name=bundles,proto3" json:"bundles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by SPIFFE ID of the trust domain; DER, concatenated
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
