@@ -182,6 +182,15 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return *answer.Status, nil
 }
 
+// Running reports whether a holder runs. It fails when one does not answer.
+func (c *Client) Running(ctx context.Context) (bool, error) {
+	_, err := c.Status(ctx)
+	if notRunning(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // attach makes sure that this client is attached to a running holder. With
 // start, it starts one if there is none.
 func (c *Client) attach(ctx context.Context, start bool) error {
@@ -349,6 +358,8 @@ func (c *Client) exchange(ctx context.Context, conn *net.UnixConn, req *request,
 	switch {
 	case err == nil:
 		return &answer, answer.err()
+	case errors.Is(err, nserr.NoNetNS):
+		return nil, err
 	case ctx.Err() != nil:
 		return nil, nserr.TimedOut.Errorf("WireGuard holder, %s: %w", req.Op, context.Cause(ctx))
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -88,14 +88,19 @@ func newTestClient(t *testing.T, table *netns.Table, socket string) *Client {
 // stopHolder ends the running holder, if any, by SIGTERM and waits for its end.
 func stopHolder(t *testing.T, c *Client) {
 	t.Helper()
-	c.mu.Lock()
-	c.used = false // no replacement
-	c.mu.Unlock()
+	abandon(c)
 	st, err := c.Status(context.Background())
 	if err != nil {
 		return
 	}
 	killAndWait(t, st.PID, unix.SIGTERM)
+}
+
+// abandon makes c not replace a holder that ends.
+func abandon(c *Client) {
+	c.mu.Lock()
+	c.used = false
+	c.mu.Unlock()
 }
 
 func killAndWait(t *testing.T, pid int, sig unix.Signal) {
@@ -323,8 +328,10 @@ func TestStartRace(t *testing.T) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	pids := map[int]bool{}
+	var clients []*Client
 	for i := range n {
 		c := newTestClient(t, table, socket)
+		clients = append(clients, c)
 		ns := workload(t, table)
 		wg.Go(func() {
 			if _, err := c.Create(t.Context(), ns, string(rune('a'+i)), "nsm-1", 1400); err != nil {
@@ -346,13 +353,12 @@ func TestStartRace(t *testing.T) {
 		t.Errorf("%d holders serve %s: %v", len(pids), socket, pids)
 	}
 	c := newTestClient(t, table, socket)
+	clients = append(clients, c)
 	if devices, err := c.List(t.Context()); err != nil || len(devices) != n {
 		t.Errorf("List = %v, %v, want %d devices", devices, err, n)
 	}
-	for _, other := range []*Client{c} {
-		other.mu.Lock()
-		other.used = false
-		other.mu.Unlock()
+	for _, c := range clients {
+		abandon(c)
 	}
 }
 
@@ -449,9 +455,6 @@ func TestIdleHolderEnds(t *testing.T) {
 	if ended(300) {
 		t.Fatal("a holder with a forwarder ended")
 	}
-	c.mu.Lock()
-	c.used = false
-	c.mu.Unlock()
 	c.Close()
 	if !ended(5000) {
 		t.Fatal("an idle holder did not end")
@@ -513,9 +516,6 @@ func TestStartFails(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			c.mu.Lock()
-			c.used = false
-			c.mu.Unlock()
 			if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); !errors.Is(err, tt.want) {
 				t.Errorf("Create: %v, want %s", err, tt.want.Code)
 			}

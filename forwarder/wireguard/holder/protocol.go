@@ -101,7 +101,7 @@ func writeMessage(c *net.UnixConn, v any, file *os.File) error {
 		_, err = c.Write(msg)
 		return err
 	}
-	// SyscallConn keeps the file open, and in non-blocking mode, while sent.
+	// SyscallConn keeps the file open while it is sent.
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return err
@@ -110,7 +110,10 @@ func writeMessage(c *net.UnixConn, v any, file *os.File) error {
 	ctlErr := raw.Control(func(fd uintptr) {
 		sent, _, err = c.WriteMsgUnix(msg, unix.UnixRights(int(fd)), nil)
 	})
-	if err = errors.Join(ctlErr, err); err != nil {
+	if ctlErr != nil { // closed, because its owner gave it back
+		return nserr.NoNetNS.Errorf("the workload's namespace: %w", ctlErr)
+	}
+	if err != nil {
 		return err
 	}
 	_, err = c.Write(msg[sent:])

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wireguard
+
+import (
+	"context"
+
+	"golang.zx2c4.com/wireguard/wgctrl"
+
+	"github.com/openvwire/nsm/forwarder/kernel"
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/forwarder/wireguard/holder"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Userspace makes devices of wireguard-go in a holder process, which outlives
+// this one (package holder).
+type Userspace struct {
+	holder *holder.Client
+	socket string
+	wg     *wgctrl.Client
+}
+
+var _ Backend = (*Userspace)(nil)
+
+// NewUserspace returns the backend that uses the holder described by cfg. The
+// holder is adopted if it runs, and started with the first device if not.
+func NewUserspace(ctx context.Context, cfg holder.ClientConfig) (*Userspace, error) {
+	wg, err := wgctrl.New()
+	if err != nil {
+		return nil, nserr.KernelFailed.Errorf("WireGuard configuration: %w", err)
+	}
+	h, err := holder.NewClient(ctx, cfg)
+	if err != nil {
+		_ = wg.Close()
+		return nil, err
+	}
+	return &Userspace{holder: h, socket: cfg.Socket, wg: wg}, nil
+}
+
+// Kind implements kernel.WireGuardBackend.
+func (u *Userspace) Kind() string { return "tun" }
+
+// Close implements Backend. The holder and its devices stay.
+func (u *Userspace) Close() {
+	u.holder.Close()
+	_ = u.wg.Close()
+}
+
+// Holder returns the client of the holder, for its status and list of devices.
+func (u *Userspace) Holder() *holder.Client { return u.holder }
+
+// Create implements kernel.WireGuardBackend. A device with this tag that is
+// there already, in ns under ifname, is left as it is.
+func (u *Userspace) Create(ctx context.Context, ns *netns.Handle, ifname, tag string, mtu int) error {
+	_, err := u.holder.Create(ctx, ns, tag, ifname, mtu)
+	return err
+}
+
+// Configure implements kernel.WireGuardBackend.
+func (u *Userspace) Configure(ctx context.Context, _ *netns.Handle, _, tag string, wg plan.WireGuard) error {
+	// wgctrl has no deadline: ask first whether anybody answers.
+	if _, err := u.holder.Running(ctx); err != nil {
+		return err
+	}
+	return configure(u.wg, u.name(tag), wg)
+}
+
+// Read implements kernel.WireGuardBackend.
+func (u *Userspace) Read(ctx context.Context, _ *netns.Handle, _, tag string) (kernel.WireGuardStatus, bool, error) {
+	if running, err := u.holder.Running(ctx); err != nil || !running {
+		return kernel.WireGuardStatus{}, false, err
+	}
+	return status(u.wg, u.name(tag))
+}
+
+// Delete implements kernel.WireGuardBackend.
+func (u *Userspace) Delete(ctx context.Context, _ *netns.Handle, _, tag string) error {
+	return u.holder.Delete(ctx, tag)
+}
+
+// name returns the device's name for wgctrl.
+func (u *Userspace) name(tag string) string { return holder.DeviceName(u.socket, tag) }
