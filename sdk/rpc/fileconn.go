@@ -3,6 +3,8 @@
 package rpc
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -110,6 +112,9 @@ func (c *fileConn) Read(b []byte) (int, error) {
 		for _, f := range parseRights(c.ancillary[:oobn]) {
 			c.inbox.put(f)
 		}
+	}
+	if errors.Is(err, io.EOF) {
+		err = io.EOF // as Read has it, not wrapped
 	}
 	return max(n, 0), err // recvmsg's -1 is no number of bytes
 }

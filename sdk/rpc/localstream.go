@@ -5,9 +5,9 @@ package rpc
 import (
 	"context"
 	"io"
-	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -21,8 +21,8 @@ type localStream struct {
 	client   context.Context // the caller's, as grpc.ClientStream.Context must return it
 	requests chan proto.Message
 	replies  chan proto.Message
-	half     sync.Once // closes requests
-	single   bool      // the server sends one message, then the status
+	half     bool // requests is closed; of the client's sending side
+	single   bool // the server sends one message, then the status
 }
 
 // serve is the goroutine of the handler.
@@ -58,12 +58,18 @@ func (s localClientStream) Trailer() metadata.MD {
 }
 
 func (s localClientStream) CloseSend() error {
-	s.half.Do(func() { close(s.requests) })
+	if !s.half {
+		s.half = true
+		close(s.requests)
+	}
 	return nil
 }
 
 // SendMsg returns io.EOF when the server is done; RecvMsg then says why.
 func (s localClientStream) SendMsg(m any) error {
+	if s.half {
+		return status.Error(codes.Internal, "SendMsg after CloseSend")
+	}
 	select {
 	case <-s.call.done:
 		return io.EOF
