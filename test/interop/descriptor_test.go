@@ -55,7 +55,7 @@ func TestDescriptorsFromReference(t *testing.T) {
 		client := next.NewNetworkServiceClient(
 			recvfd.NewClient(),
 			sendfd.NewClient(), // in this order, as in the reference's manager
-			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at)),
+			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.url)),
 		)
 		together(t, func(id string) error {
 			conn, err := client.Request(soon(t), requestWith(id, "file://"+files.write(id)))
@@ -128,7 +128,7 @@ func TestDescriptorNamedTwice(t *testing.T) {
 			}))
 		})
 		client := next.NewNetworkServiceClient(sendfd.NewClient(),
-			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at)))
+			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.url)))
 		file := "file://" + files.write("workload")
 		for refresh := range 3 {
 			request := requestWith("id", file)
@@ -180,7 +180,7 @@ func TestNetworkNamespaceFromReference(t *testing.T) {
 		client := next.NewNetworkServiceClient(
 			kernelmech.NewClient(kernelmech.WithInterfaceName("nsm-1")),
 			sendfd.NewClient(),
-			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at)),
+			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.url)),
 		)
 		err = clients.Do(inside, func() error {
 			own, err := os.Readlink("/proc/thread-self/ns/net")

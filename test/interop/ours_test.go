@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -53,9 +54,8 @@ func tokensOf(s ref.Security) token.Generator {
 	return token.NewGenerator(s.SVID, ref.TokenLifetime)
 }
 
-// serveOurs runs our server at the address, with what register puts on it, and
-// returns its URL.
-func serveOurs(t *testing.T, s ref.Security, address string, register func(*grpc.Server)) string {
+// serveOurs runs our server at the address, with what register puts on it.
+func serveOurs(t *testing.T, s ref.Security, address string, register func(*grpc.Server)) part {
 	t.Helper()
 	l, err := rpc.Listen(t.Context(), address)
 	if err != nil {
@@ -66,13 +66,14 @@ func serveOurs(t *testing.T, s ref.Security, address string, register func(*grpc
 	register(server)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	t.Cleanup(func() {
+	p := part{url: rpc.URL(l.Addr()), stop: sync.OnceFunc(func() {
 		server.Stop()
 		if err := <-served; err != nil {
 			t.Errorf("our server on %s: %v", address, err)
 		}
-	})
-	return rpc.URL(l.Addr())
+	})}
+	t.Cleanup(p.stop)
+	return p
 }
 
 // dialOurs returns our client connection.

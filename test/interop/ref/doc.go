@@ -9,8 +9,4 @@
 // A test puts one of our parts between them and sees whether both sides agree.
 // The forwarder has no data plane: it negotiates mechanisms and passes file
 // descriptors, which is all that the wire protocol can see.
-//
-// The reference's chains start goroutines that outlive their context by up to
-// their time-outs and are not waited for by anybody; tests that use them check
-// their own leaks by counting, not with goleak.
 package ref

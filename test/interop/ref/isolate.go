@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"os"
 	"os/exec"
 	"os/signal"
 	"runtime"
 	"syscall"
 
+	sdklog "github.com/networkservicemesh/sdk/pkg/tools/log"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,7 +31,8 @@ func Isolate() error {
 	if os.Getenv(isolated) == "" {
 		os.Exit(runIsolated())
 	}
-	log.SetOutput(io.Discard) // the reference's chatter; our parts use slog
+	sdklog.SetGlobalLogger(sdklog.Empty()) // our parts use slog
+	logrus.SetOutput(io.Discard)
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("bring up loopback: %w", err)
 	}

@@ -5,17 +5,28 @@ package ref
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	registryclient "github.com/networkservicemesh/sdk/pkg/registry/chains/client"
 	"github.com/networkservicemesh/sdk/pkg/registry/chains/memory"
+	"github.com/networkservicemesh/sdk/pkg/registry/common/null"
 	"github.com/networkservicemesh/sdk/pkg/registry/common/recvfd"
 	"github.com/networkservicemesh/sdk/pkg/registry/common/sendfd"
 	"google.golang.org/grpc"
 )
 
-// Registry runs cmd-registry-memory's chain.
+// DefaultExpiry is how long the reference's registry keeps an endpoint at most.
+const DefaultExpiry = time.Minute
+
+// Registry runs cmd-registry-memory's chain at the addresses.
 func Registry(t testing.TB, s Security, addresses ...string) *Server {
+	t.Helper()
+	return RegistryExpiring(t, s, DefaultExpiry, addresses...)
+}
+
+// RegistryExpiring is a Registry that keeps endpoints for at most the given time.
+func RegistryExpiring(t testing.TB, s Security, expiry time.Duration, addresses ...string) *Server {
 	t.Helper()
 	return Serve(t, "registry", []grpc.ServerOption{s.ServerOption()}, addresses, func(ctx context.Context, _ []string) func(*grpc.Server) {
 		return memory.NewServer(ctx, s.Tokens(),
@@ -23,6 +34,7 @@ func Registry(t testing.TB, s Security, addresses ...string) *Server {
 			memory.WithAuthorizeNSERegistryServer(s.authorizeNSEServer()),
 			memory.WithAuthorizeNSRegistryClient(s.authorizeNSClient()),
 			memory.WithAuthorizeNSERegistryClient(s.authorizeNSEClient()),
+			memory.WithDefaultExpiration(expiry),
 			memory.WithDialOptions(s.DialOptions()...),
 		).Register
 	})
@@ -38,28 +50,46 @@ type RegistryClient struct {
 	Endpoints registry.NetworkServiceEndpointRegistryClient
 }
 
-// NewRegistryClient makes the clients; they stop refreshing with the test.
-func NewRegistryClient(t testing.TB, s Security, url string) RegistryClient {
+// NewRegistryClient makes the clients. They renew and watch until ctx ends,
+// which is how a test lets a client die without a word.
+func NewRegistryClient(ctx context.Context, t testing.TB, s Security, url string) RegistryClient {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
 	return newRegistryClient(ctx, t, s, url,
 		sendfd.NewNetworkServiceEndpointRegistryClient(), recvfd.NewNetworkServiceEndpointRegistryClient())
 }
 
-func newRegistryClient(ctx context.Context, t testing.TB, s Security, url string, endpointElements ...registry.NetworkServiceEndpointRegistryClient) RegistryClient {
+// NewImpatientRegistryClient is NewRegistryClient without the retries: the first
+// error is returned, as it came.
+func NewImpatientRegistryClient(ctx context.Context, t testing.TB, s Security, url string) RegistryClient {
 	t.Helper()
-	options := func() []registryclient.Option { // chain elements are not to be shared
-		return []registryclient.Option{
-			registryclient.WithClientURL(parse(t, url)),
-			registryclient.WithDialOptions(s.DialOptions()...),
-			registryclient.WithAuthorizeNSRegistryClient(s.authorizeNSClient()),
-			registryclient.WithAuthorizeNSERegistryClient(s.authorizeNSEClient()),
-			registryclient.WithNSEAdditionalFunctionality(endpointElements...),
-		}
+	options := func() []registryclient.Option {
+		return append(registryOptions(t, s, url),
+			registryclient.WithNSRetryClient(null.NewNetworkServiceRegistryClient()),
+			registryclient.WithNSERetryClient(null.NewNetworkServiceEndpointRegistryClient()))
 	}
 	return RegistryClient{
 		Services:  registryclient.NewNetworkServiceRegistryClient(ctx, options()...),
 		Endpoints: registryclient.NewNetworkServiceEndpointRegistryClient(ctx, options()...),
+	}
+}
+
+func newRegistryClient(ctx context.Context, t testing.TB, s Security, url string, endpointElements ...registry.NetworkServiceEndpointRegistryClient) RegistryClient {
+	t.Helper()
+	return RegistryClient{
+		Services: registryclient.NewNetworkServiceRegistryClient(ctx, registryOptions(t, s, url)...),
+		Endpoints: registryclient.NewNetworkServiceEndpointRegistryClient(ctx,
+			append(registryOptions(t, s, url), registryclient.WithNSEAdditionalFunctionality(endpointElements...))...),
+	}
+}
+
+// registryOptions makes new chain elements with each call: they are not to be shared.
+func registryOptions(t testing.TB, s Security, url string) []registryclient.Option {
+	t.Helper()
+	return []registryclient.Option{
+		registryclient.WithClientURL(parse(t, url)),
+		registryclient.WithDialTimeout(dialTimeout),
+		registryclient.WithDialOptions(s.DialOptions()...),
+		registryclient.WithAuthorizeNSRegistryClient(s.authorizeNSClient()),
+		registryclient.WithAuthorizeNSERegistryClient(s.authorizeNSEClient()),
 	}
 }

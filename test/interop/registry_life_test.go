@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package interop
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"github.com/networkservicemesh/api/pkg/api/networkservice/payload"
+	api "github.com/networkservicemesh/api/pkg/api/registry"
+
+	"github.com/openvwire/nsm/test/interop/ref"
+)
+
+// The reference's client renews at two thirds of the time that the registry
+// grants, and an endpoint whose client has died is gone when that time is over.
+// The reference's registry takes it away earlier, by what was left of the
+// deadline of the last Register: a deadline of more than a third of the time
+// would leave no renewal in time.
+func TestRegistryRenewalAndExpiry(t *testing.T) {
+	const (
+		granted  = 3 * time.Second
+		deadline = granted / 4
+	)
+	for _, server := range registries {
+		t.Run(server.name, func(t *testing.T) {
+			t.Parallel() // it waits, it does not work
+			onBoth(t, func(t *testing.T, as func(string) ref.Security) {
+				t.Parallel()
+				reg := server.start(t, as("registry"), granted, ref.Loopback)
+				observer := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url)
+
+				alive, die := context.WithCancel(t.Context())
+				defer die()
+				client := ref.NewRegistryClient(alive, t, as("endpoint"), reg.url)
+				ctx, cancel := context.WithTimeout(alive, deadline)
+				defer cancel()
+				first, err := client.Endpoints.Register(ctx, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				events := watchEndpoints(t, observer, &api.NetworkServiceEndpoint{Name: "nse"})
+				events.want("nse", false)
+				renewed := events.want("nse", false)
+				if !renewed.GetExpirationTime().AsTime().After(first.GetExpirationTime().AsTime()) {
+					t.Errorf("renewed until %v, was until %v", renewed.GetExpirationTime().AsTime(), first.GetExpirationTime().AsTime())
+				}
+				if !slices.Equal(renewed.GetPathIds(), first.GetPathIds()) {
+					t.Errorf("path_ids %v after a renewal, were %v", renewed.GetPathIds(), first.GetPathIds())
+				}
+				die()
+				events.want("nse", true)
+				if late := time.Since(renewed.GetExpirationTime().AsTime()); late > time.Second || late < -deadline-100*time.Millisecond {
+					t.Errorf("gone %v after the end of its time", late)
+				}
+			})
+		})
+	}
+}
+
+// Our registry dies and comes back with nothing in memory: the reference's
+// clients see their watch break and register again on their own, and the
+// watches of others go on.
+func TestReferenceClientsHealOnOurRegistry(t *testing.T) {
+	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
+		registrySecurity, address := as("registry"), ref.Socket(t)
+		reg := ourRegistry(t, registrySecurity, ref.DefaultExpiry, address)
+		client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), reg.url)
+		mustRegister(t, client, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
+		observer := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url)
+		events := watchEndpoints(t, observer, &api.NetworkServiceEndpoint{Name: "nse"})
+		events.want("nse", false)
+
+		reg.stop()
+		ourRegistry(t, registrySecurity, ref.DefaultExpiry, address)
+		if got := events.want("nse", false).GetUrl(); got != "tcp://10.0.0.1:5001" {
+			t.Errorf("registered again with URL %q", got)
+		}
+	})
+}
+
+// The reference's manager as a proxy in front of either registry: the socket of
+// the endpoint stays with the manager, the registry learns the manager's own
+// URL and the whole path, and Find through the manager gives the socket back.
+func TestReferenceManagerAtOurRegistry(t *testing.T) {
+	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
+		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		manager := ref.Manager(t, as("manager"), ref.ManagerConfig{Name: "manager", Registry: reg.url})
+		direct := ourRegistryClient(t, as("observer"), reg.url)
+		proxied := ref.NewRegistryClient(t.Context(), t, as("endpoint"), manager.URL())
+
+		socket := ref.Socket(t)
+		refRegistry(t, as("endpoint"), ref.DefaultExpiry, socket) // anything that listens there
+		reply := mustRegister(t, proxied, endpoint("nse", "echo", socket, nil))
+		if reply.GetUrl() != socket {
+			t.Errorf("the endpoint got its URL back as %q, want %q", reply.GetUrl(), socket)
+		}
+
+		stored := findEndpoints(t, direct, &api.NetworkServiceEndpoint{Name: "nse"})
+		if len(stored) != 1 || stored[0].GetUrl() != manager.URLs[1] {
+			t.Fatalf("the registry holds %v, want the URL %s", stored, manager.URLs[1])
+		}
+		want := []string{"spiffe://example.org/endpoint", "spiffe://example.org/manager", "spiffe://example.org/registry"}
+		if got := stored[0].GetPathIds(); !slices.Equal(got, want) {
+			t.Errorf("path_ids %v, want %v", got, want)
+		}
+		found := findEndpoints(t, proxied, &api.NetworkServiceEndpoint{Name: "nse"})
+		if len(found) != 1 || !strings.HasPrefix(found[0].GetUrl(), "unix:///proc/") {
+			t.Errorf("the manager says %v, want the socket by its descriptor", found)
+		}
+
+		if _, err := proxied.Endpoints.Unregister(soon(t), reply); err != nil {
+			t.Errorf("unregister: %v", err)
+		}
+		if left := findEndpoints(t, direct, &api.NetworkServiceEndpoint{Name: "nse"}); len(left) != 0 {
+			t.Errorf("still registered: %v", left)
+		}
+	})
+}
+
+// Everything of the reference but the registry, over two nodes.
+func TestReferenceMeshOnOurRegistry(t *testing.T) {
+	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
+		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		a := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.url})
+		b := ref.Manager(t, as("manager-b"), ref.ManagerConfig{Name: "manager-b", Registry: reg.url})
+		ref.Forwarder(t, as("forwarder-a"), ref.ForwarderConfig{Name: "forwarder-a", Manager: a.URL()})
+		ref.Forwarder(t, as("forwarder-b"), ref.ForwarderConfig{Name: "forwarder-b", Manager: b.URL()})
+		ref.RegisterService(t, as("operator"), reg.url, &api.NetworkService{Name: "echo", Payload: payload.Ethernet})
+		ref.Endpoint(t, as("endpoint"), ref.EndpointConfig{Name: "endpoint-b", Service: "echo", CIDR: "10.20.0.0/24", Manager: b.URL()})
+		client := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: a.URL()})
+
+		conn, err := client.Request(soon(t), &networkservice.NetworkServiceRequest{
+			Connection: &networkservice.Connection{Id: "id", NetworkService: "echo"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := names(conn.GetPath()), []string{"client", "manager-a", "forwarder-a", "manager-b", "forwarder-b", "endpoint-b"}; !slices.Equal(got, want) {
+			t.Errorf("path %v, want %v", got, want)
+		}
+		if conn.GetPayload() != payload.Ethernet {
+			t.Errorf("payload %q, want that of the service", conn.GetPayload())
+		}
+		if _, err := client.Close(soon(t), conn); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+}
