@@ -27,6 +27,7 @@ import (
 	"container/list"
 	"context"
 	"iter"
+	"slices"
 	"sync"
 
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -53,7 +54,6 @@ type Map[K comparable, V any] struct {
 // node is the latest change of one key.
 type node[K comparable, V any] struct {
 	Change[K, V]
-	born   uint64        // revision of the node's first change: no reader before it knows the key
 	inLog  *list.Element // of Map.log
 	inDead *list.Element // of Map.dead; nil while alive
 }
@@ -84,15 +84,13 @@ func (m *Map[K, V]) Put(k K, v V) uint64 {
 	m.rev++
 	n := m.nodes[k]
 	if n == nil {
-		n = &node[K, V]{born: m.rev}
+		n = &node[K, V]{}
 		n.inLog = m.log.PushBack(n)
 		m.nodes[k] = n
 	} else {
 		m.log.MoveToBack(n.inLog)
 	}
 	if n.inDead != nil {
-		// Back to life. born stays: a reader that has not seen the tombstone
-		// still believes in the previous life.
 		m.dead.Remove(n.inDead)
 		n.inDead = nil
 	}
@@ -165,27 +163,15 @@ func (m *Map[K, V]) aliveLocked() []Change[K, V] {
 
 // sinceLocked returns what a reader that has seen rev does not know yet.
 func (m *Map[K, V]) sinceLocked(rev uint64) []Change[K, V] {
-	count := 0
-	e := m.log.Back()
-	for ; e != nil && e.Value.(*node[K, V]).Revision > rev; e = e.Prev() {
-		count++
-	}
-	if count == 0 {
-		return nil
-	}
-	if e == nil {
-		e = m.log.Front()
-	} else {
-		e = e.Next()
-	}
-	changes := make([]Change[K, V], 0, count)
-	for ; e != nil; e = e.Next() {
+	var changes []Change[K, V]
+	for e := m.log.Back(); e != nil; e = e.Prev() {
 		n := e.Value.(*node[K, V])
-		if n.Deleted && n.born > rev {
-			continue // came and went unseen
+		if n.Revision <= rev {
+			break
 		}
 		changes = append(changes, n.Change)
 	}
+	slices.Reverse(changes)
 	return changes
 }
 
@@ -242,6 +228,7 @@ type Reader[K comparable, V any] struct {
 }
 
 // Next returns what r does not know yet, each key once, by ascending revision.
+// A key that came and went meanwhile is told as deleted, too.
 // The first call returns everything at once, possibly nothing; later calls
 // wait for a change. It fails with the cause of ctx, with nserr.WatchLost when
 // r has slept through more deletions than the map remembers (take a new reader
