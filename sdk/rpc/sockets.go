@@ -46,6 +46,19 @@ func (s *Sockets) Hold(url string, f *os.File) (release func()) {
 	return sync.OnceFunc(func() { s.release(url, e) })
 }
 
+// HoldAgain is one more Hold of a socket that is held already; ok is false when
+// it is not, or url does not name a socket in this way.
+func (s *Sockets) HoldAgain(url string) (release func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byURL[url]
+	if e == nil {
+		return nil, false
+	}
+	e.refs++
+	return sync.OnceFunc(func() { s.release(url, e) }), true
+}
+
 func (s *Sockets) release(url string, e *socket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

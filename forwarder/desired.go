@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forwarder
+
+import (
+	"net"
+	"net/netip"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// defaultMTU is that of a wire between two workloads of one node when nobody
+// asks for another: what every network stack expects of an Ethernet.
+const defaultMTU = 1500
+
+// keepalive keeps the mappings of middle boxes open, as the reference does (§2.13).
+const keepalive = 10 * time.Second
+
+// desired translates two legs and the endpoint's answer into what the kernel is
+// to have. It sets the MTU of the answer's context to what the wire really takes
+// (§2.16). It is pure but for that.
+func desired(owner, id string, left, right *leg, got *networkservice.Connection) (plan.Wire, error) {
+	if got.Context == nil {
+		got.Context = &networkservice.ConnectionContext{}
+	}
+	mtu := plan.MinMTU(plan.MinMTU(left.mtu, right.mtu), int(got.Context.MTU))
+	if mtu == 0 {
+		mtu = defaultMTU
+	}
+	got.Context.MTU = uint32(mtu)
+
+	w := plan.Wire{ID: id, Owner: owner, Payload: payloadOf(got)}
+	if left.isLocal() {
+		end, err := clientEnd(left, got.Context, mtu)
+		if err != nil {
+			return plan.Wire{}, err
+		}
+		w.Ends = append(w.Ends, end)
+	}
+	if right.isLocal() {
+		end, err := endpointEnd(right, got.Context, mtu)
+		if err != nil {
+			return plan.Wire{}, err
+		}
+		w.Ends = append(w.Ends, end)
+	}
+	tunnel := left
+	if left.isLocal() {
+		tunnel = right
+	}
+	switch tunnel.mech.Type {
+	case mechanism.TypeVXLAN:
+		w.Kind = plan.KindVXLAN
+		w.VXLAN = &plan.VXLAN{VNI: tunnel.vni, Local: tunnel.local.Addr(), Remote: tunnel.remote.Addr(), Port: tunnel.local.Port()}
+	case mechanism.TypeWireGuard:
+		w.Kind = plan.KindWireGuard
+		w.WireGuard = &plan.WireGuard{
+			PrivateKey: tunnel.private, Port: tunnel.local.Port(),
+			PeerKey: tunnel.peer, Endpoint: tunnel.remote, Keepalive: keepalive,
+		}
+	default:
+		w.Kind = plan.KindVeth
+	}
+	return w, nil
+}
+
+func payloadOf(c *networkservice.Connection) string {
+	if c.GetPayload() == mechanism.PayloadEthernet {
+		return plan.Ethernet
+	}
+	return plan.IP
+}
+
+// clientEnd takes the src half of the context, and the policies, which are the
+// client's alone (§2.15).
+func clientEnd(l *leg, c *networkservice.ConnectionContext, mtu int) (plan.End, error) {
+	ip := c.GetIpContext()
+	end := plan.End{NetNS: l.space, Name: l.name, Side: plan.Client, MTU: mtu}
+	if err := addresses(&end, ip.GetSrcIpAddrs(), ip.GetDstIpAddrs(), ip.GetSrcRoutes()); err != nil {
+		return plan.End{}, err
+	}
+	peers, err := prefixes(ip.GetDstIpAddrs())
+	if err != nil {
+		return plan.End{}, err
+	}
+	for _, p := range ip.GetPolicies() {
+		policy, err := policyOf(p, peers)
+		if err != nil {
+			return plan.End{}, err
+		}
+		end.Policies = append(end.Policies, policy)
+	}
+	for _, n := range ip.GetIpNeighbors() {
+		neighbor, err := neighborOf(n)
+		if err != nil {
+			return plan.End{}, err
+		}
+		end.Neighbors = append(end.Neighbors, neighbor)
+	}
+	return end, nil
+}
+
+// endpointEnd takes the dst half of the context.
+func endpointEnd(l *leg, c *networkservice.ConnectionContext, mtu int) (plan.End, error) {
+	ip := c.GetIpContext()
+	end := plan.End{NetNS: l.space, Name: l.name, Side: plan.Endpoint, MTU: mtu}
+	return end, addresses(&end, ip.GetDstIpAddrs(), ip.GetSrcIpAddrs(), ip.GetDstRoutes())
+}
+
+func addresses(end *plan.End, own, peers []string, rs []*networkservice.Route) (err error) {
+	if end.Addrs, err = prefixes(own); err != nil {
+		return err
+	}
+	opposite, err := prefixes(peers)
+	if err != nil {
+		return err
+	}
+	end.Routes, err = routes(rs, opposite)
+	return err
+}
+
+func prefixes(texts []string) (out []netip.Prefix, err error) {
+	for _, t := range texts {
+		p, err := hop.ParsePrefix(t)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// routes translates routes as §2.15 has it: a host route to the other end has
+// link scope; any other goes via its next hop or, without one, via the first
+// address of the other end in the same family.
+func routes(rs []*networkservice.Route, opposite []netip.Prefix) (out []plan.Route, err error) {
+	for _, r := range rs {
+		dst, err := hop.ParsePrefix(r.GetPrefix())
+		if err != nil {
+			return nil, err
+		}
+		dst = dst.Masked()
+		route := plan.Route{Dst: dst}
+		switch {
+		case r.GetNextHop() != "":
+			via, err := netip.ParseAddr(r.GetNextHop())
+			if err != nil || via.Is4() != dst.Addr().Is4() {
+				return nil, nserr.BadContext.Errorf("route %s: next hop %q is not an address of the same family", dst, r.GetNextHop())
+			}
+			if !dst.IsSingleIP() || via != dst.Addr() {
+				route.Via, route.OnLink = via, true
+			}
+		case dst.IsSingleIP() && isOf(dst.Addr(), opposite):
+		default:
+			if via, ok := firstOf(dst.Addr().Is4(), opposite); ok {
+				route.Via, route.OnLink = via, true
+			}
+		}
+		out = append(out, route)
+	}
+	return out, nil
+}
+
+func isOf(a netip.Addr, ps []netip.Prefix) bool {
+	for _, p := range ps {
+		if p.Addr() == a {
+			return true
+		}
+	}
+	return false
+}
+
+func firstOf(v4 bool, ps []netip.Prefix) (netip.Addr, bool) {
+	for _, p := range ps {
+		if p.Addr().Is4() == v4 {
+			return p.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func policyOf(p *networkservice.PolicyRoute, peers []netip.Prefix) (out plan.Policy, err error) {
+	if p.GetFrom() != "" {
+		if out.From, err = hop.ParsePrefix(p.GetFrom()); err != nil {
+			return plan.Policy{}, err
+		}
+	}
+	out.Proto = p.GetProto()
+	if out.SrcPort, err = portRange(p.GetSrcPort()); err != nil {
+		return plan.Policy{}, err
+	}
+	if out.DstPort, err = portRange(p.GetDstPort()); err != nil {
+		return plan.Policy{}, err
+	}
+	if out.Routes, err = routes(p.GetRoutes(), peers); err != nil || len(out.Routes) > 0 {
+		return out, err
+	}
+	// Without routes the policy is a default route to the other end.
+	v4 := !out.From.IsValid() || out.From.Addr().Is4()
+	if via, ok := firstOf(v4, peers); ok {
+		any := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if !v4 {
+			any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		out.Routes = []plan.Route{{Dst: any, Via: via, OnLink: true}}
+	}
+	return out, nil
+}
+
+// portRange reads "", "80" or "1000-2000" (§2.1).
+func portRange(text string) (plan.PortRange, error) {
+	if text == "" {
+		return plan.PortRange{}, nil
+	}
+	from, to, isRange := strings.Cut(text, "-")
+	if !isRange {
+		to = from
+	}
+	a, errA := strconv.ParseUint(strings.TrimSpace(from), 10, 16)
+	b, errB := strconv.ParseUint(strings.TrimSpace(to), 10, 16)
+	if errA != nil || errB != nil || a > b {
+		return plan.PortRange{}, nserr.BadContext.Errorf("policy: %q is not a port or a range of ports", text)
+	}
+	return plan.PortRange{From: uint16(a), To: uint16(b)}, nil
+}
+
+func neighborOf(n *networkservice.IpNeighbor) (plan.Neighbor, error) {
+	ip, err := netip.ParseAddr(n.GetIp())
+	if err != nil {
+		return plan.Neighbor{}, nserr.BadContext.Errorf("neighbor: %q is not an IP address", n.GetIp())
+	}
+	mac, err := parseMAC(n.GetHardwareAddress())
+	if err != nil {
+		return plan.Neighbor{}, err
+	}
+	return plan.Neighbor{IP: ip, MAC: mac}, nil
+}
+
+// equalWires reports whether the kernel needs nothing to get from a to b.
+func equalWires(a, b plan.Wire) bool { return reflect.DeepEqual(a, b) }
+
+// samePlaces reports whether both wires are of one kind and stand in the same
+// namespaces, so that one can be made from the other in place.
+func samePlaces(a, b plan.Wire) bool {
+	if a.Kind != b.Kind || len(a.Ends) != len(b.Ends) {
+		return false
+	}
+	for i := range a.Ends {
+		if a.Ends[i].NetNS != b.Ends[i].NetNS || a.Ends[i].Side != b.Ends[i].Side {
+			return false
+		}
+	}
+	return true
+}
+
+func parseMAC(text string) (net.HardwareAddr, error) {
+	mac, err := net.ParseMAC(text)
+	if err != nil || len(mac) != 6 {
+		return nil, nserr.BadContext.Errorf("neighbor: %q is not a MAC address", text)
+	}
+	return mac, nil
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/match"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// candidate is an endpoint that may be asked.
+type candidate struct {
+	name    string
+	url     string
+	payload string   // of the network service
+	holds   holdings // its socket, if that came as a descriptor
+}
+
+// local reports whether the endpoint is on this node.
+func (c *candidate) local() bool { return !strings.HasPrefix(c.url, "tcp://") }
+
+func releaseAll(cs []candidate) {
+	for i := range cs {
+		cs[i].holds.release()
+	}
+}
+
+// candidates returns the endpoints to try, in order (protocol.md §3.3). A
+// refresh stays with its endpoint and looks nothing up.
+func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection, known *wire) ([]candidate, error) {
+	name := c.GetNetworkServiceEndpointName()
+	if known != nil && known.next.Peer != nil && (name == "" || name == known.next.Conn.GetNetworkServiceEndpointName()) {
+		return []candidate{{
+			name:    known.next.Conn.GetNetworkServiceEndpointName(),
+			url:     known.next.Peer.URL(),
+			payload: known.next.Conn.GetPayload(),
+			holds:   f.holdSocketAgain(known.next.Peer.URL()),
+		}}, nil
+	}
+	service, err := f.findService(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if name != "" {
+		found, err := f.findEndpoints(ctx, &registry.NetworkServiceEndpoint{Name: name})
+		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 {
+			return nil, nserr.UnknownEndpoint.Errorf("endpoint %s is not found", name)
+		}
+		return f.keep(found, []string{name}, service.GetPayload()), nil
+	}
+	found, err := f.findEndpoints(ctx, &registry.NetworkServiceEndpoint{NetworkServiceNames: []string{c.GetNetworkService()}})
+	if err != nil {
+		return nil, err
+	}
+	nses := make([]*registry.NetworkServiceEndpoint, len(found))
+	for i := range found {
+		nses[i] = found[i].nse
+	}
+	matching := match.Endpoints(hop.MatchesOf(service), c.GetLabels(), hop.EndpointsOf(nses, c.GetNetworkService()))
+	if len(matching) == 0 {
+		f.keep(found, nil, "")
+		if len(found) == 0 {
+			return nil, nserr.NoEndpoint.Errorf("network service endpoint candidates not found: no endpoint of %s is registered", c.GetNetworkService())
+		}
+		return nil, nserr.NoMatch.Errorf("network service endpoint candidates not found: none of the %d endpoints of %s matches a client with the labels %v",
+			len(found), c.GetNetworkService(), c.GetLabels())
+	}
+	var names []string
+	for _, m := range match.Order(matching, f.turns.next(c.GetNetworkService())) {
+		names = append(names, m.Name)
+	}
+	return f.keep(found, names, service.GetPayload()), nil
+}
+
+func (f *Forwarder) findService(ctx context.Context, c *networkservice.Connection) (*registry.NetworkService, error) {
+	stream, err := registry.NewNetworkServiceRegistryClient(f.config.Registry).Find(ctx, &registry.NetworkServiceQuery{
+		NetworkService: &registry.NetworkService{Name: c.GetNetworkService(), Payload: c.GetPayload()},
+	})
+	if err != nil {
+		return nil, err
+	}
+	var found *registry.NetworkService
+	for {
+		r, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF) && found == nil:
+			return nil, nserr.UnknownService.Errorf("network service %s is not found", c.GetNetworkService())
+		case errors.Is(err, io.EOF):
+			return found, nil
+		case err != nil:
+			return nil, err
+		case r.GetNetworkService().GetName() == c.GetNetworkService():
+			found = r.GetNetworkService()
+		}
+	}
+}
+
+// foundEndpoint is an endpoint as the manager told it, with what it holds.
+type foundEndpoint struct {
+	nse   *registry.NetworkServiceEndpoint
+	holds holdings
+}
+
+// findEndpoints asks the manager, which gives local endpoints the address that
+// this node reaches them at and sends their sockets along (§3.6).
+func (f *Forwarder) findEndpoints(ctx context.Context, template *registry.NetworkServiceEndpoint) (found []foundEndpoint, err error) {
+	defer func() {
+		if err != nil {
+			f.keep(found, nil, "")
+			found = nil
+		}
+	}()
+	var at peer.Peer
+	stream, err := registry.NewNetworkServiceEndpointRegistryClient(f.config.Registry).Find(ctx,
+		&registry.NetworkServiceEndpointQuery{NetworkServiceEndpoint: template}, grpc.Peer(&at))
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return found, err
+		}
+		nse := r.GetNetworkServiceEndpoint()
+		if at := nse.GetExpirationTime(); at != nil && !at.AsTime().After(now) {
+			continue
+		}
+		found = append(found, foundEndpoint{nse: nse})
+	}
+	// gRPC tells the peer when the stream has ended; the descriptors have come.
+	for i := range found {
+		url := found[i].nse.GetUrl()
+		if !strings.HasPrefix(url, "inode://") {
+			continue
+		}
+		file, err := rpc.ReceiveReplyFile(ctx, &at, url)
+		if err != nil {
+			return found, err
+		}
+		found[i].holds.add(f.config.Sockets.Hold(url, file))
+	}
+	return found, nil
+}
+
+// keep returns the named endpoints as candidates, in the order of the names, and
+// lets go of the others.
+func (f *Forwarder) keep(found []foundEndpoint, names []string, payload string) []candidate {
+	out := make([]candidate, 0, len(names))
+	for _, name := range names {
+		i := slices.IndexFunc(found, func(e foundEndpoint) bool { return e.nse.GetName() == name })
+		if i < 0 {
+			continue
+		}
+		c := candidate{name: name, url: found[i].nse.GetUrl(), payload: payload}
+		c.holds.take(&found[i].holds)
+		out = append(out, c)
+	}
+	for i := range found {
+		found[i].holds.release()
+	}
+	return out
+}
+
+// holdSocketAgain gives the next state of a wire its own hold on the socket of
+// its endpoint.
+func (f *Forwarder) holdSocketAgain(url string) (h holdings) {
+	if release, ok := f.config.Sockets.HoldAgain(url); ok {
+		h.add(release)
+	}
+	return h
+}
+
+// turns counts the clients of each network service, for round robin (§3.3).
+type turns struct {
+	name string // of the forwarder
+
+	mu        sync.Mutex
+	byService map[string]uint64 // guarded by mu
+}
+
+// maxServices bounds the map: a client may ask for any name, and a counter that
+// starts anew does no harm.
+const maxServices = 4096
+
+func (t *turns) next(service string) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n, ok := t.byService[service]
+	if !ok {
+		n = match.Seed(t.name, service)
+		if t.byService == nil || len(t.byService) >= maxServices {
+			t.byService = make(map[string]uint64)
+		}
+	}
+	t.byService[service] = n + 1
+	return n
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package forwarder is the data plane's server: it chooses the endpoint of a
+// connection and makes the wire in the kernel.
+//
+// A Request comes from the node's manager. The forwarder settles the leg towards
+// the client (left), asks the registry for endpoints and one of them, or the
+// manager of its node, for the leg towards the endpoint (right), and then states
+// what both legs need as one desired state, which package kernel applies:
+//
+//	left     right                     in the kernel
+//	KERNEL   KERNEL                    a veth pair, an end in each workload's namespace
+//	KERNEL   VXLAN or WIREGUARD        a tunnel device in the client's namespace
+//	VXLAN or WIREGUARD   KERNEL        a tunnel device in the endpoint's namespace
+//
+// request.go follows a Request from top to bottom, legs.go has the two legs,
+// desired.go the pure translation into package plan, endpoint.go the choice of
+// the endpoint. A forwarder keeps no file: the kernel is the truth, and a refresh
+// brings back what a restart forgot.
+package forwarder
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/sdk/token"
+)
+
+// Kernel is where wires are made. Package kernel is the real one, package
+// memkernel its twin in memory.
+type Kernel interface {
+	// Apply makes the kernel have w, whatever it has now, or leaves it as it was.
+	// It returns what it did.
+	Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error)
+	// Remove removes all of w. What is gone already is no error.
+	Remove(ctx context.Context, w plan.Wire) error
+	// Observe returns what the kernel has of w.
+	Observe(ctx context.Context, w plan.Wire) (plan.Observed, error)
+	// WireGuardKey returns the private key and UDP port of the WireGuard device
+	// of a wire in a namespace, if there is one: a restart must not change them.
+	WireGuardKey(ctx context.Context, netns, wireID string) (key [32]byte, port uint16, ok bool)
+	// UnderlayMTU returns the MTU of the link that has the given address.
+	UnderlayMTU(addr netip.Addr) (int, error)
+	// PortFree reports whether a UDP port can be bound in the underlay.
+	PortFree(port uint16) bool
+}
+
+// Config is what a forwarder needs.
+type Config struct {
+	Name     string     // of its path segments and its registration; unique in the domain
+	TunnelIP netip.Addr // this node's address on the underlay; invalid = local wires only
+
+	Tokens   token.Generator
+	Policy   hop.Policy               // nil means hop.Strict
+	Peers    *peer.Pool               // to endpoints and to other managers
+	Sockets  *rpc.Sockets             // of local endpoints; Peers dials through it
+	Registry grpc.ClientConnInterface // the node's manager
+
+	Kernel     Kernel
+	Namespaces *netns.Table
+
+	VXLANPort     uint16 // default 4789, the same on all nodes
+	WireGuardPort uint16 // the first that is tried; default 51820
+
+	Logger *slog.Logger // nil means slog.Default()
+}
+
+// Forwarder implements the NetworkService and MonitorConnection services.
+type Forwarder struct {
+	config   Config
+	log      *slog.Logger
+	hop      hop.Hop
+	monitor  *hop.Monitor
+	wires    *conn.Table[wire]
+	numbers  *numbers
+	turns    turns
+	removals sync.WaitGroup // of wires, from the kernel
+}
+
+// wire is what the forwarder remembers of a connection. The holder of its turn
+// owns it.
+type wire struct {
+	binding hop.Binding
+	next    hop.Next
+	left    mechanism.Mechanism // as the caller was told
+	right   mechanism.Mechanism // as the next hop answered
+	desired plan.Wire           // what the kernel has
+	holds   holdings            // namespaces, sockets, numbers
+}
+
+// New returns a forwarder. It touches nothing before the first Request.
+func New(c Config) (*Forwarder, error) {
+	if c.Name == "" || c.Tokens == nil || c.Peers == nil || c.Sockets == nil || c.Registry == nil || c.Kernel == nil || c.Namespaces == nil {
+		return nil, nserr.BadFlag.Errorf("a forwarder needs a name, tokens, peers, sockets, a registry, a kernel and a table of namespaces")
+	}
+	if c.VXLANPort == 0 {
+		c.VXLANPort = mechanism.DefaultVXLANPort
+	}
+	if c.WireGuardPort == 0 {
+		c.WireGuardPort = mechanism.DefaultWireGuardPort
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	f := &Forwarder{
+		config:  c,
+		log:     c.Logger.With("part", "forwarder", "name", c.Name),
+		hop:     hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy},
+		monitor: hop.NewMonitor(c.Policy),
+		numbers: newNumbers(c.WireGuardPort, c.Kernel.PortFree),
+	}
+	f.turns.name = c.Name
+	f.wires = conn.NewTable[wire](f.expire)
+	return f, nil
+}
+
+// Register puts the forwarder's services on a server.
+func (f *Forwarder) Register(s grpc.ServiceRegistrar) {
+	rpc.RegisterNetworkService(s, f)
+	rpc.RegisterMonitorConnection(s, f.monitor)
+}
+
+// Monitor gives the admin API and tests what watchers see.
+func (f *Forwarder) Monitor() *hop.Monitor { return f.monitor }
+
+// Desired returns what the forwarder wants the kernel to have for a connection.
+func (f *Forwarder) Desired(ctx context.Context, id string) (w plan.Wire, ok bool, err error) {
+	err = f.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
+		if t.Record != nil {
+			w, ok = t.Record.desired, true
+		}
+		return nil
+	})
+	return w, ok, err
+}
+
+// Stop ends the forwarder's work. Wires stay in the kernel: packets flow on, and
+// whoever comes after this forwarder adopts them.
+func (f *Forwarder) Stop() {
+	for _, id := range f.wires.IDs() {
+		_ = f.wires.Do(context.Background(), id, func(t *conn.Turn[wire]) error {
+			if t.Record != nil {
+				t.Record.next.Drop()
+				t.Record.holds.release()
+			}
+			t.Record = nil
+			return nil
+		})
+	}
+	f.wires.Close()
+	f.removals.Wait()
+}
+
+// holdings are things that must be released once each: namespaces, sockets,
+// numbers.
+type holdings []func()
+
+func (h *holdings) add(release func()) { *h = append(*h, release) }
+
+// take moves what others hold to h.
+func (h *holdings) take(others ...*holdings) {
+	for _, o := range others {
+		*h = append(*h, *o...)
+		*o = nil
+	}
+}
+
+func (h *holdings) release() {
+	for _, release := range *h {
+		release()
+	}
+	*h = nil
+}
+
+// removeTimeout bounds the removal of a wire from the kernel: a link takes about
+// 20 ms (architecture.md decision 7), many at a time wait for each other.
+const removeTimeout = 30 * time.Second

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forwarder
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"net/netip"
+	"strings"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// leg is one half of a wire: towards the client (left) or towards the endpoint
+// (right). A local leg ends in a workload's namespace, a remote one in a tunnel
+// to another forwarder.
+type leg struct {
+	mech   mechanism.Mechanism // as it stands on the wire; parameters of an earlier answer are kept
+	stands bool                // right: the endpoint has answered for it before
+	holds  holdings
+
+	// KERNEL
+	space string // namespace, a key of Config.Namespaces
+	name  string // of the interface in it
+
+	// VXLAN and WIREGUARD
+	local, remote netip.AddrPort
+	mtu           int // inside the tunnel
+	vni           uint32
+	private, peer mechanism.Key
+}
+
+func (l *leg) isLocal() bool { return l.mech.Type == mechanism.TypeKernel }
+
+// openLeft settles the leg towards the client as far as that is possible before
+// the endpoint has answered.
+func (f *Forwarder) openLeft(ctx context.Context, known *wire, c *networkservice.Connection, prefs []*networkservice.Mechanism) (l *leg, err error) {
+	chosen, err := mechanism.Choose(hop.MechanismOf(c.GetMechanism()), hop.MechanismsOf(prefs), func(m mechanism.Mechanism) bool {
+		return f.supportsLeft(m, c.GetPayload())
+	})
+	if err != nil {
+		return nil, err
+	}
+	l = &leg{mech: chosen}
+	defer func() {
+		if err != nil {
+			l.holds.release()
+		}
+	}()
+	switch chosen.Type {
+	case mechanism.TypeKernel:
+		return l, f.openLeftKernel(ctx, l, c)
+	case mechanism.TypeVXLAN:
+		return l, f.openLeftVXLAN(l, known)
+	default:
+		return l, f.openLeftWireGuard(l)
+	}
+}
+
+func (f *Forwarder) supportsLeft(m mechanism.Mechanism, payload string) bool {
+	switch m.Type {
+	case mechanism.TypeKernel:
+		return m.Class == mechanism.Local
+	case mechanism.TypeVXLAN:
+		return m.Class == mechanism.Remote && payload != mechanism.PayloadIP && f.config.TunnelIP.IsValid()
+	case mechanism.TypeWireGuard:
+		return m.Class == mechanism.Remote && payload != mechanism.PayloadEthernet && f.config.TunnelIP.IsValid()
+	}
+	return false
+}
+
+func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, c *networkservice.Connection) error {
+	k, err := l.mech.Kernel()
+	if err != nil {
+		return err
+	}
+	if k.NetNS == "" {
+		return nserr.NoDescriptor.Errorf("KERNEL: inodeURL is missing, so the client's network namespace is not known")
+	}
+	file, err := rpc.ReceiveFile(ctx, k.NetNS)
+	if err != nil {
+		return err
+	}
+	if l.space, err = f.config.Namespaces.Add(file); err != nil {
+		return err
+	}
+	l.holds.add(func() { f.config.Namespaces.Release(l.space) })
+	if k.Name == "" {
+		k.Name = interfaceName(c.GetNetworkService())
+	}
+	l.name = k.Name
+	l.mech = k.With(l.mech)
+	return nil
+}
+
+// interfaceName makes a name for an interface that nobody named: the beginning
+// of the service's and what makes it unique (§2.13).
+func interfaceName(service string) string {
+	safe := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
+			return r
+		}
+		return -1
+	}, service)
+	var b [3]byte
+	_, _ = rand.Read(b[:]) // never fails
+	suffix := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:4]
+	return safe[:min(len(safe), 10)] + "-" + suffix
+}
+
+// openLeftVXLAN answers a client's forwarder: this side chooses the VNI, and
+// keeps it for as long as the wire lives, its own restart included.
+func (f *Forwarder) openLeftVXLAN(l *leg, known *wire) error {
+	v, err := l.mech.VXLAN()
+	if err != nil {
+		return err
+	}
+	if !v.Src.IsValid() {
+		return nserr.BadMechanism.Errorf("VXLAN: src_ip is missing")
+	}
+	v.Dst = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
+	mine := known != nil && known.desired.VXLAN != nil && known.desired.VXLAN.VNI == v.VNI
+	var release func()
+	if v.VNI != 0 {
+		if release, err = f.numbers.holdVNI(v.VNI, mine); err != nil {
+			v.VNI = 0 // somebody else's meanwhile: choose another
+		}
+	}
+	if v.VNI == 0 {
+		v.VNI, release = f.numbers.chooseVNI(mechanism.VNIParity(v.Src.Addr(), v.Dst.Addr()))
+	}
+	l.holds.add(release)
+	l.vni, l.local, l.remote = v.VNI, v.Dst, v.Src
+	if err := f.tunnelMTU(l, plan.KindVXLAN, v.MTU); err != nil {
+		return err
+	}
+	v.MTU = l.mtu
+	l.mech = v.With(l.mech)
+	return nil
+}
+
+func (f *Forwarder) openLeftWireGuard(l *leg) error {
+	w, err := l.mech.WireGuard()
+	if err != nil {
+		return err
+	}
+	if !w.Src.IsValid() || w.SrcKey.IsZero() {
+		return nserr.BadMechanism.Errorf("WIREGUARD: src_ip or src_public_key is missing")
+	}
+	l.remote, l.peer = withPort(w.Src, mechanism.DefaultWireGuardPort), w.SrcKey
+	return f.tunnelMTU(l, plan.KindWireGuard, w.MTU)
+}
+
+func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
+	if a.Port() == 0 {
+		return netip.AddrPortFrom(a.Addr(), port)
+	}
+	return a
+}
+
+// tunnelMTU sets what fits through the tunnel: the least of what this node's
+// underlay takes and what the peer says.
+func (f *Forwarder) tunnelMTU(l *leg, kind plan.Kind, peers int) error {
+	uplink, err := f.config.Kernel.UnderlayMTU(f.config.TunnelIP)
+	if err != nil {
+		return err
+	}
+	l.mtu = plan.MinMTU(plan.TunnelMTU(uplink, kind, f.config.TunnelIP), peers)
+	return nil
+}
+
+// finishLeft completes the leg towards the client when the endpoint's namespace
+// and context are known.
+func (f *Forwarder) finishLeft(ctx context.Context, known *wire, left, right *leg, got *networkservice.Connection) error {
+	if !left.isLocal() && !right.isLocal() {
+		return nserr.Unsupported.Errorf("neither the client nor the endpoint is on this node")
+	}
+	if left.mech.Type != mechanism.TypeWireGuard {
+		return nil
+	}
+	if err := f.ownKey(ctx, left, known, right.space, got.GetId()); err != nil {
+		return err
+	}
+	w, err := left.mech.WireGuard()
+	if err != nil {
+		return err
+	}
+	w.Dst, w.DstKey, w.MTU = left.local, left.private.Public(), left.mtu
+	left.mech = w.With(left.mech)
+	return nil
+}
+
+// ownKey sets this side's WireGuard key and port: those that the wire has, those
+// of a device that an earlier life of this forwarder left, or new ones.
+func (f *Forwarder) ownKey(ctx context.Context, l *leg, known *wire, space, id string) error {
+	key, port, ok := [32]byte{}, uint16(0), false
+	if known != nil && known.desired.WireGuard != nil {
+		key, port, ok = known.desired.WireGuard.PrivateKey, known.desired.WireGuard.Port, true
+	} else if known == nil {
+		key, port, ok = f.config.Kernel.WireGuardKey(ctx, space, id)
+	}
+	if ok {
+		l.holds.add(f.numbers.holdPort(port))
+	} else {
+		p, release, err := f.numbers.choosePort()
+		if err != nil {
+			return err
+		}
+		key, port = mechanism.NewPrivateKey(), p
+		l.holds.add(release)
+	}
+	l.private, l.local = key, netip.AddrPortFrom(f.config.TunnelIP, port)
+	return nil
+}
+
+// offerRight makes what this forwarder offers for the leg towards the endpoint.
+func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservice.Connection, left *leg, to *candidate) (*leg, error) {
+	r := &leg{}
+	if known != nil && known.next.Peer != nil && known.next.Conn.GetNetworkServiceEndpointName() == to.name && known.next.Peer.URL() == to.url {
+		r.mech, r.stands = known.right, true
+	}
+	if to.local() {
+		r.mech = mechanism.Kernel{}.With(r.mech)
+		return r, nil
+	}
+	if !left.isLocal() {
+		return nil, nserr.Unsupported.Errorf("endpoint %s at %s is not on this node, and neither is the client", to.name, to.url)
+	}
+	if !f.config.TunnelIP.IsValid() {
+		return nil, nserr.Unsupported.Errorf("endpoint %s is on another node, but this forwarder has no address on the underlay", to.name).
+			WithFix("start the forwarder with --tunnel-ip")
+	}
+	err := f.offerTunnel(ctx, r, known, c, left, to)
+	if err != nil {
+		r.holds.release()
+	}
+	return r, err
+}
+
+func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *networkservice.Connection, left *leg, to *candidate) error {
+	if to.payload == mechanism.PayloadEthernet {
+		if err := f.tunnelMTU(r, plan.KindVXLAN, 0); err != nil {
+			return err
+		}
+		r.local = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
+		r.mech = mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}}.With(r.mech)
+		return nil
+	}
+	if err := f.tunnelMTU(r, plan.KindWireGuard, 0); err != nil {
+		return err
+	}
+	if err := f.ownKey(ctx, r, known, left.space, c.GetId()); err != nil {
+		return err
+	}
+	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.private.Public()}.With(r.mech)
+	return nil
+}
+
+// request is the message that offers the leg to the endpoint. The mechanism is
+// set when the leg stands already, else it is one preference (§2.12).
+func (l *leg) request(c *networkservice.Connection, to *candidate) *networkservice.NetworkServiceRequest {
+	out := proto.Clone(c).(*networkservice.Connection)
+	out.NetworkServiceEndpointName = to.name
+	out.Payload = to.payload
+	offer := hop.MechanismMessage(l.mech)
+	out.Mechanism = nil
+	if l.stands {
+		out.Mechanism = offer
+	}
+	return &networkservice.NetworkServiceRequest{Connection: out, MechanismPreferences: []*networkservice.Mechanism{offer}}
+}
+
+// acceptRight takes what the endpoint answered for its leg.
+func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *networkservice.Connection, at *peer.Peer) (err error) {
+	m := hop.MechanismOf(got.GetMechanism())
+	if m.Type != r.mech.Type {
+		return nserr.BadAnswer.Errorf("the endpoint answered with mechanism %q, offered was %q", m.Type, r.mech.Type)
+	}
+	defer func() {
+		if err != nil {
+			err = nserr.BadAnswer.Errorf("the endpoint's mechanism: %w", err)
+		}
+	}()
+	switch m.Type {
+	case mechanism.TypeKernel:
+		k, err := m.Kernel()
+		if err != nil {
+			return err
+		}
+		if r.space, err = f.receiveSpace(ctx, known, k.NetNS, at); err != nil {
+			return err
+		}
+		r.holds.add(func() { f.config.Namespaces.Release(r.space) })
+		if k.Name == "" {
+			k.Name = interfaceName(got.GetNetworkService())
+		}
+		r.name = k.Name
+		r.mech = k.With(m)
+	case mechanism.TypeVXLAN:
+		v, err := m.VXLAN()
+		if err != nil {
+			return err
+		}
+		if !v.Dst.IsValid() || v.VNI == 0 {
+			return nserr.BadMechanism.Errorf("VXLAN: dst_ip or vni is missing")
+		}
+		mine := known != nil && known.desired.VXLAN != nil && known.desired.VXLAN.VNI == v.VNI
+		release, err := f.numbers.holdVNI(v.VNI, mine)
+		if err != nil {
+			return err
+		}
+		r.holds.add(release)
+		r.vni, r.remote, r.mech = v.VNI, v.Dst, m
+		r.mtu = plan.MinMTU(r.mtu, v.MTU)
+	case mechanism.TypeWireGuard:
+		w, err := m.WireGuard()
+		if err != nil {
+			return err
+		}
+		if !w.Dst.IsValid() || w.DstKey.IsZero() {
+			return nserr.BadMechanism.Errorf("WIREGUARD: dst_ip or dst_public_key is missing")
+		}
+		r.remote, r.peer, r.mech = withPort(w.Dst, mechanism.DefaultWireGuardPort), w.DstKey, m
+		r.mtu = plan.MinMTU(r.mtu, w.MTU)
+	}
+	return nil
+}
+
+// receiveSpace takes the namespace that the endpoint sent with its answer. One
+// that is the same as before need not be sent again.
+func (f *Forwarder) receiveSpace(ctx context.Context, known *wire, url string, at *peer.Peer) (key string, err error) {
+	if url == "" {
+		return "", nserr.NoDescriptor.Errorf("KERNEL: inodeURL is missing, so the endpoint's network namespace is not known")
+	}
+	if known != nil && known.right.Params["inodeURL"] == url {
+		for _, end := range known.desired.Ends {
+			if end.Side == plan.Endpoint && f.config.Namespaces.Hold(end.NetNS) == nil {
+				return end.NetNS, nil
+			}
+		}
+	}
+	file, err := rpc.ReceiveReplyFile(ctx, at, url)
+	if err != nil {
+		return "", err
+	}
+	return f.config.Namespaces.Add(file)
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forwarder
+
+import (
+	"math/rand/v2"
+	"sync"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// numbers hands out what wires of this node must not share: VXLAN network
+// identifiers and WireGuard's UDP ports. A number is counted, since a wire and
+// its next state hold the same one for a moment.
+type numbers struct {
+	firstPort uint16
+	free      func(port uint16) bool // in the underlay, by anybody
+
+	mu    sync.Mutex
+	vnis  map[uint32]int // guarded by mu; holders of each
+	ports map[uint16]int // guarded by mu
+}
+
+func newNumbers(firstPort uint16, free func(uint16) bool) *numbers {
+	return &numbers{firstPort: firstPort, free: free, vnis: make(map[uint32]int), ports: make(map[uint16]int)}
+}
+
+// chooseVNI returns a VNI that no wire of this node has, with the given lowest
+// bit (mechanism.VNIParity).
+func (n *numbers) chooseVNI(parity uint32) (vni uint32, release func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for {
+		vni = rand.Uint32N(1<<23)<<1 | parity
+		if vni != 0 && n.vnis[vni] == 0 {
+			return vni, n.countVNI(vni)
+		}
+	}
+}
+
+// holdVNI holds a VNI that a peer chose, or that this wire has already (mine).
+func (n *numbers) holdVNI(vni uint32, mine bool) (release func(), err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.vnis[vni] > 0 && !mine {
+		return nil, nserr.BadMechanism.Errorf("VXLAN: vni %d is in use at this node", vni)
+	}
+	return n.countVNI(vni), nil
+}
+
+// countVNI wants mu held.
+func (n *numbers) countVNI(vni uint32) (release func()) {
+	n.vnis[vni]++
+	return sync.OnceFunc(func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.vnis[vni]--; n.vnis[vni] == 0 {
+			delete(n.vnis, vni)
+		}
+	})
+}
+
+// choosePort returns the first UDP port from firstPort on that nobody has.
+func (n *numbers) choosePort() (port uint16, release func(), err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for p := int(n.firstPort); p <= 65535; p++ {
+		if port := uint16(p); n.ports[port] == 0 && n.free(port) {
+			return port, n.countPort(port), nil
+		}
+	}
+	return 0, nil, nserr.KernelFailed.Errorf("no UDP port from %d on is free for WireGuard", n.firstPort)
+}
+
+// holdPort holds a port that this wire's device has already.
+func (n *numbers) holdPort(port uint16) (release func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.countPort(port)
+}
+
+// countPort wants mu held.
+func (n *numbers) countPort(port uint16) (release func()) {
+	n.ports[port]++
+	return sync.OnceFunc(func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.ports[port]--; n.ports[port] == 0 {
+			delete(n.ports, port)
+		}
+	})
+}

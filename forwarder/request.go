@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forwarder
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/internal/undo"
+	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/nserr"
+	hoppeer "github.com/openvwire/nsm/sdk/peer"
+)
+
+// Request makes or refreshes a wire (protocol.md §2.7, §3.3).
+func (f *Forwarder) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	if req.GetConnection().GetNetworkService() == "" {
+		return nil, nserr.BadRequest.Errorf("the request names no network service")
+	}
+	if err := hop.ValidatePreferences(req.GetMechanismPreferences()); err != nil {
+		return nil, err
+	}
+	call, err := f.hop.Admit(ctx, req.GetConnection())
+	if err != nil {
+		return nil, err
+	}
+	var out *networkservice.Connection
+	err = f.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
+		var err error
+		out, err = f.request(ctx, t, call, req.GetMechanismPreferences())
+		if err != nil && t.Record != nil {
+			f.monitor.Down(t.ID)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return call.Reply(out), nil
+}
+
+// request does the work of Request when it is the connection's turn.
+func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call, prefs []*networkservice.Mechanism) (*networkservice.Connection, error) {
+	known := t.Record
+	if known != nil {
+		if err := known.binding.Check(call); err != nil {
+			return nil, err
+		}
+		if call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
+			if err := known.next.Close(ctx, call); err != nil {
+				f.log.Warn("old path not closed", "connection", t.ID, "error", err)
+			}
+		}
+	}
+	left, err := f.openLeft(ctx, known, call.Conn, prefs)
+	if err != nil {
+		return nil, err
+	}
+	defer left.holds.release()
+	candidates, err := f.candidates(ctx, call.Conn, known)
+	if err != nil {
+		return nil, err
+	}
+	defer releaseAll(candidates)
+
+	var failures []error
+	for i := range candidates {
+		out, err := f.connect(ctx, t, call, left, &candidates[i])
+		if err == nil {
+			return out, nil
+		}
+		failures = append(failures, fmt.Errorf("%s: %w", candidates[i].name, err))
+		if ctx.Err() != nil || !worthAnother(err) {
+			break
+		}
+	}
+	return nil, allFailed(call.Conn.GetNetworkService(), failures)
+}
+
+// connect tries one endpoint: ask it for the right leg, make the wire, remember
+// it. Whatever it made for a failed attempt is undone; a wire that stood before
+// stays as it was.
+func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], call *hop.Call, left *leg, c *candidate) (*networkservice.Connection, error) {
+	right, err := f.offerRight(ctx, t.Record, call.Conn, left, c)
+	if err != nil {
+		return nil, err
+	}
+	defer right.holds.release()
+
+	p := f.config.Peers.Get(c.url)
+	var u undo.Stack
+	defer func() {
+		if err := u.Run(ctx); err != nil {
+			f.log.Warn("failed attempt not undone completely", "connection", t.ID, "error", err)
+		}
+	}()
+	u.Add(func(context.Context) error { p.Release(); return nil })
+	var at peer.Peer
+	got, err := hop.Ask(ctx, p, right.request(call.Conn, c), grpc.Peer(&at))
+	if err != nil {
+		return nil, err
+	}
+	if t.Record == nil {
+		u.Add(func(ctx context.Context) error {
+			_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(ctx, got)
+			return err
+		})
+	}
+	if err := f.acceptRight(ctx, t.Record, right, got, &at); err != nil {
+		return nil, err
+	}
+	if err := f.finishLeft(ctx, t.Record, left, right, got); err != nil {
+		return nil, err
+	}
+	want, err := desired(f.config.Name, t.ID, left, right, got)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.apply(ctx, t, want); err != nil {
+		return nil, err
+	}
+	u.Keep()
+	w := &wire{binding: call.Binding, left: left.mech, right: right.mech, desired: want}
+	w.holds.take(&left.holds, &right.holds, &c.holds)
+	return f.establish(ctx, t, w, call, p, got), nil
+}
+
+// apply brings the kernel to what is wanted. A refresh that changes nothing
+// makes no system call.
+func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wire) error {
+	if t.Record != nil {
+		if equalWires(t.Record.desired, want) {
+			return nil
+		}
+		if !samePlaces(t.Record.desired, want) { // a link in a namespace that the wire leaves is not seen from the new ones
+			if err := f.config.Kernel.Remove(ctx, t.Record.desired); err != nil {
+				return err
+			}
+		}
+	}
+	steps, err := f.config.Kernel.Apply(ctx, want)
+	if err != nil {
+		return err
+	}
+	f.log.Debug("kernel changed", "connection", t.ID, "steps", len(steps))
+	return nil
+}
+
+// establish puts w in the place of what was remembered, and publishes it.
+func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, call *hop.Call, p *hoppeer.Peer, got *networkservice.Connection) *networkservice.Connection {
+	if t.Record != nil {
+		w.next = t.Record.next
+		t.Record.holds.release()
+	} else {
+		f.log.Info("wire up", "connection", t.ID, "service", got.GetNetworkService(), "owner", call.Binding.Owner,
+			"endpoint", got.GetNetworkServiceEndpointName(), "left", w.left.String(), "right", w.right.String())
+	}
+	w.next.Hold(p, proto.Clone(got).(*networkservice.Connection), f.monitor)
+	t.Record = w
+	t.ExpireAt(call.Expiry(ctx))
+
+	out := got
+	out.Mechanism = hop.MechanismMessage(w.left)
+	out.State = networkservice.State_UP
+	for _, end := range w.desired.Ends {
+		// Both halves name their interface, as observers of old expect it (§2.12).
+		if end.Side == plan.Client {
+			hop.SetMetric(out, "server_interface", w.left.Type+"/"+end.Name)
+		} else {
+			hop.SetMetric(out, "client_interface", w.right.Type+"/"+end.Name)
+		}
+	}
+	f.monitor.Publish(out)
+	return out
+}
+
+// worthAnother reports whether another endpoint could make a difference. What is
+// wrong with the client's side is wrong with every endpoint.
+func worthAnother(err error) bool {
+	switch nserr.From(err).Reason {
+	case nserr.WrongOwner, nserr.NameTaken, nserr.NotPrivileged, nserr.LoopingPath:
+		return false
+	}
+	return true
+}
+
+// allFailed puts the failures of all candidates in one error. What is wrong with
+// the request itself keeps its reason.
+func allFailed(service string, failures []error) error {
+	texts := make([]string, len(failures))
+	for i, err := range failures {
+		texts[i] = err.Error()
+	}
+	if last := nserr.From(failures[len(failures)-1]); len(failures) == 1 && last.Reason != nserr.Internal && last.Reason != nserr.PeerDown {
+		return last.Reason.Errorf("%w", failures[0]).WithFix("%s", last.HowToFix())
+	}
+	return nserr.EndpointsFailed.Errorf("all %d endpoints of %s have failed: %s", len(failures), service, strings.Join(texts, "; "))
+}

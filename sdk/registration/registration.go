@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package registration keeps an endpoint registered.
+//
+// A registration expires unless it is renewed. Keep renews it in time, and at
+// once when the registry that held it comes back after a restart: it follows its
+// own entry, so it notices when that is gone (protocol.md §4.5). Forwarders and
+// endpoints alike use it.
+package registration
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/internal/backoff"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/regpath"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// Config says what to register where.
+type Config struct {
+	Registry grpc.ClientConnInterface // usually the node's manager
+	Endpoint *registry.NetworkServiceEndpoint
+	// Services are registered first, so that a service exists as soon as somebody
+	// offers it. One that exists already with the same payload stays as it is.
+	Services []*registry.NetworkService
+	// Socket is the endpoint's Unix socket, opened with O_PATH, when its URL names
+	// it as inode://dev/ino (§3.6). The caller keeps it open until Stop.
+	Socket *os.File
+	Logger *slog.Logger // nil means slog.Default()
+}
+
+// Registration is an endpoint that stays registered until Stop.
+type Registration struct {
+	c      Config
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	registered *registry.NetworkServiceEndpoint // the last answer; owned by run
+	path       regpath.Path                     // the one of the last answer; owned by run
+	hold       time.Duration                    // how long that answer holds; owned by run
+}
+
+const (
+	callTimeout = 15 * time.Second // one attempt to register, as the reference (§4.5)
+	stopTimeout = 2 * time.Second  // Unregister on the way out
+	renewAt     = 1.0 / 2          // of the remaining life; the reference renews at 2/3
+	longestLife = time.Minute      // assumed when the registry names no expiry
+)
+
+var retry = backoff.Policy{Min: 50 * time.Millisecond, Max: 3 * time.Second}
+
+// Start registers the endpoint and returns when that has succeeded, or failed
+// for a reason that trying again would not change. While the registry cannot be
+// reached it goes on trying until ctx ends.
+func Start(ctx context.Context, c Config) (*Registration, error) {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	r := &Registration{c: c, done: make(chan struct{})}
+	for attempt := 0; ; attempt++ {
+		err := r.register(ctx)
+		if err == nil {
+			break
+		}
+		if !transient(err) || ctx.Err() != nil {
+			return nil, err
+		}
+		if attempt == 0 {
+			c.Logger.Warn("not registered yet, trying on", "endpoint", c.Endpoint.GetName(), "error", err)
+		}
+		if retry.Wait(ctx, attempt) != nil {
+			return nil, err
+		}
+	}
+	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r.cancel = cancel
+	go r.run(runCtx)
+	return r, nil
+}
+
+// Stop unregisters the endpoint and ends its renewal.
+func (r *Registration) Stop(ctx context.Context) error {
+	r.cancel()
+	<-r.done
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	_, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Unregister(r.path.ToOutgoing(ctx), r.registered)
+	return err
+}
+
+// Abandon ends the renewal and leaves the entry to its expiry: another process
+// is going to take it over.
+func (r *Registration) Abandon() {
+	r.cancel()
+	<-r.done
+}
+
+// run renews until ctx ends.
+func (r *Registration) run(ctx context.Context) {
+	defer close(r.done)
+	for attempt := 0; ; {
+		wait := time.Duration(float64(r.hold) * renewAt * (1 - 0.1*rand.Float64()))
+		if attempt > 0 {
+			wait = retry.Delay(attempt - 1)
+		}
+		r.waitOrLost(ctx, wait, attempt > 0)
+		if ctx.Err() != nil {
+			return
+		}
+		err := r.register(ctx)
+		switch {
+		case err == nil && attempt > 0:
+			r.c.Logger.Info("registered again", "endpoint", r.c.Endpoint.GetName())
+			attempt = 0
+		case err == nil:
+		case ctx.Err() != nil:
+			return
+		default:
+			if attempt == 0 {
+				r.c.Logger.Warn("registration not renewed, trying on", "endpoint", r.c.Endpoint.GetName(), "error", err)
+			}
+			attempt++
+		}
+	}
+}
+
+// waitOrLost returns after the given time, or at once when the entry is gone or
+// the registry that was followed went away. While the registry is known to be
+// away it only waits.
+func (r *Registration) waitOrLost(ctx context.Context, wait time.Duration, away bool) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if !away {
+		r.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		// Gone just now: whoever went away needs a moment to come back.
+		wait = time.Duration(float64(retry.Min) * (1 + rand.Float64()))
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(wait):
+	}
+}
+
+// follow returns when the own entry is deleted or can no longer be followed.
+func (r *Registration) follow(ctx context.Context) {
+	stream, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Find(ctx, &registry.NetworkServiceEndpointQuery{
+		NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{Name: r.registered.GetName()},
+		Watch:                  true,
+	})
+	if err != nil {
+		return
+	}
+	for {
+		got, err := stream.Recv()
+		if err != nil || got.GetDeleted() {
+			if err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
+				r.c.Logger.Debug("lost sight of the own registration", "endpoint", r.registered.GetName(), "error", err)
+			}
+			return
+		}
+	}
+}
+
+func (r *Registration) register(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for _, ns := range r.c.Services {
+		if err := r.registerService(ctx, ns); err != nil {
+			return err
+		}
+	}
+	nse := proto.Clone(r.c.Endpoint).(*registry.NetworkServiceEndpoint)
+	nse.InitialRegistrationTime = r.registered.GetInitialRegistrationTime()
+	if r.c.Socket != nil {
+		ctx = rpc.WithFiles(ctx, r.c.Socket)
+	}
+	var header metadata.MD
+	got, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Register(r.path.ToOutgoing(ctx), nse, grpc.Header(&header))
+	if err != nil {
+		r.path = regpath.Path{} // its tokens may be what was refused
+		return err
+	}
+	if p, err := regpath.FromHeader(header); err == nil {
+		r.path = p
+	}
+	r.registered = got
+	r.hold = longestLife
+	if got.GetExpirationTime() != nil {
+		r.hold = max(time.Until(got.GetExpirationTime().AsTime()), 0)
+	}
+	return nil
+}
+
+// registerService registers ns unless it is there. Matches that an operator gave
+// an existing service are not replaced.
+func (r *Registration) registerService(ctx context.Context, ns *registry.NetworkService) error {
+	client := registry.NewNetworkServiceRegistryClient(r.c.Registry)
+	stream, err := client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{Name: ns.GetName()}})
+	if err != nil {
+		return err
+	}
+	for {
+		got, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		have := got.GetNetworkService()
+		if have.GetName() != ns.GetName() {
+			continue
+		}
+		if ns.GetPayload() != "" && have.GetPayload() != ns.GetPayload() {
+			return nserr.PayloadMismatch.Errorf("network service %q exists with payload %s, this endpoint serves %s", ns.GetName(), have.GetPayload(), ns.GetPayload()).
+				WithFix("serve it with --payload %s, or delete the service first", have.GetPayload())
+		}
+		return nil
+	}
+	_, err = client.Register(ctx, ns)
+	return err
+}
+
+// transient reports whether trying again may help.
+func transient(err error) bool {
+	switch nserr.From(err).Reason {
+	case nserr.PeerDown, nserr.TimedOut, nserr.Stopping, nserr.Busy, nserr.StateDir:
+		return true
+	}
+	return false
+}
