@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -193,6 +194,14 @@ func (d *differ) addressing(i int) {
 		d.add(AddNeighbor{Link: l, Neighbor: n, Old: macOf(s.Neighbors, n.IP)})
 	}
 	for _, a := range without(e.Addrs, s.Addrs, same) {
+		// A link has an IPv6 address once: one with another prefix length goes first.
+		for j, b := range s.Addrs {
+			if b.Addr() == a.Addr() && b.Addr().Is6() {
+				d.add(DelAddr{Link: l, Addr: b})
+				s.Addrs = slices.Delete(slices.Clone(s.Addrs), j, j+1)
+				break
+			}
+		}
 		d.add(AddAddr{Link: l, Addr: a})
 	}
 	d.addRoutes(l, Main, without(e.Routes, s.Routes, same))

@@ -2,7 +2,10 @@
 
 package plan
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // StepError says which step failed.
 type StepError struct {
@@ -18,29 +21,29 @@ func (e *StepError) Error() string { return fmt.Sprintf("%s: %v", e.Step, e.Err)
 func (e *StepError) Unwrap() error { return e.Err }
 
 // Execute calls do for each step. When one fails it takes the steps before it
-// back in reverse order, as far as they have an [Inverse], and returns a
-// *StepError. A deleted link ends the way back: it cannot be restored, nor what
-// belonged to it.
+// back (see [Undo]) and returns a *StepError.
 func Execute(steps []Step, do func(Step) error) error {
 	for i, s := range steps {
-		err := do(s)
-		if err == nil {
-			continue
+		if err := do(s); err != nil {
+			return &StepError{Step: s, Err: err, Undo: Undo(steps[:i], do)}
 		}
-		failure := &StepError{Step: s, Err: err}
-		for j := i - 1; j >= 0; j-- {
-			if _, deleted := steps[j].(DelLink); deleted {
-				break
-			}
-			inverse := Inverse(steps[j])
-			if inverse == nil {
-				continue
-			}
-			if err := do(inverse); err != nil {
-				failure.Undo = append(failure.Undo, fmt.Errorf("%s: %w", inverse, err))
-			}
-		}
-		return failure
 	}
 	return nil
+}
+
+// Undo takes executed steps back in reverse order, as far as they have an
+// [Inverse], and returns what went wrong with that. A deleted link ends the way
+// back: it cannot be restored, nor what belonged to it.
+func Undo(steps []Step, do func(Step) error) (errs []error) {
+	for _, s := range slices.Backward(steps) {
+		if _, deleted := s.(DelLink); deleted {
+			break
+		}
+		if inverse := Inverse(s); inverse != nil {
+			if err := do(inverse); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", inverse, err))
+			}
+		}
+	}
+	return errs
 }

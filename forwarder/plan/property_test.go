@@ -246,7 +246,7 @@ func drawEnd(t *rapid.T, label, ns string, side plan.Side) plan.End {
 var (
 	addrs = []netip.Prefix{
 		netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("10.0.0.2/24"),
-		netip.MustParsePrefix("fd00::1/128"), netip.MustParsePrefix("fd00::2/64"),
+		netip.MustParsePrefix("fd00::1/128"), netip.MustParsePrefix("fd00::2/64"), netip.MustParsePrefix("fd00::2/128"),
 	}
 	routes = []plan.Route{
 		{Dst: netip.MustParsePrefix("10.0.0.9/32")},

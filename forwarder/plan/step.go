@@ -38,6 +38,17 @@ func Script(steps []Step, nameOf func(key string) string) string {
 // Link names a link: its namespace and its name there.
 type Link struct{ NetNS, Name string }
 
+func (l Link) at() Link { return l }
+
+// LinkOf returns the link that a step is about, or the zero value for steps
+// about something else and for AddVeth, which is about two.
+func LinkOf(s Step) Link {
+	if s, ok := s.(interface{ at() Link }); ok {
+		return s.at()
+	}
+	return Link{}
+}
+
 // NewLink is a link to be made. MTU 0 leaves the kernel's default.
 type NewLink struct {
 	Link

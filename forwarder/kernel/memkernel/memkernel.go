@@ -99,6 +99,9 @@ func (k *Kernel) SetIPv6Off(key string, off bool) {
 // Apply is like the real one: it checks, observes, and executes the difference
 // or nothing.
 func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
+	if w.Owner == "" {
+		w.Owner = k.owner
+	}
 	if err := w.Validate(); err != nil {
 		return nil, err
 	}
@@ -223,6 +226,9 @@ func (k *Kernel) namespace(key string) *namespace {
 }
 
 func (k *Kernel) observe(ctx context.Context, w plan.Wire) (plan.Observed, error) {
+	if w.Owner == "" {
+		w.Owner = k.owner
+	}
 	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(w.Ends))}
 	visited := make(map[string]bool)
 	for i, e := range w.Ends {

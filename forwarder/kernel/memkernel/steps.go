@@ -37,7 +37,7 @@ func (k *Kernel) do(s plan.Step) error {
 
 // doOnLink executes the steps that need a link to exist.
 func (k *Kernel) doOnLink(s plan.Step) error {
-	at := linkOf(s)
+	at := plan.LinkOf(s)
 	l, ok := k.namespace(at.NetNS).links[at.Name]
 	if !ok {
 		return syscall.ENODEV
@@ -64,6 +64,9 @@ func (k *Kernel) doOnLink(s plan.Step) error {
 		if s.Addr.Addr().Is6() && l.ipv6Off {
 			return syscall.EACCES
 		}
+		if s.Addr.Addr().Is6() && slices.ContainsFunc(l.addrs, func(a addr) bool { return a.Addr() == s.Addr.Addr() }) {
+			return syscall.EEXIST
+		}
 		return insert(&l.addrs, s.Addr)
 	case plan.DelAddr:
 		return remove(&l.addrs, s.Addr)
@@ -87,34 +90,6 @@ func (k *Kernel) doOnLink(s plan.Step) error {
 		panic("memkernel: unknown step " + s.String())
 	}
 	return nil
-}
-
-func linkOf(s plan.Step) plan.Link {
-	switch s := s.(type) {
-	case plan.SetAlias:
-		return s.Link
-	case plan.ConfigureWireGuard:
-		return s.Link
-	case plan.SetMTU:
-		return s.Link
-	case plan.SetMAC:
-		return s.Link
-	case plan.SetUp:
-		return s.Link
-	case plan.AddAddr:
-		return s.Link
-	case plan.DelAddr:
-		return s.Link
-	case plan.AddRoute:
-		return s.Link
-	case plan.DelRoute:
-		return s.Link
-	case plan.AddNeighbor:
-		return s.Link
-	case plan.DelNeighbor:
-		return s.Link
-	}
-	panic("memkernel: unknown step " + s.String())
 }
 
 func (k *Kernel) addLink(n plan.NewLink, l *link) error {

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// call is one Apply, Observe or Remove: the wire and an open site for each
+// namespace that it touches. It is used by one goroutine.
+type call struct {
+	ctx   context.Context // of this call, which it does not outlive
+	k     *Kernel
+	wire  plan.Wire
+	sites map[string]*site // by namespace key; the underlay's under ""
+}
+
+// site is a namespace as one call works with it.
+type site struct {
+	ns  *netns.Handle
+	nl  *netlink.Handle
+	ctl int // datagram socket for ioctls, -1: none
+
+	// addrEvents reports IPv6 addresses that became usable; nil if the wire
+	// has none here.
+	addrEvents *nl.NetlinkSocket
+
+	links      []netlink.Link // as listed when the site was opened
+	pingClosed bool
+	newIPv6Off bool            // of links to come
+	ipv6Off    map[string]bool // of the wire's links that exist, by name
+	index      map[string]int  // of the wire's links, by name; filled in as needed
+}
+
+// open opens the wire's namespaces. The caller closes the call.
+func (k *Kernel) open(ctx context.Context, w plan.Wire) (*call, error) {
+	c := &call{ctx: ctx, k: k, wire: w, sites: make(map[string]*site)}
+	for _, e := range w.Ends {
+		if _, ok := c.sites[e.NetNS]; ok {
+			continue
+		}
+		ns, err := k.namespaces.Get(e.NetNS)
+		if err != nil {
+			c.close()
+			return nil, err
+		}
+		s := &site{ns: ns, ctl: -1}
+		c.sites[e.NetNS] = s
+		if err := ns.Do(func() error { return s.enter(w) }); err != nil {
+			c.close()
+			return nil, unprivileged(err, "open namespace "+e.NetNS)
+		}
+	}
+	return c, nil
+}
+
+// enter opens the site's sockets and reads what needs a thread inside.
+func (s *site) enter(w plan.Wire) (err error) {
+	if s.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	if s.ctl, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return err
+	}
+	if hasIPv6(w, s.ns.Key()) {
+		if s.addrEvents, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR); err != nil {
+			return err
+		}
+	}
+	return s.read(w)
+}
+
+// read lists the links and reads sysctls. It runs inside the namespace.
+func (s *site) read(w plan.Wire) (err error) {
+	if s.links, err = dump(s.nl.LinkList); err != nil {
+		return err
+	}
+	s.index = make(map[string]int)
+	s.ipv6Off = make(map[string]bool)
+	for _, e := range w.Ends {
+		if l, _ := s.linkOf(w, e); e.NetNS == s.ns.Key() && l != nil {
+			name := l.Attrs().Name
+			s.index[name] = l.Attrs().Index
+			s.ipv6Off[name] = readSysctl("net/ipv6/conf/"+name+"/disable_ipv6") == "1"
+		}
+	}
+	s.newIPv6Off = readSysctl("net/ipv6/conf/default/disable_ipv6") == "1"
+	s.pingClosed = readSysctl("net/ipv4/ping_group_range") == "1\t0"
+	return nil
+}
+
+// reload reads all sites again.
+func (c *call) reload() error {
+	for _, s := range c.sites {
+		if s.links == nil { // the underlay's
+			continue
+		}
+		if err := s.ns.Do(func() error { return s.read(c.wire) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// underlay returns the site that tunnels are made from.
+func (c *call) underlay() (*site, error) {
+	if s, ok := c.sites[""]; ok {
+		return s, nil
+	}
+	s := &site{ns: c.k.underlay, ctl: -1}
+	err := s.ns.Do(func() (err error) {
+		s.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.sites[""] = s
+	return s, nil
+}
+
+func (c *call) close() {
+	for _, s := range c.sites {
+		if s.nl != nil {
+			s.nl.Close()
+		}
+		if s.ctl >= 0 {
+			unix.Close(s.ctl)
+		}
+		if s.addrEvents != nil {
+			s.addrEvents.Close()
+		}
+	}
+}
+
+// linkOf returns the link of the wire's end, or nil, and whether it is tagged.
+// A link without alias that has the end's MAC address is ours, too: its maker
+// was killed before it came to the tag.
+func (s *site) linkOf(w plan.Wire, e plan.End) (l netlink.Link, tagged bool) {
+	tag := w.Tag(e.Side).String()
+	mac := e.MAC
+	if mac == nil {
+		mac = plan.MAC(w.ID, e.Side)
+	}
+	for _, candidate := range s.links {
+		a := candidate.Attrs()
+		if a.Alias == tag {
+			return candidate, true
+		}
+		if a.Alias == "" && a.HardwareAddr.String() == mac.String() {
+			l = candidate
+		}
+	}
+	return l, false
+}
+
+// linkIndex returns the index of one of the wire's links.
+func (s *site) linkIndex(name string) (int, error) {
+	if i, ok := s.index[name]; ok {
+		return i, nil
+	}
+	l, err := s.nl.LinkByName(name)
+	if err != nil {
+		return 0, err
+	}
+	s.index[name] = l.Attrs().Index
+	return l.Attrs().Index, nil
+}
+
+func hasIPv6(w plan.Wire, key string) bool {
+	for _, e := range w.Ends {
+		for _, a := range e.Addrs {
+			if e.NetNS == key && a.Addr().Is6() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// readSysctl reads below /proc/sys as the thread's namespace sees it. What
+// cannot be read is empty: a kernel without IPv6 has no such files.
+func readSysctl(path string) string {
+	b, err := os.ReadFile("/proc/sys/" + path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// dump lists something until it got a consistent list: the kernel flags a dump
+// during which somebody else made a change.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	const attempts = 20
+	for i := 1; ; i++ {
+		l, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || i == attempts {
+			return l, err
+		}
+	}
+}
+
+// unprivileged turns a lack of privileges into its reason.
+func unprivileged(err error, what string) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return nserr.NotPrivileged.Errorf("%s: %w", what, err)
+	}
+	if coded := (*nserr.Error)(nil); errors.As(err, &coded) {
+		return err
+	}
+	return nserr.KernelFailed.Errorf("%s: %w", what, err)
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/openvwire/nsm/forwarder/plan"
+)
+
+// observe returns the wire as the sites show it.
+func (c *call) observe() (plan.Observed, error) {
+	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(c.wire.Ends))}
+	visited := make(map[string]bool)
+	for i, e := range c.wire.Ends {
+		if err := c.ctx.Err(); err != nil {
+			return plan.Observed{}, timedOut(err)
+		}
+		o, err := c.observeEnd(e, !visited[e.NetNS])
+		if err != nil {
+			return plan.Observed{}, unprivileged(err, "observe "+e.Name)
+		}
+		visited[e.NetNS] = true
+		seen.Ends[i] = o
+	}
+	return seen, nil
+}
+
+func (c *call) observeEnd(e plan.End, orphans bool) (plan.ObservedEnd, error) {
+	s := c.sites[e.NetNS]
+	o := plan.ObservedEnd{PingClosed: s.pingClosed, NewIPv6Off: s.newIPv6Off}
+	mine, tagged := s.linkOf(c.wire, e)
+	for _, l := range s.links {
+		if l.Attrs().Name == e.Name && l != mine {
+			o.Taken = true
+		}
+	}
+	r := routing{site: s}
+	if mine != nil {
+		r.link = mine.Attrs().Index
+		o.Found, o.Tagged = true, tagged
+		if err := c.observeLink(mine, e, &o, &r); err != nil {
+			return o, err
+		}
+	}
+	var err error
+	o.Tables, err = r.tables(orphans)
+	if err == nil && len(e.Policies) > 0 {
+		o.UsedTables, err = r.used()
+	}
+	return o, err
+}
+
+// observeLink fills in what is known about an existing link.
+func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *routing) (err error) {
+	s, a := r.site, l.Attrs()
+	o.Name, o.LinkKind, o.MTU, o.MAC = a.Name, l.Type(), a.MTU, a.HardwareAddr
+	o.Up = a.Flags&net.FlagUp != 0
+	o.IPv6Off = s.ipv6Off[a.Name]
+	if st := a.Statistics; st != nil {
+		o.Counters = plan.Counters{
+			RxPackets: st.RxPackets, TxPackets: st.TxPackets, RxBytes: st.RxBytes, TxBytes: st.TxBytes,
+			RxDropped: st.RxDropped, TxDropped: st.TxDropped,
+		}
+	}
+	if v, ok := l.(*netlink.Vxlan); ok {
+		o.VXLAN = &plan.VXLAN{VNI: uint32(v.VxlanId), Local: addrOf(v.SrcAddr), Remote: addrOf(v.Group), Port: uint16(v.Port)}
+	}
+	if c.wire.Kind == plan.KindWireGuard && c.k.wireguard != nil {
+		status, ok, err := c.k.wireguard.Read(c.ctx, s.ns, a.Name, c.wire.Tag(e.Side).String())
+		if err != nil {
+			return err
+		}
+		if ok && status.PrivateKey != [32]byte{} {
+			o.WireGuard, o.LastHandshake = &status.WireGuard, status.LastHandshake
+		}
+	}
+	if o.Addrs, err = s.addrs(l, e.Addrs); err != nil {
+		return err
+	}
+	if o.Neighbors, err = s.neighbors(a.Index); err != nil {
+		return err
+	}
+	routes, err := r.routes()
+	for _, route := range routes {
+		if route.table == plan.Main && route.link == a.Index {
+			o.Routes = append(o.Routes, route.Route)
+		}
+	}
+	return err
+}
+
+// addrs returns the link's addresses, without those that the kernel made
+// (link-local ones, unless desired, and those learned from a router).
+func (s *site) addrs(l netlink.Link, desired []netip.Prefix) ([]netip.Prefix, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return s.nl.AddrList(l, unix.AF_UNSPEC) })
+	var addrs []netip.Prefix
+	for _, a := range list {
+		p := prefixOf(a.IPNet)
+		kernelMade := p.Addr().IsLinkLocalUnicast() && p.Addr().Is6() && !slices.Contains(desired, p)
+		if a.Flags&unix.IFA_F_PERMANENT != 0 && !kernelMade {
+			addrs = append(addrs, p)
+		}
+	}
+	return addrs, err
+}
+
+// neighbors returns the link's permanent neighbours.
+func (s *site) neighbors(link int) ([]plan.Neighbor, error) {
+	list, err := dump(func() ([]netlink.Neigh, error) { return s.nl.NeighList(link, unix.AF_UNSPEC) })
+	var neighbors []plan.Neighbor
+	for _, n := range list {
+		if n.State&netlink.NUD_PERMANENT != 0 && (n.Family == unix.AF_INET || n.Family == unix.AF_INET6) {
+			neighbors = append(neighbors, plan.Neighbor{IP: addrOf(n.IP), MAC: n.HardwareAddr})
+		}
+	}
+	return neighbors, err
+}
+
+// routing reads the routes and rules of a site, each once and only if needed.
+type routing struct {
+	site   *site
+	link   int // index of the wire's link; 0: none
+	cached []ownedRoute
+	loaded bool
+}
+
+// ownedRoute is a route with its place in the kernel.
+type ownedRoute struct {
+	plan.Route
+	table, link, protocol int
+}
+
+// routes returns all routes of the namespace.
+func (r *routing) routes() ([]ownedRoute, error) {
+	if r.loaded {
+		return r.cached, nil
+	}
+	r.loaded = true
+	everywhere := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		list, err := dump(func() ([]netlink.Route, error) {
+			return r.site.nl.RouteListFiltered(family, everywhere, netlink.RT_FILTER_TABLE)
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, route := range list {
+			r.cached = append(r.cached, ownedRoutes(route, family)...)
+		}
+	}
+	return r.cached, nil
+}
+
+// ownedRoutes takes a route apart: IPv6 routes of different links to the same
+// destination come as one route with several next hops.
+func ownedRoutes(r netlink.Route, family int) []ownedRoute {
+	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if family == unix.AF_INET6 {
+		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	if r.Dst != nil {
+		dst = prefixOf(r.Dst)
+	}
+	hops := r.MultiPath
+	if len(hops) == 0 {
+		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Flags: r.Flags}}
+	}
+	var routes []ownedRoute
+	for _, hop := range hops {
+		onLink := hop.Flags&int(netlink.FLAG_ONLINK) != 0
+		routes = append(routes, ownedRoute{
+			Route: plan.Route{Dst: dst, Via: addrOf(hop.Gw), OnLink: onLink},
+			table: r.Table, link: hop.LinkIndex, protocol: int(r.Protocol),
+		})
+	}
+	if r.Protocol != plan.RouteProtocol {
+		for i := range routes {
+			routes[i].link = 0 // not ours, but its table is in use
+		}
+	}
+	return routes
+}
+
+// tables returns our policy tables over the link and, if asked, our rules that
+// lead to a table without any route.
+func (r *routing) tables(orphans bool) ([]plan.PolicyTable, error) {
+	// Rules before routes: rules are made after their routes, and deleted
+	// before them, so a rule that is seen now has its routes then.
+	rules, err := r.rules()
+	if err != nil || (len(rules) == 0 && r.link == 0) {
+		return nil, err
+	}
+	routes, err := r.routes()
+	if err != nil {
+		return nil, err
+	}
+	type key struct {
+		number int
+		ipv6   bool
+	}
+	mine, used := make(map[key][]plan.Route), make(map[key]bool)
+	for _, route := range routes {
+		at := key{route.table, route.Dst.Addr().Is6()}
+		used[at] = true
+		if route.table != plan.Main && r.link != 0 && route.link == r.link {
+			mine[at] = append(mine[at], route.Route)
+		}
+	}
+	var tables []plan.PolicyTable
+	over := make(map[key]bool)
+	for _, rule := range rules {
+		at := key{rule.Table, rule.IPv6}
+		if len(mine[at]) > 0 || (orphans && !used[at]) || over[at] {
+			tables = append(tables, plan.PolicyTable{Rule: rule, HasRule: true, Routes: mine[at]})
+			over[at] = true
+			delete(mine, at) // a second rule to the same table is superfluous
+		}
+	}
+	for at, left := range mine {
+		tables = append(tables, plan.PolicyTable{Rule: plan.Rule{Table: at.number, IPv6: at.ipv6}, Routes: left})
+	}
+	return tables, nil
+}
+
+// rules returns the namespace's rules of our protocol.
+func (r *routing) rules() ([]plan.Rule, error) {
+	var rules []plan.Rule
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		list, err := dump(func() ([]netlink.Rule, error) { return r.site.nl.RuleList(family) })
+		if err != nil {
+			return nil, err
+		}
+		for _, rule := range list {
+			if rule.Protocol == plan.RouteProtocol {
+				rules = append(rules, ruleOf(rule, family))
+			}
+		}
+	}
+	return rules, nil
+}
+
+func ruleOf(r netlink.Rule, family int) plan.Rule {
+	rule := plan.Rule{IPv6: family == unix.AF_INET6, Proto: uint8(r.IPProto), Table: r.Table, Priority: r.Priority}
+	if r.Src != nil {
+		rule.From = prefixOf(r.Src)
+	}
+	if r.Sport != nil {
+		rule.SrcPort = plan.PortRange{From: r.Sport.Start, To: r.Sport.End}
+	}
+	if r.Dport != nil {
+		rule.DstPort = plan.PortRange{From: r.Dport.Start, To: r.Dport.End}
+	}
+	return rule
+}
+
+// used returns the numbers of all tables that hold a route or that a rule,
+// whoever's, leads to.
+func (r *routing) used() ([]int, error) {
+	routes, err := r.routes()
+	if err != nil {
+		return nil, err
+	}
+	var used []int
+	for _, route := range routes {
+		used = append(used, route.table)
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		list, err := dump(func() ([]netlink.Rule, error) { return r.site.nl.RuleList(family) })
+		if err != nil {
+			return nil, err
+		}
+		for _, rule := range list {
+			used = append(used, rule.Table)
+		}
+	}
+	return used, nil
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addrOf(n.IP), ones)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
