@@ -65,6 +65,7 @@ var (
 	BadAnswer          = reason("NSM-3012", codes.Internal, "next hop answered nonsense", "see the log of the named hop; it is at fault")
 	ForwarderGone      = reason("NSM-3013", codes.Unavailable, "forwarder is not available", "request again with state RESELECT_REQUESTED")
 	PayloadMismatch    = reason("NSM-3014", codes.FailedPrecondition, "payload does not fit", "IP needs WIREGUARD, ETHERNET needs VXLAN across nodes")
+	UnknownNode        = reason("NSM-3015", codes.NotFound, "node is not found", "list nodes with 'nsm get nodes'")
 )
 
 // What this machine could not do (4xxx).

@@ -920,7 +920,7 @@ type WireSide struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`           // of the client, or of the endpoint
 	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`           // empty if not known
-	Mechanism     string                 `protobuf:"bytes,3,opt,name=mechanism,proto3" json:"mechanism,omitempty"` // of the leg at this end: "KERNEL", "VXLAN", …
+	Mechanism     string                 `protobuf:"bytes,3,opt,name=mechanism,proto3" json:"mechanism,omitempty"` // of the leg towards this side on the node that answers: "KERNEL", "VXLAN", …
 	Interface     string                 `protobuf:"bytes,4,opt,name=interface,proto3" json:"interface,omitempty"` // in the workload's namespace; empty if not known
 	Addresses     []string               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // "10.0.0.1/32"
 	unknownFields protoimpl.UnknownFields

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/openvwire/nsm/internal/config"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// globals are the settings of every command.
+type globals struct {
+	Config    string   `flag:"config" env:"NSM_CONFIG" help:"YAML file with settings, named as the flags"`
+	LogLevel  logLevel `flag:"log-level" env:"NSM_LOG_LEVEL" default:"INFO" help:"TRACE, DEBUG, INFO, WARN or ERROR"`
+	LogFormat string   `flag:"log-format" env:"NSM_LOG_FORMAT" default:"text" choices:"text,json" help:"form of log lines"`
+}
+
+// app is what the commands of one run share.
+type app struct {
+	globals
+	settings *config.Settings // of globals
+
+	in       io.Reader
+	out, err io.Writer
+	level    slog.LevelVar // of the logger; daemons change it on a signal
+
+	// connect opens the admin API of a manager. Tests put a server of their
+	// own behind it.
+	connect func(ctx context.Context, to managerConfig) (*adminConn, error)
+}
+
+func newApp() *app {
+	return &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, connect: connectManager}
+}
+
+// root returns the command tree. A new subcommand is one line here and one file.
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "nsm",
+		Short:         "A network service mesh: virtual wires between workloads",
+		SilenceErrors: true, // exit prints them
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          group,
+	}
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{c, err} })
+	a.settings = config.Declare(root.PersistentFlags(), &a.globals)
+	root.SetHelpCommandGroupID(groupOperate)
+	root.SetCompletionCommandGroupID(groupOperate)
+	root.AddCommand(
+		newGet(a),
+		newDescribe(a),
+		newApply(a),
+		newDelete(a),
+		newVersion(a),
+	)
+	for _, g := range groups {
+		if slices.ContainsFunc(root.Commands(), func(c *cobra.Command) bool { return c.GroupID == g.ID }) {
+			root.AddGroup(g)
+		}
+	}
+	complete(root, "log-format", "text", "json")
+	complete(root, "log-level", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")
+	return root
+}
+
+// Groups of commands in the help.
+const (
+	groupOperate  = "operate"
+	groupWorkload = "workload"
+	groupDaemon   = "daemon"
+)
+
+var groups = []*cobra.Group{
+	{ID: groupOperate, Title: "Look and change:"},
+	{ID: groupWorkload, Title: "Workloads:"},
+	{ID: groupDaemon, Title: "Daemons:"},
+}
+
+// command finishes a subcommand: it declares cfg's fields as its settings and
+// makes it load them, and log as they say, before it runs.
+func (a *app) command(c *cobra.Command, cfg any, run func(ctx context.Context, args []string) error) *cobra.Command {
+	own := config.Declare(c.Flags(), cfg)
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return &usageError{c, err}
+			}
+			return nil
+		}
+	}
+	if offer := c.ValidArgsFunction; offer != nil {
+		c.ValidArgsFunction = func(c *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			if err := a.load(own); err != nil {
+				return nil, cobra.ShellCompDirectiveError
+			}
+			return offer(c, args, prefix)
+		}
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := a.load(own); err != nil {
+			return err
+		}
+		return run(c.Context(), args)
+	}
+	return c
+}
+
+// load fills globals and the settings of one command, and starts logging.
+func (a *app) load(own *config.Settings) error {
+	if err := config.Load("", os.LookupEnv, a.settings); err != nil { // for --config
+		return err
+	}
+	if err := config.Load(a.Config, os.LookupEnv, a.settings, own); err != nil {
+		return err
+	}
+	a.level.Set(slog.Level(a.LogLevel))
+	slog.SetDefault(newLogger(a.err, a.LogFormat, &a.level))
+	return nil
+}
+
+// group is the RunE of commands that only have subcommands.
+func group(c *cobra.Command, args []string) error {
+	switch {
+	case len(args) > 0:
+		err := fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath())
+		c.SuggestionsMinimumDistance = 2
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			err = fmt.Errorf("%w; do you mean %s?", err, strings.Join(near, " or "))
+		}
+		return &usageError{c, err}
+	case c.HasParent():
+		var names []string
+		for _, sub := range c.Commands() {
+			if sub.IsAvailableCommand() {
+				names = append(names, sub.Name())
+			}
+		}
+		return &usageError{c, fmt.Errorf("say what to %s: %s", c.Name(), strings.Join(names, ", "))}
+	}
+	return c.Help()
+}
+
+// complete offers fixed values for a flag.
+func complete(c *cobra.Command, flag string, values ...string) {
+	if err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // there is no such flag
+	}
+}
+
+// usageError is a command line that makes no sense.
+type usageError struct {
+	command *cobra.Command
+	err     error
+}
+
+func (e *usageError) Error() string {
+	if reason := (*nserr.Error)(nil); errors.As(e.err, &reason) {
+		return reason.Error() // without pflag's words around it
+	}
+	return fmt.Sprintf("%v (see '%s --help')", e.err, e.command.CommandPath())
+}
+
+func (e *usageError) Unwrap() error { return e.err }
+
+// Exit codes, for scripts.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2 // command line or input file
+	exitNotFound    = 3
+	exitNotAllowed  = 4
+	exitUnavailable = 5 // no daemon, no identity, or no answer in time
+)
+
+// exit prints an error and returns the exit code it stands for.
+func (a *app) exit(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(a.err, "nsm:", err)
+	return exitCode(err)
+}
+
+func exitCode(err error) int {
+	if usage := (*usageError)(nil); errors.As(err, &usage) {
+		return exitUsage
+	}
+	code := status.Code(err)
+	if reason := (*nserr.Error)(nil); errors.As(err, &reason) {
+		code = reason.Reason.GRPC
+	}
+	switch code {
+	case codes.InvalidArgument:
+		return exitUsage
+	case codes.NotFound:
+		return exitNotFound
+	case codes.PermissionDenied:
+		return exitNotAllowed
+	case codes.Unauthenticated, codes.Unavailable, codes.DeadlineExceeded:
+		return exitUnavailable
+	}
+	return exitFailed
+}

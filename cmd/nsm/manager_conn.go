@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/url"
+	"time"
+
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/identity"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/sdk/token"
+)
+
+// defaultManager is where the manager of a node listens (docs/protocol.md,
+// "Deployment").
+const defaultManager = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+
+// managerConfig says how an operator's command reaches a manager.
+type managerConfig struct {
+	ConnectTo        string        `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the manager"`
+	DialTimeout      time.Duration `flag:"dial-timeout" env:"NSM_DIAL_TIMEOUT" default:"5s" help:"limit for getting an identity"`
+	RequestTimeout   time.Duration `flag:"request-timeout" env:"NSM_REQUEST_TIMEOUT" default:"15s" help:"limit of one call; a watch has none"`
+	MaxTokenLifetime time.Duration `flag:"max-token-lifetime" env:"NSM_MAX_TOKEN_LIFETIME" default:"10m" help:"how long a token is valid"`
+}
+
+// adminConn is an open admin API. Its holder closes it.
+type adminConn struct {
+	adminv1.AdminClient
+	close func() error
+}
+
+// connectManager opens the admin API of the manager under the identity of this
+// process. It fails within moments when nobody listens, so that a forgotten
+// 'nsm up' does not look like a slow one.
+func connectManager(ctx context.Context, to managerConfig) (*adminConn, error) {
+	if err := probe(ctx, to.ConnectTo); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, to.DialTimeout)
+	defer cancel()
+	source, err := identity.Open(ctx, identity.Config{})
+	if err != nil {
+		return nil, err
+	}
+	client, _ := rpc.MutualTLS(source, source)
+	conn, err := rpc.Dial(to.ConnectTo, rpc.DialOptions{
+		Credentials: client,
+		Tokens:      token.NewGenerator(source, to.MaxTokenLifetime),
+	})
+	if err != nil {
+		return nil, errors.Join(err, source.Close())
+	}
+	return &adminConn{
+		AdminClient: adminv1.NewAdminClient(conn),
+		close:       func() error { return errors.Join(conn.Close(), source.Close()) },
+	}, nil
+}
+
+// probe fails if a Unix socket has no listener. Other URLs are left to Dial,
+// which also says what is wrong with a malformed one.
+func probe(ctx context.Context, rawURL string) error {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Scheme != "unix" {
+		return nil
+	}
+	c, err := new(net.Dialer).DialContext(ctx, "unix", u.Path)
+	if err != nil {
+		return nserr.PeerDown.Errorf("no manager at %s: %w", rawURL, err).
+			WithFix("start one with 'nsm up', or name it with --connect-to")
+	}
+	return c.Close()
+}
