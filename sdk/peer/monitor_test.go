@@ -175,7 +175,7 @@ func TestSubscribeWhileStreamRuns(t *testing.T) {
 		late.expect(t, "update")
 		unknown.expect(t)
 		broken.expect(t)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		unknown.expect(t, "down")
 		broken.expect(t, "update/DOWN")
 		time.Sleep(time.Minute)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -228,6 +229,7 @@ func TestOversizedMessage(t *testing.T) {
 }
 
 func TestPanicFailsOneCall(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
 	client, server := Plaintext()
 	impl := &service{
 		request: func(context.Context, *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
@@ -237,10 +239,10 @@ func TestPanicFailsOneCall(t *testing.T) {
 			panic("stream")
 		},
 	}
-	local := NewLocal(LocalOptions{})
+	local := NewLocal(LocalOptions{Logger: quiet})
 	defer local.Close()
 	impl.register(local)
-	target := serve(t, unixURL(t), ServerOptions{Credentials: server}, impl.register)
+	target := serve(t, unixURL(t), ServerOptions{Credentials: server, Logger: quiet}, impl.register)
 	for name, cc := range map[string]grpc.ClientConnInterface{
 		"socket": dial(t, target, DialOptions{Credentials: client}),
 		"local":  local.Dial(LocalCaller{}),

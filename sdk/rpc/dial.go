@@ -169,12 +169,14 @@ func (r *redialer) epoch(leaf *x509.Certificate) (*epoch, resolver.ClientConn) {
 	return e, cc
 }
 
-func (r *redialer) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+func (r *redialer) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	r.prepare()
 	return DecodeError(invoke(ctx, method, req, reply, cc, opts...))
 }
 
-func (r *redialer) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+func (r *redialer) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+	open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	r.prepare()
 	s, err := open(ctx, desc, cc, method, opts...)
 	if err != nil {

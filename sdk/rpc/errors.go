@@ -111,6 +111,11 @@ func (e *remoteError) Error() string {
 func (e *remoteError) Unwrap() error              { return e.cause }
 func (e *remoteError) GRPCStatus() *status.Status { return e.st }
 
+// Is lets a deadline be recognised on whichever side it struck first.
+func (e *remoteError) Is(target error) bool {
+	return target == context.DeadlineExceeded && e.st.Code() == codes.DeadlineExceeded
+}
+
 // reasonSent returns the error of an ErrorInfo of ours, nil when there is none or
 // a newer peer sent a reason that this build does not know.
 func reasonSent(st *status.Status) error {
@@ -143,7 +148,7 @@ func reasonImplied(st *status.Status) error {
 	case codes.Canceled:
 		return context.Canceled
 	case codes.DeadlineExceeded:
-		return nserr.TimedOut.Errorf("%s: %w", st.Message(), context.DeadlineExceeded)
+		return nserr.TimedOut.Errorf("%s", st.Message())
 	case codes.Unavailable:
 		return nserr.PeerDown.Errorf("%s", st.Message())
 	case codes.ResourceExhausted:

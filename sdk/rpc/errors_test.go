@@ -81,6 +81,8 @@ func TestForeignErrors(t *testing.T) {
 		{status.Error(codes.Canceled, "never mind"), codes.Canceled, context.Canceled},
 		{context.Canceled, codes.Canceled, context.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded, nserr.TimedOut},
+		{context.DeadlineExceeded, codes.DeadlineExceeded, context.DeadlineExceeded},
+		{nserr.TimedOut.Errorf("late"), codes.DeadlineExceeded, context.DeadlineExceeded},
 		{errors.New("oops"), codes.Internal, nserr.Internal},
 		{status.Error(codes.ResourceExhausted, "grpc: received message larger than max (5 vs. 4)"), codes.ResourceExhausted, nserr.TooLarge},
 		{status.Error(codes.ResourceExhausted, "quota"), codes.ResourceExhausted, nil},

@@ -33,12 +33,13 @@ func RegisterMonitorConnection(r grpc.ServiceRegistrar, srv networkservice.Monit
 		ServiceName: "connection.MonitorConnection",
 		HandlerType: (*networkservice.MonitorConnectionServer)(nil),
 		Metadata:    "connection.proto",
-		Streams: []grpc.StreamDesc{
-			ServerStream("MonitorConnections", func(srv networkservice.MonitorConnectionServer, in *networkservice.MonitorScopeSelector, s *grpc.GenericServerStream[networkservice.MonitorScopeSelector, networkservice.ConnectionEvent]) error {
-				return srv.MonitorConnections(in, s)
-			}),
-		},
+		Streams:     []grpc.StreamDesc{ServerStream("MonitorConnections", monitorConnections)},
 	}, srv)
+}
+
+func monitorConnections(srv networkservice.MonitorConnectionServer, in *networkservice.MonitorScopeSelector,
+	out *grpc.GenericServerStream[networkservice.MonitorScopeSelector, networkservice.ConnectionEvent]) error {
+	return srv.MonitorConnections(in, out)
 }
 
 // Unary describes a unary method, for services whose description is not exported.
