@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/openvwire/nsm/registry"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func manyLabels(n int) map[string]string {
+	labels := make(map[string]string)
+	for i := range n {
+		labels[fmt.Sprint(i)] = "x"
+	}
+	return labels
+}
+
+func manyNames(n int) (names []string) {
+	for i := range n {
+		names = append(names, fmt.Sprint(i))
+	}
+	return names
+}
+
+func withLabels(labels map[string]string) *api.NetworkServiceEndpoint {
+	nse := endpoint("e", "s")
+	nse.NetworkServiceLabels = map[string]*api.NetworkServiceLabels{"s": {Labels: labels}}
+	return nse
+}
+
+func withURL(url string) *api.NetworkServiceEndpoint {
+	nse := endpoint("e", "s")
+	nse.Url = url
+	return nse
+}
+
+func withMatch(m *api.Match) *api.NetworkService {
+	return &api.NetworkService{Name: "s", Matches: []*api.Match{m}}
+}
+
+var long = strings.Repeat("n", registry.MaxName)
+
+func TestBadEndpoints(t *testing.T) {
+	f := newFixture(t)
+	c := f.as(f.authority.issue(t, "nse"))
+	noTime := &timestamppb.Timestamp{Nanos: -1}
+	for _, tt := range []struct {
+		name string
+		nse  *api.NetworkServiceEndpoint
+		says string // "" is in order
+	}{
+		{"good", endpoint(long, long), ""},
+		{"as many labels as allowed", withLabels(manyLabels(registry.MaxLabels)), ""},
+		{"a Unix socket", withURL("unix:///run/nse.sock"), ""},
+		{"a descriptor", withURL("inode://4/123"), ""},
+		{"without a scheme proper", withURL("registry:5002"), ""},
+		{"nothing", &api.NetworkServiceEndpoint{}, "no name"},
+		{"no name", endpoint("", "s"), "no name"},
+		{"no service", endpoint("e"), "no network service"},
+		{"no URL", withURL(""), "no URL"},
+		{"an unnamed service", endpoint("e", "s", ""), "without a name"},
+		{"a URL that is none", withURL("http://[::1"), "missing ']'"},
+		{"a relative URL", withURL("/run/nse.sock"), "no scheme"},
+		{"a long URL", withURL("tcp://" + strings.Repeat("a", registry.MaxURL)), "bytes"},
+		{"a long name", endpoint(long+"n", "s"), "longer than 253"},
+		{"a long service name", endpoint("e", long+"n"), "longer than 253"},
+		{"a control character", endpoint("e\x1b[2J", "s"), "control characters"},
+		{"a control character in a service", endpoint("e", "s\n"), "control characters"},
+		{"too many services", endpoint("e", manyNames(2*registry.MaxServices+1)...), "network services"},
+		{"too many labels", withLabels(manyLabels(registry.MaxLabels + 1)), "labels"},
+		{"a long label", withLabels(map[string]string{"k": strings.Repeat("v", registry.MaxLabel)}), "longer than 4096"},
+		{"no expiry", &api.NetworkServiceEndpoint{Name: "e", NetworkServiceNames: []string{"s"}, Url: "tcp://h", ExpirationTime: noTime}, "not a time"},
+		{"no initial time", &api.NetworkServiceEndpoint{Name: "e", NetworkServiceNames: []string{"s"}, Url: "tcp://h", InitialRegistrationTime: noTime}, "not a time"},
+	} {
+		_, err := c.endpoints.Register(t.Context(), tt.nse)
+		if refused(t, tt.name, err, nserr.BadEndpoint, tt.says) {
+			if left := f.stored(t); left != nil {
+				t.Errorf("%s: left %v", tt.name, left)
+			}
+		} else if _, err := c.endpoints.Unregister(t.Context(), tt.nse); err != nil {
+			t.Errorf("%s: Unregister: %v", tt.name, err)
+		}
+	}
+}
+
+func TestBadServices(t *testing.T) {
+	f := newFixture(t)
+	c := f.as(f.authority.issue(t, "admin"))
+	many := make([]*api.Match, registry.MaxMatches+1)
+	for i := range many {
+		many[i] = &api.Match{}
+	}
+	routes := make([]*api.Destination, registry.MaxMatches+1)
+	for i := range routes {
+		routes[i] = &api.Destination{}
+	}
+	destination := func(value string) *api.Match {
+		return &api.Match{Routes: []*api.Destination{{DestinationSelector: map[string]string{"k": value}}}}
+	}
+	for _, tt := range []struct {
+		name string
+		ns   *api.NetworkService
+		says string
+	}{
+		{"good", &api.NetworkService{Name: long, Payload: "ETHERNET"}, ""},
+		{"templates", withMatch(destination(`{{.nodeName}}-{{index . "x"}}`)), ""},
+		{"no template", withMatch(destination(`{nodeName}`)), ""},
+		{"no name", &api.NetworkService{Payload: "IP"}, "no name"},
+		{"another payload", &api.NetworkService{Name: "s", Payload: "ATM"}, `payload "ATM"`},
+		{"a lower-case payload", &api.NetworkService{Name: "s", Payload: "ip"}, `payload "ip"`},
+		{"a long name", &api.NetworkService{Name: long + "n"}, "longer than 253"},
+		{"a control character", &api.NetworkService{Name: "s\x00"}, "control characters"},
+		{"a malformed destination template", withMatch(destination(`{{.nodeName`)), `template of label "k"`},
+		{"a malformed source template", withMatch(&api.Match{SourceSelector: map[string]string{"k": "{{nofunc}}"}}), `template of label "k"`},
+		{"too many matches", &api.NetworkService{Name: "s", Matches: many}, "matches"},
+		{"too many routes", withMatch(&api.Match{Routes: routes}), "routes"},
+		{"too many labels", withMatch(&api.Match{SourceSelector: manyLabels(600), Metadata: &api.Metadata{Labels: manyLabels(600)}}), "labels"},
+	} {
+		_, err := c.services.Register(t.Context(), tt.ns)
+		if refused(t, tt.name, err, nserr.BadService, tt.says) {
+			if left := f.stored(t); left != nil {
+				t.Errorf("%s: left %v", tt.name, left)
+			}
+		} else if _, err := c.services.Unregister(t.Context(), tt.ns); err != nil {
+			t.Errorf("%s: Unregister: %v", tt.name, err)
+		}
+	}
+}
+
+func TestBadQueries(t *testing.T) {
+	f := newFixture(t)
+	c := f.as(f.authority.issue(t, "client"))
+	for _, following := range []bool{false, true} {
+		endpoints, err := c.endpoints.Find(t.Context(), &api.NetworkServiceEndpointQuery{NetworkServiceEndpoint: withLabels(manyLabels(100_000)), Watch: following})
+		if err == nil {
+			_, err = endpoints.Recv()
+		}
+		refused(t, "a huge filter", err, nserr.BadEndpoint, "labels")
+		services, err := c.services.Find(t.Context(), &api.NetworkServiceQuery{NetworkService: &api.NetworkService{Name: long + "n"}, Watch: following})
+		if err == nil {
+			_, err = services.Recv()
+		}
+		refused(t, "a long name", err, nserr.BadService, "longer than 253")
+	}
+}
+
+// refused checks err against what it should say, "" for no error.
+func refused(t *testing.T, name string, err error, want *nserr.Reason, says string) bool {
+	t.Helper()
+	switch {
+	case says == "" && err != nil:
+		t.Errorf("%s: %v", name, err)
+	case says != "" && (!errors.Is(err, want) || status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), says)):
+		t.Errorf("%s: %v, want %s that says %q", name, err, want.Code, says)
+	}
+	return says != ""
+}
