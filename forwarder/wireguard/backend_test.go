@@ -29,6 +29,10 @@ func TestTraffic(t *testing.T) {
 				if underlay == "IPv6" {
 					a.wg.Endpoint = netip.AddrPortFrom(b.underlay6, 51820)
 					b.wg.Endpoint = netip.AddrPortFrom(a.underlay6, 51820)
+					// A fresh veth pair needs two seconds until IPv6 passes; a
+					// handshake lost meanwhile would be repeated after five.
+					c := dial(t, a.table.Self(), echo(t, b.table.Self(), b.underlay6))
+					roundTrip(t, c, "is the underlay up?")
 				}
 				a.wire(t)
 				b.wire(t)
