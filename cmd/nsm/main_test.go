@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("NSM_CONNECT_TO", "unix://"+env.WorkDir+"/no.sock")
 			env.Setenv("SPIFFE_ENDPOINT_SOCKET", "unix://"+env.WorkDir+"/no-identity.sock")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second under the race detector
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){

@@ -16,10 +16,6 @@ import (
 	"github.com/openvwire/nsm/sdk/token"
 )
 
-// defaultManager is where the manager of a node listens (docs/protocol.md,
-// "Deployment").
-const defaultManager = "unix:///var/lib/networkservicemesh/nsm.io.sock"
-
 // managerConfig says how an operator's command reaches a manager.
 type managerConfig struct {
 	ConnectTo        string        `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the manager"`

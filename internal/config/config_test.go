@@ -38,7 +38,7 @@ type settings struct {
 	Tunnel   netip.Addr        `flag:"tunnel-ip" env:"NSM_TUNNEL_IP" help:"underlay address"`
 	Services []nsurl.URL       `flag:"network-services" env:"NSM_NETWORK_SERVICES" help:"services to request"`
 
-	internal int // no tag: not a setting
+	Ignored int // no tag: not a setting
 }
 
 // load runs the whole way: defaults, file, environment, flags.
