@@ -198,7 +198,7 @@ func TestDecide(t *testing.T) {
 		{"peer lost, packets flow: same path", State{Up: true}, PeerLost, true, 0, Decision{Refresh, now}},
 		{"peer lost, packets unknown: ask the same path first", State{Up: true}, PeerLost, false, 0, Decision{Refresh, now}},
 		{"path down, packets flow: same path", State{Up: true}, PathDown, true, 0, Decision{Refresh, now}},
-		{"path down, no packets: another path", State{Up: true}, PathDown, false, 0, Decision{Reselect, now}},
+		{"path down, packets unknown: ask the same path first", State{Up: true}, PathDown, false, 0, Decision{Refresh, now}},
 		{"packets lost: another path", State{Up: true}, DataLost, false, 0, Decision{Reselect, now}},
 		{"asked to refresh", State{Up: true}, AskedRefresh, true, 0, Decision{Refresh, now}},
 		{"asked to move", State{Up: true}, AskedReselect, true, 0, Decision{Reselect, now}},
@@ -208,6 +208,9 @@ func TestDecide(t *testing.T) {
 		{"back-off has jitter", State{Attempts: 100}, Failed, false, 1, Decision{Reselect, in(3500 * time.Millisecond)}},
 		{"failed refresh keeps the path while it lives", State{Up: true, Attempts: 1, Expires: in(time.Minute)}, Failed, true, 0, Decision{Refresh, in(200 * time.Millisecond)}},
 		{"failed refresh never waits beyond its life", State{Up: true, Attempts: 9, Expires: in(time.Second)}, Failed, true, 0, Decision{Refresh, in(time.Second)}},
+		{"packets unknown: the same path a few times", State{Up: true, Attempts: 3, Expires: in(time.Minute)}, Failed, false, 0, Decision{Refresh, in(800 * time.Millisecond)}},
+		{"packets unknown: then another one", State{Up: true, Attempts: 4, Expires: in(time.Minute)}, Failed, false, 0, Decision{Reselect, in(1600 * time.Millisecond)}},
+		{"packets flow: the same path all its life", State{Up: true, Attempts: 9, Expires: in(time.Minute)}, Failed, true, 0, Decision{Refresh, in(5 * time.Second)}},
 		{"failed refresh after its life: another path", State{Up: true, Attempts: 1, Expires: in(-time.Second)}, Failed, true, 0, Decision{Reselect, in(200 * time.Millisecond)}},
 	} {
 		if got := Decide(tt.s, tt.e, tt.dataOK, now, tt.random); got != tt.want {

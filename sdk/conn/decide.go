@@ -18,13 +18,13 @@ type Event int
 
 // The events of a connection's life.
 const (
-	Established  Event = iota // a Request succeeded
-	Failed                    // a Request failed
-	PathDown                  // a hop said that the path behind it is broken
-	PeerLost                  // nothing is heard of the first hop any more
-	DataLost                  // packets do not come back although control is well
-	AskedRefresh              // a hop asked for the Request again (REFRESH_REQUESTED)
-	AskedReselect             // a hop asked for another path (RESELECT_REQUESTED)
+	Established   Event = iota // a Request succeeded
+	Failed                     // a Request failed
+	PathDown                   // a hop said that the path behind it is broken
+	PeerLost                   // nothing is heard of the first hop any more
+	DataLost                   // packets do not come back although control is well
+	AskedRefresh               // a hop asked for the Request again (REFRESH_REQUESTED)
+	AskedReselect              // a hop asked for another path (RESELECT_REQUESTED)
 )
 
 // Action is what the originator does next.
@@ -48,6 +48,11 @@ type Decision struct {
 const (
 	firstRetry = 100 * time.Millisecond
 	maxRetry   = 5 * time.Second
+
+	// samePathTries is how often the same path is asked again when nobody knows
+	// whether packets flow: with the back-off above long enough for a daemon to
+	// restart.
+	samePathTries = 3
 )
 
 // Decide is the policy of refresh and healing. dataOK says whether packets are
@@ -58,8 +63,8 @@ const (
 //   - established: refresh at a fraction of the shortest segment life;
 //   - the control plane is gone but packets flow: the same path again;
 //   - the path is down or packets are lost: another path;
-//   - an attempt failed: try again with back-off, on the same path as long as
-//     it may still live, and on another one when its life has ended.
+//   - an attempt failed: try again with back-off, on the same path while
+//     packets flow or it is too early to tell, then on another one.
 func Decide(s State, e Event, dataOK bool, now time.Time, random float64) Decision {
 	switch e {
 	case Established:
@@ -69,16 +74,13 @@ func Decide(s State, e Event, dataOK bool, now time.Time, random float64) Decisi
 	case AskedReselect, DataLost:
 		return Decision{Reselect, now}
 	case PathDown, PeerLost:
-		if dataOK {
-			return Decision{Refresh, now}
-		}
-		if e == PeerLost { // it says nothing about the path; ask first
-			return Decision{Refresh, now}
-		}
-		return Decision{Reselect, now}
+		// Neither says that packets have stopped: a hop that restarts looks the
+		// same as one that died. The same path is asked first.
+		return Decision{Refresh, now}
 	}
 	wait := backoff(s.Attempts, random)
-	if left := s.Expires.Sub(now); s.Up && left > 0 {
+	left := s.Expires.Sub(now)
+	if s.Up && left > 0 && (dataOK || s.Attempts <= samePathTries) {
 		return Decision{Refresh, now.Add(min(wait, left))}
 	}
 	return Decision{Reselect, now.Add(wait)}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package client connects a workload to network services.
+//
+//	c, err := client.Open(ctx, client.Config{})
+//	if err != nil {
+//		return err
+//	}
+//	defer c.Close()
+//	wire, err := c.Connect(ctx, "kernel://database/nsm-1?app=web")
+//	if err != nil {
+//		return err
+//	}
+//	defer wire.Close(ctx)
+//	fmt.Println(wire.Interface(), wire.PeerAddrs())
+//
+// Connect returns when packets can flow. From then on the wire keeps itself: it
+// is refreshed before it expires and asked for again when the mesh says that it
+// is broken, until Close. The workload's network namespace gets one interface;
+// nothing else in it changes.
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/openvwire/nsm/sdk/identity"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/sdk/token"
+)
+
+// DefaultManager is the socket of the node's manager (protocol.md §1.3).
+const DefaultManager = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+
+// DefaultRequestTimeout bounds one Request, as NSM_REQUEST_TIMEOUT.
+const DefaultRequestTimeout = 15 * time.Second
+
+// Config says who asks whom. The zero value is what most programs want.
+type Config struct {
+	// Name of the client in paths. A client that comes back under the same name
+	// takes over the wires it had. Default: the host's name and something random.
+	Name    string
+	Manager string // URL; default DefaultManager
+
+	// Source is who the client is. Default: identity.Open, which is closed again
+	// with the client.
+	Source identity.Source
+	// TokenLifetime is how long what the client says is good. Default 10 min.
+	TokenLifetime time.Duration
+
+	RequestTimeout time.Duration // of one attempt; default DefaultRequestTimeout
+
+	// Labels are added to those of every connection. NODE_NAME, POD_NAME and
+	// CLUSTER_NAME of the environment are added by Open, as the reference does.
+	Labels map[string]string
+
+	Logger *slog.Logger // nil means slog.Default()
+
+	// Peers and Tokens, when both are set, take the place of Source: whoever
+	// assembles a mesh in one process says how the manager is reached.
+	Peers  *peer.Pool
+	Tokens token.Generator
+	// Verify checks the path of a new connection; nil means VerifyPath.
+	Verify Verifier
+}
+
+// Client makes wires through one manager.
+type Client struct {
+	config  Config
+	log     *slog.Logger
+	manager *peer.Peer
+	closers []func()
+
+	mu    sync.Mutex
+	next  int            // number of the next connection; guarded by mu
+	wires map[*Wire]bool // guarded by mu; not closed yet
+}
+
+// Open returns a client that is ready to connect. It waits for an identity.
+func Open(ctx context.Context, c Config) (_ *Client, err error) {
+	c.fill()
+	cl := &Client{log: c.Logger, wires: make(map[*Wire]bool)}
+	defer func() {
+		if err != nil {
+			cl.release()
+		}
+	}()
+	if c.Peers == nil {
+		if c.Source == nil {
+			if c.Source, err = identity.Open(ctx, identity.Config{Logger: c.Logger}); err != nil {
+				return nil, err
+			}
+			source := c.Source
+			cl.closers = append(cl.closers, func() { _ = source.Close() })
+		}
+		c.Tokens = token.NewGenerator(c.Source, c.TokenLifetime)
+		creds, _ := rpc.MutualTLS(c.Source, c.Source)
+		c.Peers = peer.NewPool(peer.PoolConfig{Name: c.Name, Logger: c.Logger, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
+			cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: creds, Tokens: c.Tokens})
+			return cc, cc, err
+		}})
+		cl.closers = append(cl.closers, c.Peers.Close)
+	}
+	cl.config = c
+	cl.manager = c.Peers.Get(c.Manager)
+	return cl, nil
+}
+
+func (c *Config) fill() {
+	if c.Name == "" {
+		host, _ := os.Hostname()
+		c.Name = "nsc-" + host + "-" + randomHex(4)
+	}
+	if c.Manager == "" {
+		c.Manager = DefaultManager
+	}
+	if c.TokenLifetime == 0 {
+		c.TokenLifetime = token.DefaultLifetime
+	}
+	if c.RequestTimeout == 0 {
+		c.RequestTimeout = DefaultRequestTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Verify == nil {
+		c.Verify = VerifyPath
+	}
+	labels := EnvironmentLabels(os.LookupEnv)
+	for k, v := range c.Labels {
+		labels[k] = v
+	}
+	c.Labels = labels
+}
+
+// EnvironmentLabels are the labels that a process has by where it runs (§1.2).
+func EnvironmentLabels(lookup func(string) (string, bool)) map[string]string {
+	labels := make(map[string]string)
+	for env, label := range map[string]string{"NODE_NAME": "nodeName", "POD_NAME": "podName", "CLUSTER_NAME": "clusterName"} {
+		if v, ok := lookup(env); ok && strings.TrimSpace(v) != "" {
+			labels[label] = v
+		}
+	}
+	return labels
+}
+
+// randomHex returns 2n characters.
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+// Close closes the wires that are left, then the client.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	left := make([]*Wire, 0, len(c.wires))
+	for w := range c.wires {
+		left = append(left, w)
+	}
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make([]error, len(left))
+	for i, w := range left {
+		wg.Go(func() { errs[i] = w.Close(ctx) })
+	}
+	wg.Wait()
+	c.release()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) release() {
+	if c.manager != nil {
+		c.manager.Release()
+		c.manager = nil
+	}
+	for i := len(c.closers) - 1; i >= 0; i-- {
+		c.closers[i]()
+	}
+	c.closers = nil
+}
+
+func (c *Client) register(w *Wire) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manager == nil {
+		return nserr.Stopping.Errorf("the client is closed")
+	}
+	c.wires[w] = true
+	return nil
+}
+
+func (c *Client) forget(w *Wire) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.wires, w)
+}
+
+func (c *Client) number() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next++
+	return c.next - 1
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoint
+
+import (
+	"context"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// Request completes a connection with the handler (protocol.md §2.7). The path
+// ends here.
+func (s *Server) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	if req.GetConnection().GetNetworkService() == "" {
+		return nil, nserr.BadRequest.Errorf("the request names no network service")
+	}
+	if err := hop.ValidatePreferences(req.GetMechanismPreferences()); err != nil {
+		return nil, err
+	}
+	call, err := s.hop.Admit(ctx, req.GetConnection())
+	if err != nil {
+		return nil, err
+	}
+	var out *networkservice.Connection
+	err = s.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
+		var err error
+		out, err = s.request(ctx, t, call, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return call.Reply(out), nil
+}
+
+func (s *Server) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	known := t.Record
+	if known != nil {
+		if err := known.binding.Check(call); err != nil {
+			return nil, err
+		}
+		if call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
+			s.drop(ctx, t, "closed to be opened anew")
+			known = nil
+		}
+	}
+	r := &Request{
+		Connection:  call.Conn,
+		Preferences: req.GetMechanismPreferences(),
+		Known:       known != nil,
+		Owner:       call.Binding.Owner,
+		Caller:      call.Binding.Caller,
+	}
+	if err := s.handler.Request(ctx, r); err != nil {
+		if known == nil { // what the handlers before the failing one have done
+			s.handler.Close(context.WithoutCancel(ctx), call.Conn)
+		}
+		s.log.Warn("request refused", "connection", t.ID, "owner", r.Owner, "error", err)
+		return nil, err
+	}
+	out := r.Connection
+	out.State = networkservice.State_UP
+	hop.Trim(out)
+	if known == nil {
+		s.log.Info("connection up", "connection", t.ID, "service", out.GetNetworkService(), "owner", r.Owner)
+	}
+	t.Record = &wire{binding: call.Binding, conn: proto.Clone(out).(*networkservice.Connection)}
+	t.ExpireAt(call.Expiry(ctx))
+	s.monitor.Publish(out)
+	return out, nil
+}
+
+// Close closes a connection (§2.9). Closing what is not known succeeds.
+func (s *Server) Close(ctx context.Context, c *networkservice.Connection) (*emptypb.Empty, error) {
+	call, err := s.hop.Admit(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	err = s.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
+		if t.Record == nil {
+			return nil
+		}
+		if err := t.Record.binding.Check(call); err != nil {
+			return err
+		}
+		s.drop(ctx, t, "closed")
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (s *Server) expire(ctx context.Context, id string) {
+	_ = s.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
+		if t.Expired(time.Now()) {
+			s.drop(ctx, t, "expired")
+		}
+		return nil
+	})
+}
+
+func (s *Server) drop(ctx context.Context, t *conn.Turn[wire], why string) {
+	s.handler.Close(context.WithoutCancel(ctx), t.Record.conn)
+	t.Record = nil
+	s.monitor.Delete(t.ID)
+	s.log.Info("connection "+why, "connection", t.ID)
+}
