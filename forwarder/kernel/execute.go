@@ -41,6 +41,7 @@ func (c *call) do(step plan.Step) error {
 	case plan.AddVXLAN:
 		return c.addVXLAN(s)
 	case plan.AddWireGuard:
+		delete(c.sites[s.NetNS].index, s.Name)
 		return c.k.wireguard.Create(c.ctx, c.sites[s.NetNS].ns, s.Name, s.Tag.String(), s.MTU)
 	case plan.ConfigureWireGuard:
 		return c.k.wireguard.Configure(c.ctx, c.sites[s.NetNS].ns, s.Name, s.Tag.String(), s.WireGuard)
@@ -97,6 +98,8 @@ func (c *call) doOnLink(step plan.Step) error {
 // addVeth makes both ends where they belong with one RTM_NEWLINK.
 func (c *call) addVeth(v plan.AddVeth) error {
 	a := c.sites[v.A.NetNS]
+	delete(a.index, v.A.Name) // of a pair deleted by this call
+	delete(c.sites[v.B.NetNS].index, v.B.Name)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.A.Name, v.A.MTU, v.A.MAC
 	return c.sites[v.B.NetNS].ns.Control(func(fd int) error {
@@ -119,6 +122,7 @@ func (c *call) addVXLAN(v plan.AddVXLAN) error {
 		return err
 	}
 	s := c.sites[v.NetNS]
+	delete(s.index, v.Name)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.Name, v.MTU, v.MAC
 	err = s.ns.Control(func(fd int) error {
