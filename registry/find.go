@@ -47,11 +47,15 @@ func find[T Object](s *Server, store Store[T], template T, following bool, out g
 	if following {
 		return follow(ctx, store, template, out, send)
 	}
+	now := time.Now()
 	for v, err := range store.Find(ctx, template) {
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		if err != nil {
 			return err
 		}
-		if Expired(v, time.Now()) {
+		if Expired(v, now) {
 			continue
 		}
 		if err := send(Event[T]{Object: v}); err != nil {

@@ -5,6 +5,7 @@ package registry_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -276,5 +277,62 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 	}
 	if _, err := endpoints.Recv(); status.Code(err) != codes.Canceled {
 		t.Errorf("endpoints: %v", err)
+	}
+}
+
+// TestClientThatDoesNotRead: it delays neither others nor Close, and what it
+// reads late is what still matters.
+func TestClientThatDoesNotRead(t *testing.T) {
+	const changes = 2000 // far beyond what streams buffer
+	f := newFixture(t)
+	c := f.as(f.authority.issue(t, "client"))
+	watching := func() api.NetworkServiceEndpointRegistry_FindClient {
+		stream, err := c.endpoints.Find(t.Context(), &api.NetworkServiceEndpointQuery{Watch: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Header(); err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	stuck, slow, quick := watching(), watching(), watching()
+	change := func(i int) {
+		_, err := f.endpoints.Update(t.Context(), "e", func(*api.NetworkServiceEndpoint) (*api.NetworkServiceEndpoint, error) {
+			nse := endpoint("e", "s")
+			nse.Url = fmt.Sprintf("tcp://10.0.0.1:%d", i)
+			return nse, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range changes {
+		change(i)
+		if e, err := quick.Recv(); err != nil || e.NetworkServiceEndpoint.Url != fmt.Sprintf("tcp://10.0.0.1:%d", i) {
+			t.Fatalf("change %d: the quick one gets %v, %v", i, e, err)
+		}
+	}
+	last := fmt.Sprintf("tcp://10.0.0.1:%d", changes-1)
+	for received := 1; ; received++ {
+		e, err := slow.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.NetworkServiceEndpoint.Url == last {
+			if received == changes {
+				t.Errorf("nothing has merged: something buffers %d events", changes)
+			}
+			break
+		}
+	}
+	f.srv.Close() // does not wait for the stuck one
+	for {
+		if _, err := stuck.Recv(); err != nil {
+			break // its context ends with the peer, or it has read up to the end
+		}
+	}
+	if _, err := slow.Recv(); !errors.Is(err, nserr.Stopping) {
+		t.Errorf("the slow one ends with %v, want nserr.Stopping", err)
 	}
 }

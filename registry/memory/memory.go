@@ -109,15 +109,15 @@ func Open[T registry.Object](c Config) (*Store[T], error) {
 // Find implements registry.Store.
 func (s *Store[T]) Find(ctx context.Context, template T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
+		if ctx.Err() != nil {
+			var none T
+			yield(none, context.Cause(ctx))
+			return
+		}
 		s.mu.RLock()
 		candidates := s.candidatesLocked(template)
 		s.mu.RUnlock()
 		for _, v := range candidates {
-			if ctx.Err() != nil {
-				var none T
-				yield(none, context.Cause(ctx))
-				return
-			}
 			if registry.Match(template, v) && !yield(v, nil) {
 				return
 			}

@@ -163,7 +163,6 @@ type view struct {
 	t     testing.TB
 	w     registry.Watcher[*api.NetworkServiceEndpoint]
 	state map[string]*api.NetworkServiceEndpoint
-	gone  map[string]*api.NetworkServiceEndpoint // deleted by the last next, with what was told
 }
 
 // next applies the next events.
@@ -177,12 +176,10 @@ func (v *view) next() {
 }
 
 func (v *view) apply(events []registry.Event[*api.NetworkServiceEndpoint]) {
-	v.gone = make(map[string]*api.NetworkServiceEndpoint)
 	for _, e := range events {
 		name := e.Object.GetName()
 		if e.Deleted {
 			delete(v.state, name)
-			v.gone[name] = e.Object
 		} else {
 			v.state[name] = e.Object
 		}

@@ -97,8 +97,10 @@ func (s suite) testSlowWatcher(t *testing.T) {
 	remove(t, store, "doomed")
 	remove(t, store, "e0")
 	delete(want, "e0")
-	slow.until("the last deletion", func() bool { return slow.gone["e0"] != nil || slow.state["e0"] == nil && slow.state["e1"] != nil })
-	if d := diff(want, slow.state); d != "" {
+	put(t, store, endpoint("end"))
+	want["end"] = endpoint("end")
+	slow.until("the end", func() bool { return slow.state["end"] != nil })
+	if d := diffEndpoints(want, slow.state); d != "" {
 		t.Errorf("the slow watcher (-want +got):\n%s", d)
 	}
 }
