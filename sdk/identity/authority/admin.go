@@ -5,6 +5,7 @@ package authority
 import (
 	"context"
 	"crypto/sha256"
+	"math"
 	"os"
 	"time"
 
@@ -99,7 +100,10 @@ func RequestToken(ctx context.Context, socket, node string, ttl time.Duration) (
 		return "", time.Time{}, err
 	}
 	defer conn.Close()
-	seconds := int64((ttl + time.Second - 1) / time.Second)
+	seconds := int64(math.Ceil(ttl.Seconds()))
+	if ttl < 0 {
+		seconds = -1 // refused there
+	}
 	answer, err := identityv1.NewAdminClient(conn).CreateToken(ctx, &identityv1.CreateTokenRequest{Node: node, TtlSeconds: seconds})
 	if status.Code(err) == codes.Unimplemented {
 		return "", time.Time{}, nserr.NotAllowed.Errorf("the authority of this domain is not on this node").

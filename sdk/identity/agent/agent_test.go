@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+// What an agent does together with an authority is tested in package authority.
+
+import (
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"go.uber.org/goleak"
+
+	"github.com/openvwire/nsm/internal/statedir"
+	"github.com/openvwire/nsm/sdk/identity/authority"
+	"github.com/openvwire/nsm/sdk/identity/jointoken"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// joined returns the configuration of a node that has joined, without its token.
+func joined(t *testing.T) Config {
+	t.Helper()
+	a, err := authority.New(t.Context(), authority.Config{
+		Node: "a", StateDir: filepath.Join(t.TempDir(), "state"), ListenOn: "tcp://127.0.0.1:0", Logger: quiet,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	c := Config{Node: "b", StateDir: filepath.Join(t.TempDir(), "state"), Logger: quiet}
+	token, err := a.CreateToken(t.Context(), "b", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withToken := c
+	withToken.Token = token
+	b, err := New(t.Context(), withToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	return c
+}
+
+// Each row damages what is stored and says what starting again answers.
+func TestStored(t *testing.T) {
+	c := joined(t)
+	file := filepath.Join(c.StateDir, stateFile)
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		content string
+		mode    os.FileMode
+		node    string
+		want    *nserr.Reason // nil = starts
+	}{
+		"untouched":     {string(good), 0o600, "b", nil},
+		"readable":      {string(good), 0o644, "b", nserr.StateDir},
+		"cut":           {string(good[:len(good)/2]), 0o600, "b", nserr.StateDir},
+		"empty":         {"", 0o600, "b", nserr.StateDir},
+		"other file":    {`{"nodes":{}}`, 0o600, "b", nserr.StateDir},
+		"nothing in it": {"{}", 0o600, "b", nserr.NoIdentity},
+		"broken key":    {strings.Replace(string(good), `"key": "M`, `"key": "N`, 1), 0o600, "b", nserr.NoIdentity},
+		"other node":    {string(good), 0o600, "c", nserr.NoIdentity},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := errors.Join(os.WriteFile(file, []byte(tt.content), tt.mode), os.Chmod(file, tt.mode)); err != nil {
+				t.Fatal(err)
+			}
+			c := c
+			c.Node = tt.node
+			b, err := New(t.Context(), c)
+			if err == nil {
+				err = b.Close()
+			}
+			if tt.want == nil && err != nil || tt.want != nil && !errors.Is(err, tt.want) {
+				t.Errorf("New() = %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+// A node that was away for longer than its identity lives has to join again.
+func TestAwayForTooLong(t *testing.T) {
+	c := joined(t)
+	s := stored(t, c)
+	if _, err := s.membership(c.Node, time.Now().Add(23*time.Hour)); err != nil {
+		t.Errorf("away for 23 hours: %v", err)
+	}
+	if _, err := s.membership(c.Node, time.Now().Add(25*time.Hour)); err == nil || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("away for 25 hours: %v", err)
+	}
+}
+
+func stored(t *testing.T, c Config) (s state) {
+	t.Helper()
+	dir, err := statedir.Open(c.StateDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if s, err = load(dir); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A failed attempt to join another domain leaves the membership as it is, and
+// keeps the key for the next attempt with the same token.
+func TestFailedJoinLosesNothing(t *testing.T) {
+	c := joined(t)
+	before := stored(t, c)
+	a, err := authority.New(t.Context(), authority.Config{
+		TrustDomain: "other.example", Node: "a", StateDir: filepath.Join(t.TempDir(), "state"), ListenOn: "tcp://127.0.0.1:0", Logger: quiet,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	text, err := a.CreateToken(t.Context(), "somebody-else", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Token = text
+	var keys []string
+	for range 2 {
+		if _, err := New(t.Context(), c); !errors.Is(err, nserr.BadJoinToken) {
+			t.Fatalf("New() = %v", err)
+		}
+		after := stored(t, c)
+		if string(after.Key) != string(before.Key) || len(after.Chain) != len(before.Chain) {
+			t.Error("the membership is lost")
+		}
+		keys = append(keys, string(after.Join.Key))
+	}
+	if keys[0] != keys[1] {
+		t.Error("the second attempt used another key")
+	}
+	c.Token = ""
+	b, err := New(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+}
+
+func TestRefusedConfig(t *testing.T) {
+	for name, c := range map[string]Config{
+		"no node":            {StateDir: t.TempDir()},
+		"no state directory": {Node: "b"},
+	} {
+		c.Logger = quiet
+		if _, err := New(t.Context(), c); !errors.Is(err, nserr.BadFlag) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, text := range map[string]string{"mistyped": "nsm1x", "file name": "/root/token"} {
+		c := Config{Node: "b", StateDir: filepath.Join(t.TempDir(), "state"), Token: text, Logger: quiet}
+		if _, err := New(t.Context(), c); !errors.Is(err, nserr.BadJoinToken) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestPinRefuses(t *testing.T) {
+	p := &pin{token: jointoken.Token{CA: [32]byte{1}}}
+	for name, raw := range map[string][][]byte{"nothing": nil, "garbage": {[]byte("x")}} {
+		if err := p.verify(raw, nil); err == nil || p.stranger.Load() == nil {
+			t.Errorf("%s is taken for the authority", name)
+		}
+	}
+}
+
+func TestCache(t *testing.T) {
+	var c cache
+	noon := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+	svid := &x509svid.SVID{Certificates: []*x509.Certificate{{NotAfter: noon.Add(time.Hour)}}}
+	of := subject{uid: 1}
+	c.put(of, svid, noon)
+	for _, tt := range []struct {
+		of           subject
+		after        time.Duration
+		fresh, valid bool
+	}{
+		{of, 0, true, true},
+		{of, 15*time.Minute - 1, true, true},
+		{of, 15 * time.Minute, false, true},
+		{of, time.Hour - 1, false, true},
+		{of, time.Hour, false, false},
+		{subject{uid: 1, exe: "/x"}, 0, false, false},
+	} {
+		now := noon.Add(tt.after)
+		if fresh, valid := c.fresh(tt.of, now) != nil, c.valid(tt.of, now) != nil; fresh != tt.fresh || valid != tt.valid {
+			t.Errorf("%+v after %v: fresh %v, valid %v", tt.of, tt.after, fresh, valid)
+		}
+	}
+	for uid := range uint32(2 * maxCached) {
+		c.put(subject{uid: uid}, svid, noon)
+	}
+	if len(c.svids) != maxCached {
+		t.Errorf("%d are cached, want %d", len(c.svids), maxCached)
+	}
+	c.put(subject{gid: 9}, &x509svid.SVID{Certificates: []*x509.Certificate{{NotAfter: noon.Add(2 * time.Hour)}}}, noon.Add(time.Hour))
+	if len(c.svids) != 1 {
+		t.Errorf("%d are cached after the others expired, want 1", len(c.svids))
+	}
+}
