@@ -28,9 +28,14 @@ import (
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
-// calls is how many Requests with a file each go over one connection at once:
-// more than grpcfd hands over in one write (64).
-const calls = 100
+// calls is how many Requests with a file each go over one connection, atOnce
+// how many of them are under way together. More would be unfair: grpcfd panics
+// when more descriptors wait than the next write has bytes, and the smallest
+// HTTP/2 frame has 9 (31 over TLS).
+const (
+	calls  = 100
+	atOnce = 8
+)
 
 // In these tests every Request names a file that holds the connection's id, and
 // every reply one that holds "reply to " and the id. Each side reads the other's
@@ -251,12 +256,15 @@ func requestWith(id, fileURL string) *networkservice.NetworkServiceRequest {
 	}
 }
 
-// together makes all calls at once and reports each failure.
+// together makes all calls, atOnce at a time, and reports each failure.
 func together(t *testing.T, call func(id string) error) {
 	t.Helper()
 	var running sync.WaitGroup
+	places := make(chan struct{}, atOnce)
 	for i := range calls {
+		places <- struct{}{}
 		running.Go(func() {
+			defer func() { <-places }()
 			id := fmt.Sprintf("connection %d", i)
 			if err := call(id); err != nil {
 				t.Errorf("%s: %v", id, err)

@@ -17,14 +17,13 @@ import (
 )
 
 // The reference's client renews at two thirds of the time that the registry
-// grants, and an endpoint whose client has died is gone when that time is over.
-// The reference's registry takes it away earlier, by what was left of the
-// deadline of the last Register: a deadline of more than a third of the time
-// would leave no renewal in time.
-func TestRegistryRenewalAndExpiry(t *testing.T) {
+// grants, once, with the deadline of the first Register: a renewal that misses it
+// is not tried again. Its registry takes an endpoint away earlier, by what was
+// left of the deadline of the last Register.
+func TestRegistryRenewal(t *testing.T) {
 	const (
-		granted  = 3 * time.Second
-		deadline = granted / 4
+		granted  = 9 * time.Second
+		deadline = 2 * time.Second // 1 s for the renewal at the reference's registry
 	)
 	for _, server := range registries {
 		t.Run(server.name, func(t *testing.T) {
@@ -32,19 +31,14 @@ func TestRegistryRenewalAndExpiry(t *testing.T) {
 			onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 				t.Parallel()
 				reg := server.start(t, as("registry"), granted, ref.Loopback)
-				observer := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url)
-
-				alive, die := context.WithCancel(t.Context())
-				defer die()
-				client := ref.NewRegistryClient(alive, t, as("endpoint"), reg.url)
-				ctx, cancel := context.WithTimeout(alive, deadline)
+				client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), reg.url)
+				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
 				first, err := client.Endpoints.Register(ctx, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
 				if err != nil {
 					t.Fatal(err)
 				}
-
-				events := watchEndpoints(t, observer, &api.NetworkServiceEndpoint{Name: "nse"})
+				events := watchEndpoints(t, client, &api.NetworkServiceEndpoint{Name: "nse"})
 				events.want("nse", false)
 				renewed := events.want("nse", false)
 				if !renewed.GetExpirationTime().AsTime().After(first.GetExpirationTime().AsTime()) {
@@ -53,9 +47,35 @@ func TestRegistryRenewalAndExpiry(t *testing.T) {
 				if !slices.Equal(renewed.GetPathIds(), first.GetPathIds()) {
 					t.Errorf("path_ids %v after a renewal, were %v", renewed.GetPathIds(), first.GetPathIds())
 				}
-				die()
+			})
+		})
+	}
+}
+
+// An endpoint that nobody renews is gone when its time is over.
+func TestRegistryExpiry(t *testing.T) {
+	const (
+		granted  = 3 * time.Second
+		deadline = 2 * time.Second
+		slack    = time.Second
+	)
+	for _, server := range registries {
+		t.Run(server.name, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, as func(string) ref.Security) {
+				t.Parallel()
+				reg := server.start(t, as("registry"), granted, ref.Loopback)
+				client := ourRegistryClient(t, as("endpoint"), reg.url) // does not renew
+				ctx, cancel := context.WithTimeout(t.Context(), deadline)
+				defer cancel()
+				registered, err := client.Endpoints.Register(ctx, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
+				if err != nil {
+					t.Fatal(err)
+				}
+				events := watchEndpoints(t, ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url), &api.NetworkServiceEndpoint{Name: "nse"})
+				events.want("nse", false)
 				events.want("nse", true)
-				if late := time.Since(renewed.GetExpirationTime().AsTime()); late > time.Second || late < -deadline-100*time.Millisecond {
+				if late := time.Since(registered.GetExpirationTime().AsTime()); late > slack || late < -deadline-slack {
 					t.Errorf("gone %v after the end of its time", late)
 				}
 			})

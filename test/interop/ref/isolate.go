@@ -20,6 +20,9 @@ import (
 // isolated marks the process that already has namespaces of its own.
 const isolated = "NSM_INTEROP_ISOLATED"
 
+// talkative, when set, lets the reference's log through.
+const talkative = "NSM_INTEROP_LOG"
+
 // Isolate makes sure that the program runs in private mount and network
 // namespaces (and a user namespace, without root): it starts itself again in
 // them and ends with the child's exit status. To be called first in TestMain.
@@ -31,8 +34,10 @@ func Isolate() error {
 	if os.Getenv(isolated) == "" {
 		os.Exit(runIsolated())
 	}
-	sdklog.SetGlobalLogger(sdklog.Empty()) // our parts use slog
-	logrus.SetOutput(io.Discard)
+	if os.Getenv(talkative) == "" {
+		sdklog.SetGlobalLogger(sdklog.Empty())
+		logrus.SetOutput(io.Discard)
+	}
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("bring up loopback: %w", err)
 	}
