@@ -5,7 +5,6 @@ package kernel
 import (
 	"context"
 	"errors"
-	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -32,8 +31,9 @@ type site struct {
 	nl  *netlink.Handle
 	ctl int // datagram socket for ioctls, -1: none
 
-	// addrEvents reports IPv6 addresses that became usable; nil if the wire
-	// has none here.
+	ipv6 bool // the wire has something of IPv6 here
+
+	// addrEvents reports IPv6 addresses that became usable; nil unless ipv6.
 	addrEvents *nl.NetlinkSocket
 
 	links      []netlink.Link // as listed when the site was opened
@@ -73,7 +73,7 @@ func (s *site) enter(w plan.Wire) (err error) {
 	if s.ctl, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return err
 	}
-	if hasIPv6(w, s.ns.Key()) {
+	if s.ipv6 = hasIPv6(w, s.ns.Key()); s.ipv6 {
 		if s.addrEvents, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR); err != nil {
 			return err
 		}
@@ -92,10 +92,10 @@ func (s *site) read(w plan.Wire) (err error) {
 		if l, _ := s.linkOf(w, e); e.NetNS == s.ns.Key() && l != nil {
 			name := l.Attrs().Name
 			s.index[name] = l.Attrs().Index
-			s.ipv6Off[name] = readSysctl("net/ipv6/conf/"+name+"/disable_ipv6") == "1"
+			s.ipv6Off[name] = s.ipv6 && readSysctl("net/ipv6/conf/"+name+"/disable_ipv6") == "1"
 		}
 	}
-	s.newIPv6Off = readSysctl("net/ipv6/conf/default/disable_ipv6") == "1"
+	s.newIPv6Off = s.ipv6 && readSysctl("net/ipv6/conf/default/disable_ipv6") == "1"
 	s.pingClosed = readSysctl("net/ipv4/ping_group_range") == "1\t0"
 	return nil
 }
@@ -178,10 +178,19 @@ func (s *site) linkIndex(name string) (int, error) {
 	return l.Attrs().Index, nil
 }
 
+// hasIPv6 reports whether the wire has anything of IPv6 in a namespace.
 func hasIPv6(w plan.Wire, key string) bool {
 	for _, e := range w.Ends {
+		if e.NetNS != key {
+			continue
+		}
 		for _, a := range e.Addrs {
-			if e.NetNS == key && a.Addr().Is6() {
+			if a.Addr().Is6() {
+				return true
+			}
+		}
+		for _, r := range e.Routes {
+			if r.Dst.Addr().Is6() {
 				return true
 			}
 		}
@@ -189,14 +198,20 @@ func hasIPv6(w plan.Wire, key string) bool {
 	return false
 }
 
-// readSysctl reads below /proc/sys as the thread's namespace sees it. What
-// cannot be read is empty: a kernel without IPv6 has no such files.
+// readSysctl reads a short value below /proc/sys as the thread's namespace sees
+// it. What cannot be read is empty: a kernel without IPv6 has no such files.
 func readSysctl(path string) string {
-	b, err := os.ReadFile("/proc/sys/" + path)
+	fd, err := unix.Open("/proc/sys/"+path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(b))
+	defer unix.Close(fd)
+	var buf [64]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(buf[:n]))
 }
 
 // dump lists something until it got a consistent list: the kernel flags a dump

@@ -25,7 +25,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marker is set in the environment of a binary that is inside already.
+// marker is set in the environment of a binary that is inside already: to
+// "bare" until the namespaces are furnished, then to "furnished", which
+// processes started by tests inherit.
 const marker = "NSM_NSTEST_INSIDE"
 
 // Main runs the tests of a package and exits. Call it from TestMain.
@@ -33,9 +35,12 @@ func Main(m *testing.M) {
 	if os.Getenv(marker) == "" {
 		enter() // returns only if it cannot
 	}
-	if err := furnish(); err != nil {
-		fmt.Fprintln(os.Stderr, "nstest:", err)
-		os.Exit(1)
+	if os.Getenv(marker) == "bare" {
+		if err := furnish(); err != nil {
+			fmt.Fprintln(os.Stderr, "nstest:", err)
+			os.Exit(1)
+		}
+		os.Setenv(marker, "furnished")
 	}
 	before, err := takeInventory()
 	if err != nil {
@@ -55,7 +60,7 @@ func Main(m *testing.M) {
 // enter starts the binary again in fresh namespaces.
 func enter() {
 	runtime.LockOSThread()
-	env := append(os.Environ(), marker+"=1")
+	env := append(os.Environ(), marker+"=bare")
 	err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS)
 	if err == nil {
 		// exec keeps the namespaces of the calling thread.
