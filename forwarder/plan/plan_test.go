@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan_test
+
+import (
+	"errors"
+	"flag"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// names gives the namespaces of the golden files readable names.
+func names(key string) string {
+	return map[string]string{"4:11": "client", "4:22": "endpoint"}[key]
+}
+
+func vethWire() plan.Wire {
+	return plan.Wire{ID: "u2", Owner: "fwd-a", Kind: plan.KindVeth, Payload: plan.IP, Ends: []plan.End{
+		{NetNS: "4:11", Name: "nsm-1", Side: plan.Client, MTU: 1500,
+			Addrs:  []netip.Prefix{prefix("10.0.0.1/32"), prefix("fd00::1/128")},
+			Routes: []plan.Route{{Dst: prefix("10.0.0.2/32")}, {Dst: prefix("fd00::2/128")}, {Dst: prefix("10.1.0.0/16"), Via: addr("10.0.0.2"), OnLink: true}},
+			Policies: []plan.Policy{
+				{From: prefix("10.0.0.1/32"), Proto: "tcp", DstPort: plan.PortRange{From: 80, To: 90}, Routes: []plan.Route{{Dst: prefix("0.0.0.0/0"), Via: addr("10.0.0.2"), OnLink: true}}},
+				{Proto: "udp", SrcPort: plan.PortRange{From: 53, To: 53}},
+			}},
+		{NetNS: "4:22", Name: "nsm-7", Side: plan.Endpoint, MTU: 1500,
+			Addrs:  []netip.Prefix{prefix("10.0.0.2/32"), prefix("fd00::2/128")},
+			Routes: []plan.Route{{Dst: prefix("10.0.0.1/32")}, {Dst: prefix("fd00::1/128")}}},
+	}}
+}
+
+func vxlanWire() plan.Wire {
+	return plan.Wire{ID: "u3", Owner: "fwd-a", Kind: plan.KindVXLAN, Payload: plan.Ethernet,
+		VXLAN: &plan.VXLAN{VNI: 4711, Local: addr("192.0.2.1"), Remote: addr("192.0.2.2"), Port: 4789},
+		Ends: []plan.End{{NetNS: "4:11", Name: "nsm-1", Side: plan.Client, MTU: 1446,
+			Addrs: []netip.Prefix{prefix("10.0.0.1/24")}}}}
+}
+
+func wireGuardWire() plan.Wire {
+	return plan.Wire{ID: "u4", Owner: "fwd-a", Kind: plan.KindWireGuard, Payload: plan.IP,
+		WireGuard: &plan.WireGuard{PrivateKey: [32]byte{1}, PeerKey: [32]byte{2}, Port: 51820,
+			Endpoint: netip.MustParseAddrPort("[2001:db8::2]:51820"), Keepalive: 10 * time.Second},
+		Ends: []plan.End{{NetNS: "4:22", Name: "nsm-7", Side: plan.Endpoint, MTU: 1420,
+			Addrs: []netip.Prefix{prefix("fd00::2/128")}, Routes: []plan.Route{{Dst: prefix("fd00::1/128")}}}}}
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+
+// nothing is the state of namespaces without any link of the wire.
+func nothing(w plan.Wire) plan.Observed {
+	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(w.Ends))}
+	for i := range seen.Ends {
+		seen.Ends[i].PingClosed, seen.Ends[i].NewIPv6Off = true, i == 0
+	}
+	return seen
+}
+
+// seenVeth is the state of vethWire without policies, somewhat out of date.
+func seenVeth() plan.Observed {
+	w := vethWire()
+	seen := plan.Observed{}
+	for _, e := range w.Ends {
+		seen.Ends = append(seen.Ends, plan.ObservedEnd{Found: true, Tagged: true, Name: e.Name, LinkKind: "veth",
+			MTU: 1500, MAC: plan.MAC(w.ID, e.Side), Up: true, Addrs: e.Addrs, Routes: e.Routes})
+	}
+	c := &seen.Ends[0]
+	c.MTU, c.Up, c.MAC = 1400, false, plan.MAC("other", plan.Client)
+	c.Addrs = []netip.Prefix{prefix("10.0.0.9/32"), prefix("fd00::1/64")}
+	c.Neighbors = []plan.Neighbor{
+		{IP: addr("10.0.0.2"), MAC: plan.MAC("other", plan.Endpoint)}, {IP: addr("10.0.0.8"), MAC: plan.MAC("other", plan.Endpoint)}}
+	c.UsedTables = []int{1, 2, 254}
+	c.Tables = []plan.PolicyTable{{HasRule: true, Rule: plan.Rule{From: prefix("10.0.0.9/32"), Table: 2, Priority: 10002},
+		Routes: []plan.Route{{Dst: prefix("0.0.0.0/0")}}}}
+	return seen
+}
+
+// The plans read as a human would type them.
+func TestGolden(t *testing.T) {
+	renamed := seenVeth()
+	renamed.Ends[0].Name = "nsm-9"
+	for name, steps := range map[string][]plan.Step{
+		"veth-new":       plan.Diff(vethWire(), nothing(vethWire())),
+		"veth-changed":   plan.Diff(vethWire(), seenVeth()),
+		"veth-renamed":   plan.Diff(vethWire(), renamed),
+		"veth-removed":   plan.Removal(vethWire(), seenVeth()),
+		"vxlan-new":      plan.Diff(vxlanWire(), nothing(vxlanWire())),
+		"wireguard-new":  plan.Diff(wireGuardWire(), nothing(wireGuardWire())),
+		"nothing-to-see": plan.Removal(vethWire(), nothing(vethWire())),
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := plan.Script(steps, names)
+			path := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestKeysAreNotPrinted(t *testing.T) {
+	w := wireGuardWire()
+	w.WireGuard.PrivateKey = [32]byte([]byte("super-secret-super-secret-super!"))
+	script := plan.Script(plan.Diff(w, nothing(w)), names)
+	if strings.Contains(script, "super") || strings.Contains(script, "c3VwZXI") {
+		t.Error(script)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for name, c := range map[string]struct {
+		wire  plan.Wire
+		spoil func(w *plan.Wire)
+		want  *nserr.Reason
+	}{
+		"veth":      {wire: vethWire()},
+		"vxlan":     {wire: vxlanWire()},
+		"wireguard": {wire: wireGuardWire()},
+
+		"no id":              {vethWire(), func(w *plan.Wire) { w.ID = "" }, nserr.BadRequest},
+		"long id":            {vethWire(), func(w *plan.Wire) { w.ID = strings.Repeat("x", 250) }, nserr.BadRequest},
+		"control in id":      {vethWire(), func(w *plan.Wire) { w.ID = "a\nb" }, nserr.BadRequest},
+		"colon in owner":     {vethWire(), func(w *plan.Wire) { w.Owner = "a:b" }, nserr.BadRequest},
+		"kind":               {vethWire(), func(w *plan.Wire) { w.Kind = "bridge" }, nserr.Unsupported},
+		"payload":            {vethWire(), func(w *plan.Wire) { w.Payload = "" }, nserr.PayloadMismatch},
+		"VXLAN for IP":       {vxlanWire(), func(w *plan.Wire) { w.Payload = plan.IP }, nserr.PayloadMismatch},
+		"WireGuard for L2":   {wireGuardWire(), func(w *plan.Wire) { w.Payload = plan.Ethernet }, nserr.PayloadMismatch},
+		"one end":            {vethWire(), func(w *plan.Wire) { w.Ends = w.Ends[:1] }, nserr.BadRequest},
+		"ends swapped":       {vethWire(), func(w *plan.Wire) { w.Ends[0], w.Ends[1] = w.Ends[1], w.Ends[0] }, nserr.BadRequest},
+		"side":               {vxlanWire(), func(w *plan.Wire) { w.Ends[0].Side = "x" }, nserr.BadRequest},
+		"no VXLAN":           {vxlanWire(), func(w *plan.Wire) { w.VXLAN = nil }, nserr.BadMechanism},
+		"VNI":                {vxlanWire(), func(w *plan.Wire) { w.VXLAN.VNI = 1 << 24 }, nserr.BadMechanism},
+		"no port":            {vxlanWire(), func(w *plan.Wire) { w.VXLAN.Port = 0 }, nserr.BadMechanism},
+		"no remote":          {vxlanWire(), func(w *plan.Wire) { w.VXLAN.Remote = netip.Addr{} }, nserr.BadMechanism},
+		"multicast remote":   {vxlanWire(), func(w *plan.Wire) { w.VXLAN.Remote = addr("239.0.0.1") }, nserr.BadMechanism},
+		"mixed families":     {vxlanWire(), func(w *plan.Wire) { w.VXLAN.Remote = addr("2001:db8::1") }, nserr.BadMechanism},
+		"to itself":          {vxlanWire(), func(w *plan.Wire) { w.VXLAN.Remote = w.VXLAN.Local }, nserr.BadMechanism},
+		"no WireGuard":       {wireGuardWire(), func(w *plan.Wire) { w.WireGuard = nil }, nserr.BadMechanism},
+		"no private key":     {wireGuardWire(), func(w *plan.Wire) { w.WireGuard.PrivateKey = [32]byte{} }, nserr.BadMechanism},
+		"no peer key":        {wireGuardWire(), func(w *plan.Wire) { w.WireGuard.PeerKey = [32]byte{} }, nserr.BadMechanism},
+		"endpoint":           {wireGuardWire(), func(w *plan.Wire) { w.WireGuard.Endpoint = netip.MustParseAddrPort("0.0.0.0:1") }, nserr.BadMechanism},
+		"keepalive":          {wireGuardWire(), func(w *plan.Wire) { w.WireGuard.Keepalive = 19 * time.Hour }, nserr.BadMechanism},
+		"no namespace":       {vethWire(), func(w *plan.Wire) { w.Ends[0].NetNS = "" }, nserr.NoNetNS},
+		"same name":          {vethWire(), func(w *plan.Wire) { w.Ends[0].NetNS, w.Ends[0].Name = "4:22", "nsm-7" }, nserr.NameTaken},
+		"name":               {vethWire(), func(w *plan.Wire) { w.Ends[0].Name = "a b" }, nserr.BadName},
+		"multicast MAC":      {vethWire(), func(w *plan.Wire) { w.Ends[0].MAC = net.HardwareAddr{1, 2, 3, 4, 5, 6} }, nserr.BadContext},
+		"short MAC":          {vethWire(), func(w *plan.Wire) { w.Ends[0].MAC = net.HardwareAddr{2} }, nserr.BadContext},
+		"MTU IPv6":           {vethWire(), func(w *plan.Wire) { w.Ends[0].MTU = 1279 }, nserr.MTUTooSmall},
+		"MTU IPv4":           {vxlanWire(), func(w *plan.Wire) { w.Ends[0].MTU = 575 }, nserr.MTUTooSmall},
+		"smallest MTU":       {vxlanWire(), func(w *plan.Wire) { w.Ends[0].MTU = 576 }, nil},
+		"huge MTU":           {vxlanWire(), func(w *plan.Wire) { w.Ends[0].MTU = 65536 }, nserr.BadContext},
+		"no address":         {vethWire(), func(w *plan.Wire) { w.Ends[0].Addrs = []netip.Prefix{{}} }, nserr.BadContext},
+		"multicast address":  {vethWire(), func(w *plan.Wire) { w.Ends[0].Addrs = []netip.Prefix{prefix("224.0.0.1/32")} }, nserr.BadContext},
+		"mapped address":     {vethWire(), func(w *plan.Wire) { w.Ends[0].Addrs = []netip.Prefix{prefix("::ffff:10.0.0.1/128")} }, nserr.BadContext},
+		"neighbour":          {vethWire(), func(w *plan.Wire) { w.Ends[0].Neighbors = []plan.Neighbor{{IP: addr("10.0.0.5")}} }, nserr.BadContext},
+		"no destination":     {vethWire(), func(w *plan.Wire) { w.Ends[0].Routes = []plan.Route{{}} }, nserr.BadContext},
+		"next hop":           {vethWire(), route("10.0.0.0/8", "0.0.0.0"), nserr.BadContext},
+		"next hop's family":  {vethWire(), route("10.0.0.0/8", "fd00::1"), nserr.BadContext},
+		"policy protocol":    {vethWire(), policy(plan.Policy{Proto: "256"}), nserr.BadContext},
+		"policy ports":       {vethWire(), policy(plan.Policy{DstPort: plan.PortRange{From: 2, To: 1}}), nserr.BadContext},
+		"policy port 0":      {vethWire(), policy(plan.Policy{SrcPort: plan.PortRange{To: 1}}), nserr.BadContext},
+		"policy route":       {vethWire(), policy(plan.Policy{Routes: []plan.Route{{}}}), nserr.BadContext},
+		"policy families":    {vethWire(), policy(plan.Policy{From: prefix("fd00::/8"), Routes: []plan.Route{{Dst: prefix("10.0.0.0/8")}}}), nserr.BadContext},
+		"policy from mapped": {vethWire(), policy(plan.Policy{From: prefix("::ffff:10.0.0.0/104")}), nserr.BadContext},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.spoil != nil {
+				c.spoil(&c.wire)
+			}
+			err := c.wire.Validate()
+			if (c.want == nil && err != nil) || (c.want != nil && !errors.Is(err, c.want)) {
+				t.Errorf("error is %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+func route(dst, via string) func(*plan.Wire) {
+	return func(w *plan.Wire) { w.Ends[0].Routes = []plan.Route{{Dst: prefix(dst), Via: addr(via)}} }
+}
+
+func policy(p plan.Policy) func(*plan.Wire) {
+	return func(w *plan.Wire) { w.Ends[0].Policies = []plan.Policy{p} }
+}
+
+func TestConflict(t *testing.T) {
+	w, seen := vethWire(), nothing(vethWire())
+	if err := plan.Conflict(w, seen); err != nil {
+		t.Error(err)
+	}
+	seen.Ends[1].Taken = true
+	if err := plan.Conflict(w, seen); !errors.Is(err, nserr.NameTaken) || !strings.Contains(err.Error(), "nsm-7") {
+		t.Errorf("error is %v, want NameTaken for nsm-7", err)
+	}
+}
+
+func TestMAC(t *testing.T) {
+	a, b := plan.MAC("u2", plan.Client), plan.MAC("u2", plan.Endpoint)
+	if a.String() != plan.MAC("u2", plan.Client).String() || a.String() == b.String() || a.String() == plan.MAC("u3", plan.Client).String() {
+		t.Errorf("%v and %v are not stable and distinct", a, b)
+	}
+	for _, mac := range []net.HardwareAddr{a, b} {
+		if mac[0]&3 != 2 {
+			t.Errorf("%v is not a local unicast address", mac)
+		}
+	}
+}
+
+func TestMTU(t *testing.T) {
+	v4, v6 := addr("192.0.2.1"), addr("2001:db8::1")
+	for _, c := range []struct {
+		uplink int
+		kind   plan.Kind
+		outer  netip.Addr
+		want   int
+	}{
+		{1500, plan.KindVXLAN, v4, 1446}, {1500, plan.KindVXLAN, v6, 1426},
+		{1500, plan.KindWireGuard, v4, 1440}, {1500, plan.KindWireGuard, v6, 1420},
+		{1500, plan.KindVeth, v4, 1500}, {50, plan.KindVXLAN, v4, 0},
+		{1500, plan.KindVXLAN, addr("::ffff:192.0.2.1"), 1446},
+	} {
+		if got := plan.TunnelMTU(c.uplink, c.kind, c.outer); got != c.want {
+			t.Errorf("%s over %d to %v: %d, want %d", c.kind, c.uplink, c.outer, got, c.want)
+		}
+	}
+	for _, c := range [][3]int{{0, 0, 0}, {0, 1400, 1400}, {1400, 0, 1400}, {1500, 1400, 1400}, {1400, 1500, 1400}} {
+		if got := plan.MinMTU(c[0], c[1]); got != c[2] {
+			t.Errorf("MinMTU(%d, %d) is %d, want %d", c[0], c[1], got, c[2])
+		}
+	}
+}
+
+func TestWires(t *testing.T) {
+	wires := plan.Wires([]plan.Found{
+		{Tag: plan.Tag{Owner: "f", ID: "1", Side: plan.Client}, NetNS: "4:1", Name: "a", LinkKind: "veth"},
+		{Tag: plan.Tag{Owner: "f", ID: "2", Side: plan.Client}, NetNS: "4:1", Name: "b", LinkKind: "tun"},
+		{Tag: plan.Tag{Owner: "f", ID: "1", Side: plan.Endpoint}, NetNS: "4:2", Name: "c", LinkKind: "veth"},
+	})
+	if len(wires) != 2 || len(wires[0].Ends) != 2 || wires[0].Ends[1].NetNS != "4:2" || wires[0].Kind != plan.KindVeth || wires[1].Kind != plan.KindWireGuard {
+		t.Errorf("%+v", wires)
+	}
+}
+
+func FuzzParseTag(f *testing.F) {
+	for _, s := range []string{"", "nsm:", "nsm:f:u1:c", "nsm:f:a:b:e", "nsm::u:c", "nsm:f::c", "nsm:f:u", "server-x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if tag, ok := plan.ParseTag(s); ok && tag.String() != s {
+			t.Errorf("%q became %+v, which is %q", s, tag, tag)
+		}
+	})
+}
+
+func FuzzParsePortRange(f *testing.F) {
+	for _, s := range []string{"", "80", "8080-8090", "0", "1-0", "65536", "-", "1-2-3", " 5 - 6 "} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := plan.ParsePortRange(s)
+		if err != nil {
+			return
+		}
+		if r.From > r.To {
+			t.Errorf("%q became %+v", s, r)
+		}
+		if again, err := plan.ParsePortRange(r.String()); err != nil || again != r {
+			t.Errorf("%q printed as %q, which became %+v, %v", s, r, again, err)
+		}
+	})
+}
+
+func FuzzParseProto(f *testing.F) {
+	for _, s := range []string{"", "tcp", "UDP", "6", "255", "256", "-1", "ipv6-icmp", "x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if n, err := plan.ParseProto(s); err == nil && n == 0 && s != "" && strings.Trim(s, "0") != "" {
+			t.Errorf("%q means any protocol", s)
+		}
+	})
+}
+
+// A name that passes can be a file name below /proc/sys and a word of a command.
+func FuzzCheckName(f *testing.F) {
+	for _, s := range []string{"", "nsm-1", "a-name-of-16-byte", "a/b", "..", "all", "nsm%d", "a b", "ä", "a:1", "\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if plan.CheckName(s) != nil {
+			return
+		}
+		if len(s) > 15 || filepath.Base(s) != s || len(strings.Fields(s)) != 1 || strings.ContainsAny(s, "%:") {
+			t.Errorf("%q passed", s)
+		}
+	})
+}
