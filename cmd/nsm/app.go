@@ -67,7 +67,16 @@ func (a *app) root() *cobra.Command {
 		newDescribe(a),
 		newApply(a),
 		newDelete(a),
+		newToken(a),
 		newVersion(a),
+		newConnect(a),
+		newServe(a),
+		newUp(a),
+		newAuthority(a),
+		newRegistry(a),
+		newManager(a),
+		newForwarder(a),
+		newWireGuardHolder(a),
 	)
 	for _, g := range groups {
 		if slices.ContainsFunc(root.Commands(), func(c *cobra.Command) bool { return c.GroupID == g.ID }) {
@@ -192,6 +201,9 @@ const (
 func (a *app) exit(err error) int {
 	if err == nil {
 		return exitOK
+	}
+	if status := commandStatus(0); errors.As(err, &status) {
+		return int(status) // the command has said what was wrong
 	}
 	fmt.Fprintln(a.err, "nsm:", err)
 	return exitCode(err)

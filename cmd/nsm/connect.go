@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openvwire/nsm/sdk/client"
+	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/nsurl"
+)
+
+type connectConfig struct {
+	identityConfig
+	workloadConfig
+	Name            string            `flag:"name" env:"NSM_NAME" help:"own name in paths; who comes back under the same name takes over its wires; default made up"`
+	ConnectTo       string            `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
+	NetworkServices string            `flag:"network-services" env:"NSM_NETWORK_SERVICES" help:"service URLs, separated by commas, besides those on the command line"`
+	Labels          map[string]string `flag:"labels" short:"l" env:"NSM_LABELS" help:"labels of all wires, key=value[,key=value...]"`
+	RequestTimeout  time.Duration     `flag:"request-timeout" env:"NSM_REQUEST_TIMEOUT" default:"15s" help:"limit of one attempt"`
+	Wait            time.Duration     `flag:"wait" default:"0s" help:"how long to go on trying while there is no endpoint yet; 0 = one attempt"`
+}
+
+func newConnect(a *app) *cobra.Command {
+	var cfg connectConfig
+	c := &cobra.Command{
+		Use:   "connect SERVICE-URL... [-- COMMAND [ARG...]]",
+		Short: "Connect a workload to network services",
+		Long: "Connect a workload to network services: each service URL gives its network\n" +
+			"namespace one interface, the end of a wire to an endpoint of the service. The\n" +
+			"wires stay, and are kept fresh, until the command ends or is interrupted.\n\n" +
+			"A service URL is kernel://SERVICE[@DOMAIN][/INTERFACE][?label=value&...]. The\n" +
+			"workload is this process's namespace, that of --pid or --netns, or with\n" +
+			"-- COMMAND a new one in which the command starts when its wires are up.",
+		Example: "  nsm connect 'kernel://database/nsm-1?app=web' -- psql -h 10.60.0.0\n" +
+			"  nsm connect kernel://database --pid 4711",
+		GroupID: groupWorkload,
+		Args:    cobra.ArbitraryArgs, // URLs may come from the environment
+	}
+	return a.command(c, &cfg, func(ctx context.Context, args []string) error {
+		urls, command := splitCommand(c, args)
+		return a.connectWorkload(ctx, cfg, urls, command)
+	})
+}
+
+func (a *app) connectWorkload(ctx context.Context, cfg connectConfig, urls, command []string) error {
+	wishes, err := parseWishes(urls, cfg.NetworkServices)
+	if err != nil {
+		return err
+	}
+	if err := probe(ctx, cfg.ConnectTo); err != nil {
+		return err
+	}
+	w, err := openWorkload(cfg.workloadConfig, command)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	source, err := cfg.open(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	c, err := client.Open(ctx, client.Config{
+		Name: cfg.Name, Manager: cfg.ConnectTo, Source: source, TokenLifetime: cfg.MaxTokenLifetime,
+		RequestTimeout: cfg.RequestTimeout, Labels: cfg.Labels,
+	})
+	if err != nil {
+		return err
+	}
+	err = a.keepWires(ctx, c, cfg, w, wishes, command)
+	return errors.Join(err, c.Close())
+}
+
+// keepWires makes the wires and keeps them until ctx or the command ends.
+func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig, w *workload, wishes []nsurl.URL, command []string) error {
+	request := ctx
+	if cfg.Wait > 0 {
+		var cancel context.CancelFunc
+		request, cancel = context.WithTimeout(ctx, cfg.Wait)
+		defer cancel()
+	}
+	for _, u := range wishes {
+		wire, err := c.Request(request, client.Request{
+			Service: u.Service, Interface: u.Interface, Labels: u.Labels, NetNS: w.netns, Retry: cfg.Wait > 0,
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(a.err, "nsm: %s is up: %s on %s, the endpoint %s has %s\n", u.Service, joinAddrs(wire.Addrs()), wire.Interface(),
+			wire.Connection().GetNetworkServiceEndpointName(), joinAddrs(wire.PeerAddrs()))
+	}
+	if len(command) > 0 {
+		return w.run(ctx, a, command)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// splitCommand divides arguments at "--".
+func splitCommand(c *cobra.Command, args []string) (before, command []string) {
+	if at := c.ArgsLenAtDash(); at >= 0 {
+		return args[:at], args[at:]
+	}
+	return args, nil
+}
+
+func parseWishes(urls []string, list string) (wishes []nsurl.URL, err error) {
+	if list != "" {
+		if wishes, err = nsurl.ParseList(list); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range urls {
+		u, err := nsurl.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		wishes = append(wishes, u)
+	}
+	if len(wishes) == 0 {
+		return nil, nserr.BadServiceURL.Errorf("no network service is named")
+	}
+	for _, u := range wishes {
+		if u.Mechanism != mechanism.TypeKernel {
+			return nil, nserr.BadServiceURL.Errorf("%s: only kernel:// interfaces can be made here", u)
+		}
+	}
+	return wishes, nil
+}
+
+func joinAddrs(addrs []netip.Addr) string {
+	texts := make([]string, len(addrs))
+	for i, a := range addrs {
+		texts[i] = a.String()
+	}
+	if len(texts) == 0 {
+		return "no address"
+	}
+	return strings.Join(texts, " and ")
+}

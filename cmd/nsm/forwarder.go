@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/networkservicemesh/api/pkg/api/registry"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"github.com/openvwire/nsm/forwarder"
+	"github.com/openvwire/nsm/forwarder/kernel"
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/wireguard"
+	"github.com/openvwire/nsm/forwarder/wireguard/holder"
+	"github.com/openvwire/nsm/internal/statedir"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/registration"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// forwarderSettings are those of a forwarder wherever it runs.
+type forwarderSettings struct {
+	TunnelIP      netip.Addr        `flag:"tunnel-ip" env:"NSM_TUNNEL_IP" help:"this node's address for tunnels; default an address of this machine"`
+	VXLANPort     uint16            `flag:"vxlan-port" env:"NSM_VXLAN_PORT" default:"4789" help:"UDP port of VXLAN wires, the same on all nodes"`
+	WireGuardPort uint16            `flag:"wireguard-port" env:"NSM_WIREGUARD_PORT" default:"51820" help:"first UDP port of WireGuard wires; each wire has one"`
+	WireGuard     string            `flag:"wireguard" env:"NSM_WIREGUARD" default:"auto" choices:"auto,userspace" help:"auto takes the kernel's module where it exists"`
+	Labels        map[string]string `flag:"labels" env:"NSM_LABELS" default:"p2p:true" help:"labels of the registration, by which services choose forwarders"`
+	ServiceName   string            `flag:"nsname" env:"NSM_NSNAME" default:"forwarder" help:"network service to register as"`
+}
+
+type forwarderDaemonConfig struct {
+	daemonConfig
+	identityConfig
+	forwarderSettings
+	Name      string   `flag:"name" env:"NSM_NAME" help:"own name in paths and in the registry, unique in the domain; default forwarder-HOSTNAME"`
+	ConnectTo string   `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
+	StateDir  string   `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm/forwarder" help:"directory for sockets"`
+	ListenOn  string   `flag:"listen-on" env:"NSM_LISTEN_ON" help:"URL to serve on; default a socket in --state-dir"`
+	Observers []string `flag:"observers" env:"NSM_OBSERVERS" help:"SPIFFE IDs that may see all wires; ID/* means everything below ID"`
+}
+
+func newForwarder(a *app) *cobra.Command {
+	var cfg forwarderDaemonConfig
+	return a.daemon(&cobra.Command{
+		Use:   "forwarder",
+		Short: "Serve a node's forwarder",
+		Long: "Serve a node's forwarder: it chooses the endpoint of each wire and makes the\n" +
+			"wire in the kernel. It needs CAP_NET_ADMIN and CAP_SYS_ADMIN.",
+		Example: "  nsm forwarder --tunnel-ip 10.0.0.1",
+	}, &cfg, func(ctx context.Context, d *daemon) error {
+		if cfg.Name == "" {
+			cfg.Name = "forwarder-" + hostname()
+		}
+		dir, err := statedir.Open(cfg.StateDir) // one forwarder in it, no more
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		if cfg.ListenOn == "" {
+			cfg.ListenOn = "unix://" + filepath.Join(cfg.StateDir, "forwarder.sock")
+		}
+		source, err := cfg.open(ctx, d.log)
+		if err != nil {
+			return err
+		}
+		p := newPart(source, cfg.MaxTokenLifetime, d.log)
+		defer p.close()
+		manager, err := p.dial(cfg.ConnectTo)
+		if err != nil {
+			return err
+		}
+		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, manager, hop.Strict{Observers: cfg.Observers})
+		if err != nil {
+			return err
+		}
+		ls, err := listen(ctx, []string{cfg.ListenOn})
+		if err != nil {
+			return err
+		}
+		p.serve(ls, f.Register, nil)
+		if err := registerForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, rpc.URL(ls[0].Addr()), manager); err != nil {
+			return err
+		}
+		d.ready("forwarder", urlsOf(ls), p.id())
+		<-ctx.Done()
+		return nil
+	})
+}
+
+// openForwarder starts a forwarder that is stopped with p.
+func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stateDir string, manager grpc.ClientConnInterface, policy hop.Policy) (*forwarder.Forwarder, error) {
+	if !c.TunnelIP.IsValid() {
+		ip, err := ownAddress()
+		if err != nil {
+			return nil, err
+		}
+		c.TunnelIP, _ = netip.AddrFromSlice(ip)
+	}
+	namespaces, err := netns.NewTable()
+	if err != nil {
+		return nil, err
+	}
+	p.later(namespaces.Close)
+	tunnels, err := wireguard.New(ctx, wireguard.Config{
+		Namespaces: namespaces, Socket: filepath.Join(stateDir, "wireguard.sock"),
+		Userspace: c.WireGuard == "userspace", Logger: p.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.later(tunnels.Close)
+	k, err := kernel.New(kernel.Config{Name: name, Namespaces: namespaces, WireGuard: tunnels, Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	f, err := forwarder.New(forwarder.Config{
+		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: policy,
+		Peers: p.pool(name, nil), Sockets: p.sockets, Registry: manager,
+		Kernel: k, Namespaces: namespaces,
+		VXLANPort: c.VXLANPort, WireGuardPort: c.WireGuardPort, Logger: p.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.later(f.Stop)
+	return f, nil
+}
+
+// registerForwarder makes the forwarder known to its manager and keeps it so
+// until p is closed.
+func registerForwarder(ctx context.Context, p *part, c forwarderSettings, name, url string, manager grpc.ClientConnInterface) error {
+	var socket *os.File
+	if path, ok := unixPath(url); ok {
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nserr.StateDir.Errorf("open %s: %w", path, err)
+		}
+		socket = os.NewFile(uintptr(fd), path)
+		p.later(func() { _ = socket.Close() })
+		if url, err = rpc.InodeURL(socket); err != nil {
+			return err
+		}
+	}
+	r, err := registration.Start(ctx, registration.Config{
+		Registry: manager,
+		Endpoint: &registry.NetworkServiceEndpoint{
+			Name: name, Url: url,
+			NetworkServiceNames:  []string{c.ServiceName},
+			NetworkServiceLabels: map[string]*registry.NetworkServiceLabels{c.ServiceName: {Labels: c.Labels}},
+		},
+		Socket: socket,
+		Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	// A forwarder that stops is going to be started again, as far as anybody knows.
+	p.later(r.Abandon)
+	return nil
+}
+
+func unixPath(url string) (string, bool) {
+	const prefix = "unix://"
+	if len(url) > len(prefix) && url[:len(prefix)] == prefix {
+		return url[len(prefix):], true
+	}
+	return "", false
+}
+
+type holderConfig struct {
+	Socket string `flag:"socket" help:"path of the Unix socket to serve on"`
+}
+
+// newWireGuardHolder is the process that keeps userspace WireGuard devices. The
+// forwarder starts it.
+func newWireGuardHolder(a *app) *cobra.Command {
+	var cfg holderConfig
+	return a.command(&cobra.Command{
+		Use:    "wireguard-holder",
+		Short:  "Keep userspace WireGuard devices for a forwarder",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+	}, &cfg, func(ctx context.Context, _ []string) error {
+		return holder.Main(ctx, holder.Config{Socket: cfg.Socket})
+	})
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openvwire/nsm/sdk/endpoint"
+	"github.com/openvwire/nsm/sdk/ipam"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+type serveConfig struct {
+	identityConfig
+	workloadConfig
+	Name            string            `flag:"name" env:"NSM_NAME" help:"name of the endpoint, unique in the domain; default SERVICE-HOSTNAME"`
+	ConnectTo       string            `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
+	ServiceNames    []string          `flag:"service-names" env:"NSM_SERVICE_NAMES" help:"network services to offer, besides those on the command line"`
+	Payload         string            `flag:"payload" env:"NSM_PAYLOAD" default:"IP" choices:"IP,ETHERNET" help:"what the wires carry: IP packets (WireGuard between nodes) or ETHERNET frames (VXLAN)"`
+	Labels          map[string]string `flag:"label" short:"l" env:"NSM_LABELS" help:"labels of the endpoint, by which services choose it, key=value[,key=value...]"`
+	CIDR            ipam.Groups       `flag:"cidr" env:"NSM_CIDR_PREFIX" default:"169.254.0.0/16" help:"pools of addresses; each group separated by a comma gives every wire one pair: 10.60.0.0/24,fd00:60::/64"`
+	IPAMPolicy      string            `flag:"ipam-policy" env:"NSM_IPAM_POLICY" default:"strict" choices:"strict,polite" help:"what becomes of addresses that a client brings along: strict removes them"`
+	MTU             uint32            `flag:"mtu" default:"0" help:"largest MTU of a wire in bytes; 0 = whatever fits"`
+	RegisterService bool              `flag:"register-service" env:"NSM_REGISTER_SERVICE" default:"true" help:"register the network services too, unless they exist"`
+}
+
+func newServe(a *app) *cobra.Command {
+	var cfg serveConfig
+	c := &cobra.Command{
+		Use:   "serve SERVICE... [-- COMMAND [ARG...]]",
+		Short: "Serve network services from a workload",
+		Long: "Serve network services: register an endpoint and give each client that connects\n" +
+			"an interface in the workload's network namespace and a pair of addresses. The\n" +
+			"workload is this process's namespace, that of --pid or --netns, or with\n" +
+			"-- COMMAND a new one in which the command runs.",
+		Example: "  nsm serve database --cidr 10.60.0.0/24,fd00:60::/64 --label role=primary --pid \"$(pidof -s postgres)\"",
+		GroupID: groupWorkload,
+		Args:    cobra.ArbitraryArgs, // names may come from the environment
+	}
+	return a.command(c, &cfg, func(ctx context.Context, args []string) error {
+		names, command := splitCommand(c, args)
+		return a.serve(ctx, cfg, append(names, cfg.ServiceNames...), command)
+	})
+}
+
+func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []string) error {
+	if len(names) == 0 {
+		return nserr.BadFlag.Errorf("no network service is named").WithFix("nsm serve SERVICE")
+	}
+	if cfg.Name == "" {
+		cfg.Name = names[0] + "-" + hostname()
+	}
+	pool, err := ipam.New(cfg.CIDR)
+	if err != nil {
+		return err
+	}
+	if err := probe(ctx, cfg.ConnectTo); err != nil {
+		return err
+	}
+	w, err := openWorkload(cfg.workloadConfig, command)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	source, err := cfg.open(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+
+	handlers := []endpoint.Middleware{endpoint.Interface(w.netns), endpoint.Addresses(pool, endpoint.AddressPolicy(cfg.IPAMPolicy))}
+	if cfg.MTU != 0 {
+		handlers = append(handlers, endpoint.MTU(cfg.MTU))
+	}
+	services := make([]endpoint.Service, len(names))
+	for i, name := range names {
+		services[i] = endpoint.Service{Name: name, Payload: cfg.Payload, Labels: cfg.Labels}
+	}
+	e, err := endpoint.Serve(ctx, endpoint.Config{
+		Name: cfg.Name, Services: services, Handler: endpoint.Chain(handlers...),
+		Manager: cfg.ConnectTo, Source: source, TokenLifetime: cfg.MaxTokenLifetime, KeepServices: !cfg.RegisterService,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.err, "nsm: endpoint %s serves %s\n", cfg.Name, strings.Join(names, ", "))
+	if len(command) > 0 {
+		err = w.run(ctx, a, command)
+	} else {
+		<-ctx.Done()
+	}
+	return errors.Join(err, e.Stop(context.WithoutCancel(ctx)))
+}

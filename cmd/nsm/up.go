@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/identity/jointoken"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+type upConfig struct {
+	daemonConfig
+	authoritySettings
+	managerSettings
+	forwarderSettings
+	RunDir           string        `flag:"run-dir" env:"NSM_RUN_DIR" default:"/var/lib/networkservicemesh" help:"directory for the sockets that workloads use"`
+	StateDir         string        `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm" help:"directory for keys and for what the registry must not lose"`
+	ManagerListenOn  string        `flag:"manager-listen-on" env:"NSM_MANAGER_LISTEN_ON" default:"tcp://:5001" help:"where managers of other nodes reach this one"`
+	Advertise        string        `flag:"advertise" env:"NSM_ADVERTISE" help:"URL under which they do; default an address of this machine"`
+	RegistryURL      string        `flag:"registry-url" env:"NSM_REGISTRY_URL" help:"the domain's registry; default with --join: port 5002 of the authority's machine, else one that runs in here"`
+	RegistryListenOn string        `flag:"registry-listen-on" env:"NSM_REGISTRY_LISTEN_ON" default:"tcp://:5002" help:"where the registry that runs in here serves other nodes"`
+	MaxTokenLifetime time.Duration `flag:"max-token-lifetime" env:"NSM_MAX_TOKEN_LIFETIME" default:"10m" help:"how long a token is valid, hence how long a wire lives without a refresh"`
+}
+
+func newUp(a *app) *cobra.Command {
+	var cfg upConfig
+	return a.daemon(&cobra.Command{
+		Use:   "up",
+		Short: "Run a whole node: authority, registry, manager and forwarder in one process",
+		Long: "Run a whole node in one process: the authority and the registry of a new domain,\n" +
+			"or with --join the agent of an existing one, and the node's manager and forwarder.",
+		Example: "  nsm up                                       # the first machine\n" +
+			"  nsm token create                             # there, for each further one\n" +
+			"  nsm up --join nsmjoin…                       # on the second",
+	}, &cfg, func(ctx context.Context, d *daemon) error { return up(ctx, d, cfg) })
+}
+
+// up starts the parts in the order in which they need each other. Parts call
+// each other without a socket; everybody else finds them where daemons of their
+// own would listen.
+func up(ctx context.Context, d *daemon, c upConfig) error {
+	socket := "unix://" + filepath.Join(c.RunDir, "identity.sock")
+	nodeSocket := "unix://" + filepath.Join(c.RunDir, "nsm.io.sock")
+	if err := makeDirs(c.RunDir, c.StateDir); err != nil {
+		return err
+	}
+	// Taken before anything is started: if somebody has them, nothing has happened.
+	managerListeners, err := listen(ctx, []string{nodeSocket, c.ManagerListenOn})
+	if err != nil {
+		return err
+	}
+	i, err := openIssuer(ctx, c.authoritySettings, socket, filepath.Join(c.StateDir, "authority"), d.log)
+	if err != nil {
+		closeListeners(managerListeners)
+		return err
+	}
+	defer i.Close()
+	d.ready("authority", socket, c.describe())
+
+	registryPart, err := newOwnPart(ctx, i, "registry", c, d)
+	if err != nil {
+		return err
+	}
+	defer registryPart.close()
+	managerPart, err := newOwnPart(ctx, i, "manager", c, d)
+	if err != nil {
+		return err
+	}
+	defer managerPart.close()
+	forwarderPart, err := newOwnPart(ctx, i, "forwarder", c, d)
+	if err != nil {
+		return err
+	}
+	defer forwarderPart.close()
+
+	registry, err := c.openRegistry(ctx, d, registryPart, managerPart)
+	if err != nil {
+		return err
+	}
+	if c.Advertise == "" {
+		if c.Advertise, err = publicURL(managerListeners); err != nil {
+			return err
+		}
+	}
+	if _, ok := os.LookupEnv("NODE_NAME"); !ok {
+		if err := os.Setenv("NODE_NAME", c.node()); err != nil { // the label nodeName of what is on this node
+			return nserr.Internal.Errorf("%w", err)
+		}
+	}
+	forwarderName := "forwarder-" + c.node()
+	forwarderURL := "inproc://" + forwarderName
+	forwarderLocal := forwarderPart.local()
+	observers := append([]string{managerPart.id(), rootOf(managerPart)}, c.Observers...)
+	c.Observers = observers
+	m, err := openManager(managerPart, c.managerSettings, "manager-"+c.node(), c.Advertise, registry, map[string]*rpc.Local{forwarderURL: forwarderLocal})
+	if err != nil {
+		return err
+	}
+	managerLocal := managerPart.local()
+	m.Register(managerLocal)
+	managerPart.serve(managerListeners, m.Register, nil)
+	d.ready("manager", urlsOf(managerListeners), managerPart.id())
+
+	manager := forwarderPart.call(managerLocal)
+	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, manager, hop.Strict{Observers: observers})
+	if err != nil {
+		return err
+	}
+	f.Register(forwarderLocal)
+	if err := registerForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, forwarderURL, manager); err != nil {
+		return err
+	}
+	d.ready("forwarder", "tunnels from "+c.tunnelAddress(), forwarderPart.id())
+	<-ctx.Done()
+	return nil
+}
+
+// newOwnPart is a part of this process with an identity of its own.
+func newOwnPart(ctx context.Context, i issuer, name string, c upConfig, d *daemon) (*part, error) {
+	source, err := i.Source(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return newPart(source, c.MaxTokenLifetime, d.log), nil
+}
+
+// openRegistry returns the manager's connection to the domain's registry, which
+// runs in here unless the node has joined a domain or a URL is given.
+func (c *upConfig) openRegistry(ctx context.Context, d *daemon, p, manager *part) (grpc.ClientConnInterface, error) {
+	if c.RegistryURL == "" && c.Join != "" {
+		t, err := jointoken.Parse(c.Join)
+		if err != nil {
+			return nil, err
+		}
+		host, _, err := net.SplitHostPort(t.Addresses[0])
+		if err != nil {
+			return nil, nserr.BadJoinToken.Errorf("address of the authority: %w", err)
+		}
+		c.RegistryURL = "tcp://" + net.JoinHostPort(host, "5002")
+	}
+	if c.RegistryURL != "" {
+		d.ready("registry", "(elsewhere) "+c.RegistryURL, "client "+manager.id())
+		return manager.dial(c.RegistryURL)
+	}
+	register, err := openRegistry(p, "registry", filepath.Join(c.StateDir, "registry"), 0)
+	if err != nil {
+		return nil, err
+	}
+	ls, err := listen(ctx, []string{c.RegistryListenOn})
+	if err != nil {
+		return nil, err
+	}
+	local := p.local()
+	register(local)
+	p.serve(ls, register, nil)
+	d.ready("registry", urlsOf(ls), p.id())
+	return manager.call(local), nil
+}
+
+// rootOf is the identity of this node's root, who may see what is on the node.
+func rootOf(p *part) string {
+	svid, err := p.source.GetX509SVID()
+	if err != nil {
+		return ""
+	}
+	u, err := url.Parse(svid.ID.String())
+	if err != nil {
+		return ""
+	}
+	return u.JoinPath("..", "uid", "0").String()
+}
+
+func (c *upConfig) tunnelAddress() string {
+	if c.TunnelIP.IsValid() {
+		return c.TunnelIP.String()
+	}
+	ip, err := ownAddress()
+	if err != nil {
+		return "?"
+	}
+	return ip.String()
+}
+
+func makeDirs(run, state string) error {
+	if err := os.MkdirAll(run, 0o755); err != nil {
+		return nserr.StateDir.Errorf("--run-dir: %w", err)
+	}
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nserr.StateDir.Errorf("--state-dir: %w", err)
+	}
+	return nil
+}
+
+func closeListeners(ls []net.Listener) {
+	for _, l := range ls {
+		_ = l.Close()
+	}
+}

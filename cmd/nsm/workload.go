@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// workloadConfig says whose network namespace gets the wires.
+type workloadConfig struct {
+	PID   int    `flag:"pid" default:"0" help:"process whose network namespace gets the wires; default this one's own"`
+	NetNS string `flag:"netns" help:"name (as of 'ip netns') or path of the network namespace that gets the wires"`
+}
+
+// workload is the namespace of whoever gets the wires.
+type workload struct {
+	netns *os.File // nil: this process's own
+}
+
+// openWorkload opens the namespace that the settings name; for a command it is a
+// new one, which lives as long as the workload is open.
+func openWorkload(c workloadConfig, command []string) (w *workload, err error) {
+	w = &workload{}
+	switch {
+	case c.PID != 0 && c.NetNS != "":
+		return nil, nserr.BadFlag.Errorf("--pid and --netns both say which namespace")
+	case c.PID != 0:
+		w.netns, err = netns.OfPID(c.PID)
+	case c.NetNS != "" && (c.NetNS[0] == '/' || c.NetNS[0] == '.'):
+		w.netns, err = netns.Open(c.NetNS)
+	case c.NetNS != "":
+		w.netns, err = netns.OpenNamed(c.NetNS)
+	case len(command) > 0:
+		w.netns, err = netns.New()
+	}
+	return w, err
+}
+
+func (w *workload) close() {
+	if w.netns != nil {
+		_ = w.netns.Close()
+	}
+}
+
+// stopGrace is how long a command may take to end after SIGTERM.
+const stopGrace = 5 * time.Second
+
+// commandStatus is the exit code of a command that nsm ran.
+type commandStatus int
+
+func (e commandStatus) Error() string { return "the command failed" }
+
+// run runs a command in the workload's namespace until it ends. When ctx ends
+// the command is told to.
+func (w *workload) run(ctx context.Context, a *app, command []string) error {
+	c := exec.CommandContext(ctx, command[0], command[1:]...)
+	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	c.WaitDelay = stopGrace
+	if err := w.start(c); err != nil {
+		return nserr.BadFlag.Errorf("cannot run %q: %w", command[0], err)
+	}
+	err := c.Wait()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil // told to
+	case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		return commandStatus(exit.ExitCode())
+	case errors.As(err, &exit):
+		return commandStatus(128 + int(exit.Sys().(syscall.WaitStatus).Signal()))
+	}
+	return err
+}
+
+// start starts c in the workload's namespace: a child is born in the namespace of
+// the thread that forks it.
+func (w *workload) start(c *exec.Cmd) error {
+	if w.netns == nil {
+		return c.Start()
+	}
+	table, err := netns.NewTable()
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	own, err := netns.Open("/proc/self/fd/" + fdOf(w.netns))
+	if err != nil {
+		return err
+	}
+	key, err := table.Add(own)
+	if err != nil {
+		return err
+	}
+	return table.Do(key, c.Start)
+}
+
+func fdOf(f *os.File) (fd string) {
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = strconv.Itoa(int(n)) })
+	}
+	return fd
+}
