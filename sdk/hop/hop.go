@@ -212,6 +212,10 @@ func subject(raw string) string {
 	return t.Subject
 }
 
+// Identity is who makes a call: whom TLS proved it to be, or on a connection
+// without TLS whom its token names; "" if neither says.
+func Identity(caller rpc.Caller) string { return callerID(caller, caller.Token) }
+
 // callerID is the identity that TLS proved, or on a connection without TLS,
 // which only tests have, what the token says.
 func callerID(caller rpc.Caller, raw string) string {

@@ -4,14 +4,16 @@ package hop
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/rpc"
-	"github.com/openvwire/nsm/sdk/token"
 	"github.com/openvwire/nsm/sdk/watch"
 )
 
@@ -23,57 +25,90 @@ import (
 // delays nobody.
 type Monitor struct {
 	policy Policy
-	conns  *watch.Map[string, *observed]
+	conns  *watch.Map[string, *View]
+
+	changing sync.Mutex // held from reading a connection to storing its change
 }
 
-// observed is a connection as watchers see it; immutable once published.
-type observed struct {
-	conn *networkservice.Connection // index and id are the hop's own; no tokens
+// View is a connection as watchers see it. It is shared and not to be changed.
+type View struct {
+	Conn  *networkservice.Connection // index and id are the hop's own; no tokens
+	Since time.Time                  // of the first Publish
 
-	tokens     []string // to find out, once and only if somebody asks, …
 	identities func() []string
 }
+
+// Identities returns who the hops of the path are: the subject of each segment's
+// token, "" where there was none to read.
+func (v *View) Identities() []string { return v.identities() }
 
 // NewMonitor returns a Monitor without connections. A nil policy means Strict.
 func NewMonitor(policy Policy) *Monitor {
 	if policy == nil {
 		policy = Strict{}
 	}
-	return &Monitor{policy: policy, conns: watch.New[string, *observed]()}
+	return &Monitor{policy: policy, conns: watch.New[string, *View]()}
 }
 
 // Publish tells watchers that a connection is as given. Watchers get an UPDATE
 // even if nothing changed: old peers take it as a sign of life.
 func (m *Monitor) Publish(c *networkservice.Connection) {
-	o := &observed{conn: proto.Clone(c).(*networkservice.Connection)}
-	for _, s := range o.conn.GetPath().GetPathSegments() {
-		o.tokens = append(o.tokens, s.Token)
+	v := &View{Conn: proto.Clone(c).(*networkservice.Connection), Since: time.Now()}
+	var tokens []string
+	for _, s := range v.Conn.GetPath().GetPathSegments() {
+		tokens = append(tokens, s.Token)
 		s.Token = ""
 	}
-	o.identities = sync.OnceValue(func() []string {
-		ids := make([]string, 0, len(o.tokens))
-		for _, raw := range o.tokens {
-			if t, err := token.Parse(raw); err == nil {
-				ids = append(ids, t.Subject)
-			}
+	// Tokens are read once, and only if somebody asks.
+	v.identities = sync.OnceValue(func() []string {
+		ids := make([]string, len(tokens))
+		for i, raw := range tokens {
+			ids[i] = subject(raw)
 		}
 		return ids
 	})
-	m.conns.Put(c.GetId(), o)
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	if old, ok := m.conns.Get(c.GetId()); ok {
+		v.Since = old.Since
+	}
+	m.conns.Put(c.GetId(), v)
 }
 
 // Amend publishes a connection with a change of what a hop further on has told,
 // if the hop knows it and change reports that it made a difference. change gets
-// a copy of its own.
+// a copy of its own, and must not block.
 func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool) {
-	o, ok := m.conns.Get(id)
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	old, ok := m.conns.Get(id)
 	if !ok {
 		return
 	}
-	c := proto.Clone(o.conn).(*networkservice.Connection)
+	c := proto.Clone(old.Conn).(*networkservice.Connection)
 	if change(c) {
-		m.conns.Put(id, &observed{conn: c, identities: o.identities})
+		m.conns.Put(id, &View{Conn: c, Since: old.Since, identities: old.identitiesOn(c.GetPath())})
 	}
+}
+
+// identitiesOn is Identities for a path that has replaced v's. Who the hops are
+// that are new on it is not known.
+func (v *View) identitiesOn(path *networkservice.Path) func() []string {
+	before, after := v.Conn.GetPath().GetPathSegments(), path.GetPathSegments()
+	if slices.EqualFunc(before, after, sameSegment) {
+		return v.identities
+	}
+	ids := make([]string, len(after))
+	for i, known := range v.Identities() {
+		if i < len(after) && sameSegment(before[i], after[i]) {
+			ids[i] = known
+		}
+	}
+	return func() []string { return ids }
+}
+
+func sameSegment(a, b *networkservice.PathSegment) bool {
+	return a.GetName() == b.GetName() && a.GetId() == b.GetId()
 }
 
 // Down tells watchers that the path behind this hop is broken.
@@ -86,39 +121,86 @@ func (m *Monitor) Down(id string) {
 }
 
 // Delete tells watchers that a connection is closed.
-func (m *Monitor) Delete(id string) { m.conns.Delete(id) }
-
-// Get returns a connection as watchers see it, and the identities on its path.
-// The message must not be changed.
-func (m *Monitor) Get(id string) (c *networkservice.Connection, identities []string, ok bool) {
-	o, ok := m.conns.Get(id)
-	if !ok {
-		return nil, nil, false
-	}
-	return o.conn, o.identities(), true
+func (m *Monitor) Delete(id string) {
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	m.conns.Delete(id)
 }
 
-// Visible returns the connections that the identity may see, as Get does.
-func (m *Monitor) Visible(id string) []*networkservice.Connection {
-	var out []*networkservice.Connection
-	for _, o := range m.conns.All() {
-		if m.policy.MayObserve(id, o.identities()) {
-			out = append(out, o.conn)
+// Get returns a connection by the hop's own id for it, whoever asks.
+func (m *Monitor) Get(id string) (*View, bool) { return m.conns.Get(id) }
+
+// Visible returns the connections that the identity may see.
+func (m *Monitor) Visible(identity string) []*View {
+	var out []*View
+	for _, v := range m.conns.All() {
+		if m.policy.MayObserve(identity, v.Identities()) {
+			out = append(out, v)
 		}
 	}
 	return out
 }
 
+// Find returns the one connection that the identity may see and that id means:
+// the hop's own id for it, the id of its first segment, which is the same at
+// every hop, or the beginning of the latter. Where a path passes this hop more
+// than once the latter two mean the first time. It fails with nserr.UnknownWire.
+func (m *Monitor) Find(identity, id string) (*View, error) {
+	if id == "" {
+		return nil, nserr.BadRequest.Errorf("no wire id is given").WithFix("list wires with 'nsm get wires'")
+	}
+	if v, ok := m.conns.Get(id); ok && m.policy.MayObserve(identity, v.Identities()) {
+		return v, nil
+	}
+	var exact, begins []*View
+	for _, v := range m.Visible(identity) {
+		switch first := v.firstID(); {
+		case first == id:
+			exact = append(exact, v)
+		case strings.HasPrefix(first, id):
+			begins = append(begins, v)
+		}
+	}
+	found := exact
+	if len(found) == 0 {
+		found = begins
+	}
+	if len(found) == 0 {
+		return nil, nserr.UnknownWire.Errorf("no wire has the id %q, or one that begins so", id)
+	}
+	slices.SortFunc(found, func(a, b *View) int { return int(a.Conn.GetPath().GetIndex()) - int(b.Conn.GetPath().GetIndex()) })
+	for _, v := range found[1:] {
+		if !v.passed(found[0].Conn) {
+			return nil, nserr.UnknownWire.Errorf("%d wires have the id %q, or one that begins so, for example %s and %s",
+				len(found), id, found[0].Conn.GetId(), v.Conn.GetId()).WithFix("give more of the id, or one of those named")
+		}
+	}
+	return found[0], nil
+}
+
+func (v *View) firstID() string {
+	if segments := v.Conn.GetPath().GetPathSegments(); len(segments) > 0 {
+		return segments[0].GetId()
+	}
+	return v.Conn.GetId()
+}
+
+// passed reports whether v's path has passed this hop as c before.
+func (v *View) passed(c *networkservice.Connection) bool {
+	at, segments := int(c.GetPath().GetIndex()), v.Conn.GetPath().GetPathSegments()
+	return at < len(segments) && segments[at].GetId() == c.GetId()
+}
+
 // Change is what happened to one connection, as Follow tells it.
 type Change struct {
-	Conn    *networkservice.Connection // must not be changed; of a closed connection: its last state
+	*View   // of a closed connection: its last state
 	Deleted bool
 }
 
 // Follow calls f with every connection the identity may see, then with each
 // change, until ctx ends or f fails. The first call comes at once, with initial
 // set, even if there is nothing to tell.
-func (m *Monitor) Follow(ctx context.Context, id string, f func(initial bool, changes []Change) error) error {
+func (m *Monitor) Follow(ctx context.Context, identity string, f func(initial bool, changes []Change) error) error {
 	r := m.conns.Reader()
 	defer r.Close()
 	for initial := true; ; initial = false {
@@ -128,8 +210,8 @@ func (m *Monitor) Follow(ctx context.Context, id string, f func(initial bool, ch
 		}
 		var changes []Change
 		for _, n := range news {
-			if m.policy.MayObserve(id, n.Value.identities()) {
-				changes = append(changes, Change{Conn: n.Value.conn, Deleted: n.Deleted})
+			if m.policy.MayObserve(identity, n.Value.Identities()) {
+				changes = append(changes, Change{View: n.Value, Deleted: n.Deleted})
 			}
 		}
 		if len(changes) > 0 || initial {
@@ -148,8 +230,7 @@ func (m *Monitor) MonitorConnections(sel *networkservice.MonitorScopeSelector, s
 	if len(sel.GetPathSegments()) > maxSelected || len(sel.GetNetworkServices()) > maxSelected {
 		return nserr.BadRequest.Errorf("the monitor selector has more than %d entries", maxSelected)
 	}
-	caller := rpc.CallerFrom(stream.Context())
-	return m.Follow(stream.Context(), callerID(caller, caller.Token), func(initial bool, changes []Change) error {
+	return m.Follow(stream.Context(), Identity(rpc.CallerFrom(stream.Context())), func(initial bool, changes []Change) error {
 		updated := make(map[string]*networkservice.Connection)
 		deleted := make(map[string]*networkservice.Connection)
 		for _, c := range changes {

@@ -20,7 +20,7 @@ type Policy interface {
 	Admit(caller rpc.Caller, p path.Path, now time.Time) error
 
 	// MayObserve reports whether the identity sees a connection whose path
-	// contains the given identities.
+	// contains the given identities. "" stands for whoever is not known.
 	MayObserve(id string, path []string) bool
 }
 
@@ -53,7 +53,7 @@ func (Strict) Admit(caller rpc.Caller, p path.Path, now time.Time) error {
 // MayObserve lets an identity see the connections whose path it is part of, and
 // observers everything.
 func (s Strict) MayObserve(id string, path []string) bool {
-	return slices.Contains(path, id) || s.IsObserver(id)
+	return id != "" && slices.Contains(path, id) || s.IsObserver(id)
 }
 
 // IsObserver reports whether id is named as an observer.
