@@ -7,10 +7,12 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -123,11 +125,42 @@ func (c *call) addVXLAN(v plan.AddVXLAN) error {
 	}
 	s := c.sites[v.NetNS]
 	delete(s.index, v.Name)
+	err = under.addVXLANIn(s.ns, v)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	// It is the VNI or a name. Kernels before 6.15 also refuse a name that is
+	// taken in the namespace the request comes from: go round it.
+	if _, lookErr := s.nl.LinkByName(v.Name); lookErr == nil {
+		return nserr.NameTaken.Errorf("interface %q exists in namespace %s", v.Name, v.NetNS)
+	}
+	if _, lookErr := under.nl.LinkByName(v.Name); lookErr != nil {
+		return ErrVNITaken
+	}
+	renamed := v
+	renamed.Name = "nsm" + strings.ReplaceAll(v.MAC.String(), ":", "")
+	if err := under.addVXLANIn(s.ns, renamed); errors.Is(err, unix.EEXIST) {
+		return ErrVNITaken
+	} else if err != nil {
+		return err
+	}
+	l, err := s.nl.LinkByName(renamed.Name)
+	if err != nil {
+		return err
+	}
+	if err := s.nl.LinkSetName(l, v.Name); err != nil {
+		return errors.Join(err, s.nl.LinkDel(l))
+	}
+	return nil
+}
+
+// addVXLANIn makes the device in ns by the socket of s, which is the underlay.
+func (s *site) addVXLANIn(ns *netns.Handle, v plan.AddVXLAN) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.Name, v.MTU, v.MAC
-	err = s.ns.Control(func(fd int) error {
+	return ns.Control(func(fd int) error {
 		attrs.Namespace = netlink.NsFd(fd)
-		return under.nl.LinkAdd(&netlink.Vxlan{
+		return s.nl.LinkAdd(&netlink.Vxlan{
 			LinkAttrs: attrs,
 			VxlanId:   int(v.VXLAN.VNI),
 			SrcAddr:   net.IP(v.VXLAN.Local.AsSlice()),
@@ -135,12 +168,6 @@ func (c *call) addVXLAN(v plan.AddVXLAN) error {
 			Port:      int(v.VXLAN.Port),
 		})
 	})
-	if errors.Is(err, unix.EEXIST) {
-		if _, lookErr := s.nl.LinkByName(v.Name); lookErr != nil {
-			return ErrVNITaken
-		}
-	}
-	return err
 }
 
 func (c *call) delLink(d plan.DelLink) error {

@@ -134,8 +134,18 @@ func TestVNITaken(t *testing.T) {
 	if after := a.census(second); before != after {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
+	// The same where the underlay has a link of that name, which some kernels
+	// answer alike.
+	w.Ends[0].Name = "uplink"
+	if _, err := a.Apply(t.Context(), w); !errors.Is(err, kernel.ErrVNITaken) {
+		t.Errorf("error is %v, want ErrVNITaken", err)
+	}
+	if after := a.census(second); before != after {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
 	w.VXLAN.VNI = 6
 	mustApply(t, a, w)
+	mustBeDone(t, a, w)
 }
 
 // Without privileges the error says so. The process that has none is this

@@ -30,7 +30,7 @@ type WireGuardBackend interface {
 	// that it does not exist.
 	Read(ctx context.Context, ns *netns.Handle, ifname, tag string) (WireGuardStatus, bool, error)
 	// Delete removes the device; one that does not exist, or whose namespace
-	// is gone, is not an error.
+	// is gone (then ns may be nil), is not an error.
 	Delete(ctx context.Context, ns *netns.Handle, ifname, tag string) error
 	// Kind is the link kind of its devices as rtnetlink names it: "wireguard"
 	// for the kernel's module, "tun" for wireguard-go.

@@ -17,6 +17,7 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -26,8 +27,9 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-// Handle is an open network namespace. It is safe for concurrent use; after
-// the last Release of its key every method fails with [nserr.NoNetNS].
+// Handle is an open network namespace. It is safe for concurrent use. After the
+// last Release of its key Control and Do fail with [nserr.NoNetNS], and so do
+// those of a nil Handle.
 type Handle struct {
 	key  string
 	file *os.File
@@ -43,6 +45,9 @@ func (h *Handle) File() *os.File { return h.file }
 // Control calls f with the namespace's descriptor, which stays open until f
 // returns even if the handle is released meanwhile.
 func (h *Handle) Control(f func(fd int) error) error {
+	if h == nil {
+		return nserr.NoNetNS.Errorf("no network namespace")
+	}
 	raw, err := h.file.SyscallConn()
 	if err != nil {
 		return nserr.NoNetNS.Errorf("namespace %s: %w", h.key, err)
@@ -65,7 +70,7 @@ func (h *Handle) Do(f func() error) error {
 	return onThread(func() error {
 		err := h.Control(func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) })
 		if err != nil {
-			return enterError(h.key, err)
+			return enterError(err)
 		}
 		return f()
 	})
@@ -97,12 +102,12 @@ func onThread(f func() error) error {
 	return err
 }
 
-func enterError(key string, err error) error {
-	if err == unix.EPERM {
-		return nserr.NotPrivileged.Errorf("enter network namespace %s: %w", key, err)
-	}
-	if _, ok := err.(*nserr.Error); ok {
+func enterError(err error) error {
+	if coded := (*nserr.Error)(nil); errors.As(err, &coded) {
 		return err
 	}
-	return nserr.NoNetNS.Errorf("enter network namespace %s: %w", key, err)
+	if errors.Is(err, unix.EPERM) {
+		return nserr.NotPrivileged.Errorf("enter network namespace: %w", err)
+	}
+	return nserr.NoNetNS.Errorf("enter network namespace: %w", err)
 }

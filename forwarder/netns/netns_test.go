@@ -104,6 +104,9 @@ func TestTableHoldsOneHandlePerNamespace(t *testing.T) {
 			t.Errorf("%s after the last release: %v, want NoNetNS", what, err)
 		}
 	}
+	if err := (*netns.Handle)(nil).Do(func() error { return nil }); !errors.Is(err, nserr.NoNetNS) {
+		t.Errorf("Do of no handle: %v, want NoNetNS", err)
+	}
 	if _, err := table.Get(key); !errors.Is(err, nserr.NoNetNS) {
 		t.Errorf("Get after the last release: %v, want NoNetNS", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"cmp"
 	"context"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -192,6 +193,23 @@ func (k *Kernel) WireGuardKey(_ context.Context, ns, wireID string) (key [32]byt
 		}
 	}
 	return key, 0, false
+}
+
+// UnderlayMTU returns 1500 for every address.
+func (k *Kernel) UnderlayMTU(netip.Addr) (int, error) { return 1500, nil }
+
+// PortFree reports whether no WireGuard device uses the UDP port.
+func (k *Kernel) PortFree(port uint16) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, ns := range k.namespaces {
+		for _, l := range ns.links {
+			if l.wireguard != nil && l.wireguard.Port == port {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Links returns the number of links in all namespaces.
