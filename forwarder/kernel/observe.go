@@ -59,13 +59,13 @@ func (c *call) observeEnd(e plan.End, orphans bool) (plan.ObservedEnd, error) {
 // observeLink fills in what is known about an existing link.
 func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *routing) (err error) {
 	s, a := r.site, l.Attrs()
-	o.Name, o.LinkKind, o.MTU, o.MAC = a.Name, l.Type(), a.MTU, a.HardwareAddr
-	o.Up = a.Flags&net.FlagUp != 0
+	o.Name, o.Index, o.LinkKind, o.MTU, o.MAC = a.Name, a.Index, l.Type(), a.MTU, a.HardwareAddr
+	o.Up, o.State = a.Flags&net.FlagUp != 0, a.OperState.String()
 	o.IPv6Off = s.ipv6Off[a.Name]
 	if st := a.Statistics; st != nil {
 		o.Counters = plan.Counters{
-			RxPackets: st.RxPackets, TxPackets: st.TxPackets, RxBytes: st.RxBytes, TxBytes: st.TxBytes,
-			RxDropped: st.RxDropped, TxDropped: st.TxDropped,
+			RxPackets: st.RxPackets, RxBytes: st.RxBytes, RxErrors: st.RxErrors, RxDropped: st.RxDropped,
+			TxPackets: st.TxPackets, TxBytes: st.TxBytes, TxErrors: st.TxErrors, TxDropped: st.TxDropped,
 		}
 	}
 	if v, ok := l.(*netlink.Vxlan); ok {
@@ -78,6 +78,7 @@ func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *r
 		}
 		if ok && status.PrivateKey != [32]byte{} {
 			o.WireGuard, o.LastHandshake = &status.WireGuard, status.LastHandshake
+			o.PeerRx, o.PeerTx = uint64(status.RxBytes), uint64(status.TxBytes)
 		}
 	}
 	if o.Addrs, err = s.addrs(l, e.Addrs); err != nil {

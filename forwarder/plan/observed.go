@@ -34,10 +34,12 @@ type ObservedEnd struct {
 	// yet: whoever made it was killed right afterwards.
 	Tagged   bool
 	Name     string
+	Index    int
 	LinkKind string // as rtnetlink names it
 	MTU      int    // bytes
 	MAC      net.HardwareAddr
-	Up       bool // administratively
+	Up       bool   // administratively
+	State    string // operational, as `ip link` names it: up, down, lowerlayerdown, unknown, …
 
 	Addrs     []netip.Prefix // without link-local ones that the kernel made
 	Routes    []Route        // main table, of RouteProtocol
@@ -46,6 +48,8 @@ type ObservedEnd struct {
 	VXLAN         *VXLAN
 	WireGuard     *WireGuard
 	LastHandshake time.Time // WireGuard: zero means none
+	PeerRx        uint64    // WireGuard: bytes from the peer, its overhead included
+	PeerTx        uint64    // WireGuard: bytes to the peer, likewise
 	Counters      Counters
 
 	// About the namespace, whether or not there is a link:
@@ -65,7 +69,8 @@ type ObservedEnd struct {
 
 // Counters are a link's, since it was made.
 type Counters struct {
-	RxPackets, TxPackets, RxBytes, TxBytes, RxDropped, TxDropped uint64
+	RxPackets, RxBytes, RxErrors, RxDropped uint64
+	TxPackets, TxBytes, TxErrors, TxDropped uint64
 }
 
 // PolicyTable is a policy in the kernel: a table of its own and the rule that
