@@ -21,7 +21,12 @@ import (
 	"github.com/openvwire/nsm/internal/nstest"
 )
 
-func TestMain(m *testing.M) { nstest.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == "wireguard-holder" {
+		playHolder(os.Args[3])
+	}
+	nstest.Main(m)
+}
 
 // node is a node of a mesh: a namespace with the forwarder's Kernel, and
 // workloads in namespaces of their own.

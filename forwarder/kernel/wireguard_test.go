@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/openvwire/nsm/forwarder/kernel"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/forwarder/wireguard"
+	"github.com/openvwire/nsm/forwarder/wireguard/holder"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// A WireGuard wire across nodes, by the backend that this machine has.
+func TestWireGuard(t *testing.T) {
+	if wireguard.Probe() != nil {
+		if _, err := os.Stat("/dev/net/tun"); err != nil {
+			t.Skipf("neither WireGuard module nor TUN devices here: %v", err)
+		}
+	}
+	for name, underlay := range map[string][2]string{
+		"over IPv4": {"172.16.0.1", "172.16.0.2"}, "over IPv6": {"fd16::1", "fd16::2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newNode(t, "fwd"), newNode(t, "fwd")
+			connect(t, a, b)
+			a.useWireGuard(t)
+			b.useWireGuard(t)
+			client, endpoint := a.workload(), b.workload()
+			before := a.census(client)
+			wa := wireGuardWire(t, "u1", client, 1, underlay[1])
+			wb := wireGuardWire(t, "u2", endpoint, 2, underlay[0])
+			wa.WireGuard.PeerKey, wb.WireGuard.PeerKey = publicKey(wb), publicKey(wa)
+
+			mustApply(t, b.Kernel, wb)
+			mustApply(t, a.Kernel, wa)
+			mustEcho(t, a, client, "10.0.0.1", b, endpoint, "10.0.0.2")
+			mustEcho(t, b, endpoint, "fd00::2", a, client, "fd00::1")
+			for _, s := range []struct {
+				n *node
+				w plan.Wire
+			}{{a, wa}, {b, wb}} {
+				if steps := mustApply(t, s.n.Kernel, s.w); len(steps) != 0 {
+					t.Errorf("applied again:\n%s", script(steps))
+				}
+			}
+			key, port, ok := a.WireGuardKey(t.Context(), client, "u1")
+			if key != wa.WireGuard.PrivateKey || port != 51820 || !ok {
+				t.Errorf("read back: port %d, %v", port, ok)
+			}
+			seen, err := a.Observe(t.Context(), wa)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e := seen.Ends[0]; e.LastHandshake.IsZero() || e.Counters.RxPackets == 0 || e.MTU != 1400 {
+				t.Errorf("observed %+v", e)
+			}
+
+			// A new key at both ends, as after the peer's restart without its state.
+			wb.WireGuard.PrivateKey = newKey(t)
+			wa.WireGuard.PeerKey = publicKey(wb)
+			// The far end first, as in a Request: an initiation that the other
+			// does not understand yet is sent again only after five seconds.
+			mustApply(t, b.Kernel, wb)
+			mustApply(t, a.Kernel, wa)
+			mustEcho(t, a, client, "10.0.0.1", b, endpoint, "10.0.0.2")
+
+			for range 2 {
+				if err := errors.Join(a.Remove(t.Context(), wa), b.Remove(t.Context(), wb)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if after := a.census(client); before != after {
+				t.Errorf("before %+v, after %+v", before, after)
+			}
+
+			// A failure after the device was made.
+			wa.Ends[0].Routes = append(wa.Ends[0].Routes, plan.Route{Dst: prefixes("192.0.2.0/24")[0], Via: netip.MustParseAddr("203.0.113.1")})
+			if _, err := a.Apply(t.Context(), wa); !errors.Is(err, nserr.KernelFailed) {
+				t.Errorf("error is %v, want KernelFailed", err)
+			}
+			if after := a.census(client); before != after {
+				t.Errorf("before %+v, after a failure %+v", before, after)
+			}
+		})
+	}
+}
+
+// The link may go with its namespace while a holder still keeps the device.
+func TestRemoveWireGuardAfterNamespaceDied(t *testing.T) {
+	if _, err := os.Stat("/dev/net/tun"); wireguard.Probe() != nil && err != nil {
+		t.Skipf("neither WireGuard module nor TUN devices here: %v", err)
+	}
+	n := newNode(t, "fwd")
+	n.useWireGuard(t)
+	client := n.workload()
+	w := wireGuardWire(t, "u1", client, 1, "172.16.0.2")
+	w.WireGuard.PeerKey = newKey(t)
+	mustApply(t, n.Kernel, w)
+	n.table.Release(client)
+	for range 2 {
+		if err := n.Remove(t.Context(), w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !n.PortFree(51820) {
+		t.Error("the device still has its port")
+	}
+}
+
+// useWireGuard gives the node's kernel a WireGuard backend.
+func (n *node) useWireGuard(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "wg.sock")
+	backend, err := wireguard.New(t.Context(), wireguard.Config{Namespaces: n.table, Socket: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pid := 0
+		if u, ok := backend.(*wireguard.Userspace); ok {
+			if status, err := u.Holder().Status(context.Background()); err == nil {
+				pid = status.PID
+			}
+		}
+		backend.Close()
+		if pid != 0 {
+			terminate(t, pid)
+		}
+	})
+	if n.Kernel, err = kernel.New(kernel.Config{Name: "fwd", Namespaces: n.table, WireGuard: backend}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// terminate ends a holder and waits for it.
+func terminate(t *testing.T, pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // it is gone
+	}
+	defer unix.Close(fd)
+	_ = unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0)
+	ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int((10 * time.Second).Milliseconds()))
+	if ready != 1 {
+		t.Errorf("holder %d does not end: %v", pid, err)
+	}
+}
+
+// playHolder is what the test binary does when it is started as a holder.
+func playHolder(socket string) {
+	if err := holder.Main(context.Background(), holder.Config{Socket: socket}); err != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// wireGuardWire is the half at node number self (1 or 2) of a wire across
+// nodes. It lacks its peer's key.
+func wireGuardWire(t *testing.T, id, workload string, self int, peer string) plan.Wire {
+	side := []plan.Side{plan.Client, plan.Endpoint}[self-1]
+	w := plan.Wire{
+		ID: id, Kind: plan.KindWireGuard, Payload: plan.IP,
+		WireGuard: &plan.WireGuard{
+			PrivateKey: newKey(t), Port: 51820, Keepalive: 10 * time.Second,
+			Endpoint: netip.AddrPortFrom(netip.MustParseAddr(peer), 51820),
+		},
+		Ends: []plan.End{{NetNS: workload, Name: "nsm-1", Side: side, MTU: 1400}},
+	}
+	addAddrs(&w.Ends[0], 4, self, 3-self)
+	addAddrs(&w.Ends[0], 6, self, 3-self)
+	return w
+}
+
+func newKey(t *testing.T) [32]byte {
+	key, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func publicKey(w plan.Wire) [32]byte {
+	return wgtypes.Key(w.WireGuard.PrivateKey).PublicKey()
+}
