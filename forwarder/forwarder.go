@@ -15,8 +15,8 @@
 //
 // request.go follows a Request from top to bottom, legs.go has the two legs,
 // desired.go the pure translation into package plan, endpoint.go the choice of
-// the endpoint. A forwarder keeps no file: the kernel is the truth, and a refresh
-// brings back what a restart forgot.
+// the endpoint, admin.go what operators are told. A forwarder keeps no file: the
+// kernel is the truth, and a refresh brings back what a restart forgot.
 package forwarder
 
 import (
@@ -30,6 +30,7 @@ import (
 
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/mechanism"
@@ -131,6 +132,7 @@ func New(c Config) (*Forwarder, error) {
 func (f *Forwarder) Register(s grpc.ServiceRegistrar) {
 	rpc.RegisterNetworkService(s, f)
 	rpc.RegisterMonitorConnection(s, f.monitor)
+	adminv1.RegisterAdminServer(s, &admin{f: f})
 }
 
 // Monitor gives the admin API and tests what watchers see.

@@ -297,20 +297,47 @@ func ruleCommand(ns namer, verb, netns string, r Rule) string {
 	if r.IPv6 {
 		family = " -6"
 	}
-	cmd := fmt.Sprintf("ip%s -n %s rule %s priority %d", family, ns(netns), verb, r.Priority)
+	return fmt.Sprintf("ip%s -n %s rule %s priority %d %v protocol %d", family, ns(netns), verb, r.Priority, r, RouteProtocol)
+}
+
+// String prints what the rule selects and its table, as `ip rule` does.
+func (r Rule) String() string {
+	var b strings.Builder
 	if r.From.IsValid() {
-		cmd += " from " + r.From.String()
+		b.WriteString("from " + r.From.String() + " ")
 	}
 	if r.Proto != 0 {
-		cmd += fmt.Sprintf(" ipproto %d", r.Proto)
+		fmt.Fprintf(&b, "ipproto %d ", r.Proto)
 	}
 	if r.SrcPort != (PortRange{}) {
-		cmd += " sport " + r.SrcPort.String()
+		b.WriteString("sport " + r.SrcPort.String() + " ")
 	}
 	if r.DstPort != (PortRange{}) {
-		cmd += " dport " + r.DstPort.String()
+		b.WriteString("dport " + r.DstPort.String() + " ")
 	}
-	return cmd + fmt.Sprintf(" table %d protocol %d", r.Table, RouteProtocol)
+	fmt.Fprintf(&b, "table %d", r.Table)
+	return b.String()
+}
+
+// String prints the route as `ip route` does, without its device.
+func (r Route) String() string {
+	text := r.Dst.String()
+	switch {
+	case r.Dst.Bits() == 0:
+		text = "default"
+	case r.Dst.IsSingleIP():
+		text = r.Dst.Addr().String()
+	}
+	if r.Via.IsValid() {
+		text += " via " + r.Via.String()
+	}
+	switch {
+	case r.OnLink:
+		text += " onlink"
+	case !r.Via.IsValid() && r.Dst.Addr().Is4():
+		text += " scope link"
+	}
+	return text
 }
 
 // String prints a port or a range as ParsePortRange reads it.
