@@ -8,7 +8,8 @@ import (
 	"time"
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/sdk/query"
 )
 
 // Object is what a registry keeps: *NetworkService or *NetworkServiceEndpoint
@@ -17,19 +18,14 @@ import (
 // An object that has been given to a store or was got from one is immutable:
 // it is shared by the store, its indexes, all watchers and all replies. Clone
 // it to change it.
-type Object interface {
-	comparable
-	proto.Message
-	GetName() string
-	GetPathIds() []string
-}
+type Object = query.Object
 
 // Store keeps the objects of one kind by name. Stores are interchangeable;
 // package storetest says in tests what is said here in words. All methods may
 // be called concurrently, and every error is one of package nserr or the cause
 // of ctx.
 type Store[T Object] interface {
-	// Find yields the objects that Match template, in no particular order,
+	// Find yields the objects that match template (query.Match), in no particular order,
 	// each as it was at one moment of the call. A nil template matches
 	// everything. The cost depends on the number of objects that have the
 	// template's name or service, not on how many there are. An error is

@@ -29,6 +29,7 @@ import (
 
 	"github.com/openvwire/nsm/registry"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/query"
 	"github.com/openvwire/nsm/sdk/watch"
 )
 
@@ -118,7 +119,7 @@ func (s *Store[T]) Find(ctx context.Context, template T) iter.Seq2[T, error] {
 		candidates := s.candidatesLocked(template)
 		s.mu.RUnlock()
 		for _, v := range candidates {
-			if registry.Match(template, v) && !yield(v, nil) {
+			if query.Match(template, v) && !yield(v, nil) {
 				return
 			}
 		}
@@ -280,7 +281,7 @@ func (w *watcher[T]) Next(ctx context.Context) ([]registry.Event[T], error) {
 	if !w.told {
 		events := make([]registry.Event[T], 0, len(w.snapshot))
 		for _, v := range w.snapshot {
-			if registry.Match(w.template, v) {
+			if query.Match(w.template, v) {
 				events = append(events, registry.Event[T]{Object: v})
 			}
 		}
@@ -294,7 +295,7 @@ func (w *watcher[T]) Next(ctx context.Context) ([]registry.Event[T], error) {
 		}
 		var events []registry.Event[T]
 		for _, c := range changes {
-			if registry.Match(w.template, c.Value) {
+			if query.Match(w.template, c.Value) {
 				events = append(events, registry.Event[T]{Object: c.Value, Deleted: c.Deleted})
 			}
 		}

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
-	"github.com/openvwire/nsm/registry"
+	"github.com/openvwire/nsm/sdk/query"
 )
 
 func (s suite) testUpdate(t *testing.T) {
@@ -232,7 +232,7 @@ func (s suite) testModel(t *testing.T) {
 		matching := func(template *api.NetworkServiceEndpoint) map[string]*api.NetworkServiceEndpoint {
 			m := make(map[string]*api.NetworkServiceEndpoint)
 			for k, v := range model {
-				if registry.Match(template, v) {
+				if query.Match(template, v) {
 					m[k] = v
 				}
 			}
@@ -273,7 +273,7 @@ func (s suite) testModel(t *testing.T) {
 				for _, f := range followers {
 					f.until("the marker", func() bool { return proto.Equal(f.state["e1"], marker) })
 					for n, v := range f.state {
-						if model[n] == nil && registry.Match(f.template, last[n]) {
+						if model[n] == nil && query.Match(f.template, last[n]) {
 							rt.Fatalf("watcher of %v believes in %v", f.template, v)
 						}
 					}

@@ -13,7 +13,7 @@ import (
 )
 
 // Object is what a registry keeps: *NetworkService or *NetworkServiceEndpoint of
-// the api module.
+// the api module. The nil pointer means "none".
 type Object interface {
 	comparable
 	proto.Message
