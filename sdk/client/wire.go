@@ -379,13 +379,13 @@ func (w *Wire) Connection() *networkservice.Connection {
 	return w.conn
 }
 
-// Status returns the error of the last attempt to make or refresh the wire, nil
-// if it succeeded, how many have failed in a row, and a channel that is closed
-// at the next change of either or of Connection.
-func (w *Wire) Status() (err error, attempts int, changed <-chan struct{}) {
+// Status returns how many attempts to make or refresh the wire have failed in a
+// row, the error of the last one, nil if it succeeded, and a channel that is
+// closed at the next change of either or of Connection.
+func (w *Wire) Status() (attempts int, changed <-chan struct{}, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.last, w.attempts, w.changed
+	return w.attempts, w.changed, w.last
 }
 
 // Interface returns the name of the wire's interface.
