@@ -44,6 +44,11 @@ func (m *Manager) admit(ctx context.Context) (*registration, error) {
 	if err := p.Advance(caller.Token, own); err != nil {
 		return nil, err
 	}
+	if p.Index != 1 {
+		// Endpoints register with the manager of their node, nobody in between: a
+		// longer path would claim a name for an identity that only a token shows.
+		return nil, nserr.NotAllowed.Errorf("a registration for somebody else, %d hops away, is not taken", p.Index)
+	}
 	policy := path.Path{Index: int(p.Index)}
 	for _, raw := range p.Tokens() {
 		policy.Segments = append(policy.Segments, path.Segment{Token: raw})
