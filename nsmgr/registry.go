@@ -26,6 +26,7 @@ import (
 type registration struct {
 	path    regpath.Path
 	owner   string    // SPIFFE ID of who registered in the first place
+	ids     []string  // SPIFFE IDs of the path so far: a registry upstream only adds its own
 	expires time.Time // the caller's token or ours, whichever ends first
 }
 
@@ -56,14 +57,18 @@ func (m *Manager) admit(ctx context.Context) (*registration, error) {
 	if err := m.config.Policy.Admit(caller, policy, time.Now()); err != nil {
 		return nil, err
 	}
-	first, err := token.Parse(p.PathSegments[0].Token)
-	if err != nil {
-		return nil, err
+	var ids []string
+	for _, raw := range p.Tokens() {
+		t, err := token.Parse(raw)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, t.Subject)
 	}
 	if !caller.TokenExpires.IsZero() && caller.TokenExpires.Before(expires) {
 		expires = caller.TokenExpires
 	}
-	return &registration{path: p, owner: first.Subject, expires: expires}, nil
+	return &registration{path: p, owner: ids[0], ids: ids, expires: expires}, nil
 }
 
 // adopt gives the caller the path that upstream answered with.
@@ -90,6 +95,7 @@ func (s *serviceRegistry) Register(ctx context.Context, ns *registry.NetworkServ
 	if err != nil {
 		return nil, err
 	}
+	ns.PathIds = r.ids
 	var header metadata.MD
 	got, err := s.upstream().Register(r.path.ToOutgoing(ctx), ns, grpc.Header(&header))
 	if err != nil {
@@ -168,7 +174,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	nse.ExpirationTime = timestamppb.New(expires)
 
 	public := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
-	public.Url = s.m.config.URL
+	public.Url, public.PathIds = s.m.config.URL, r.ids
 	var header metadata.MD
 	got, err := s.upstream().Register(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
 	forwarder := slices.Contains(nse.GetNetworkServiceNames(), s.m.config.ForwarderService)

@@ -232,7 +232,7 @@ func (r *Registration) registerService(ctx context.Context, ns *registry.Network
 		}
 		return nil
 	}
-	_, err = client.Register(ctx, ns)
+	_, err = client.Register(regpath.Path{}.ToOutgoing(ctx), ns)
 	return err
 }
 
