@@ -86,6 +86,9 @@ func (k *Kernel) links(key string) (links []netlink.Link, err error) {
 		}
 		defer h.Close()
 		links, err = dump(h.LinkList)
+		if err == nil {
+			k.known(ns).learn(k.name, links)
+		}
 		return err
 	})
 	if err != nil {

@@ -23,20 +23,22 @@ type call struct {
 	k     *Kernel
 	wire  plan.Wire
 	sites map[string]*site // by namespace key; the underlay's under ""
+	brief bool             // observe only what plan.Removal needs
 }
 
 // site is a namespace as one call works with it.
 type site struct {
 	ns  *netns.Handle
 	nl  *netlink.Handle
-	ctl int // datagram socket for ioctls, -1: none
+	ctl int // datagram socket for ioctls, -1: none, as in a brief call
 
 	ipv6 bool // the wire has something of IPv6 here
 
 	// addrEvents reports IPv6 addresses that became usable; nil unless ipv6.
 	addrEvents *nl.NetlinkSocket
 
-	links      []netlink.Link // as listed when the site was opened
+	known      *known
+	ends       map[plan.Side]located // of the wire, as found when the site was read
 	pingClosed bool
 	newIPv6Off bool            // of links to come
 	ipv6Off    map[string]bool // of the wire's links that exist, by name
@@ -44,8 +46,8 @@ type site struct {
 }
 
 // open opens the wire's namespaces. The caller closes the call.
-func (k *Kernel) open(ctx context.Context, w plan.Wire) (*call, error) {
-	c := &call{ctx: ctx, k: k, wire: w, sites: make(map[string]*site)}
+func (k *Kernel) open(ctx context.Context, w plan.Wire, brief bool) (*call, error) {
+	c := &call{ctx: ctx, k: k, wire: w, sites: make(map[string]*site), brief: brief}
 	for _, e := range w.Ends {
 		if _, ok := c.sites[e.NetNS]; ok {
 			continue
@@ -55,9 +57,9 @@ func (k *Kernel) open(ctx context.Context, w plan.Wire) (*call, error) {
 			c.close()
 			return nil, err
 		}
-		s := &site{ns: ns, ctl: -1}
+		s := &site{ns: ns, ctl: -1, known: k.known(ns)}
 		c.sites[e.NetNS] = s
-		if err := ns.Do(func() error { return s.enter(w) }); err != nil {
+		if err := ns.Do(func() error { return s.enter(w, brief) }); err != nil {
 			c.close()
 			return nil, unprivileged(err, "open namespace "+e.NetNS)
 		}
@@ -66,9 +68,12 @@ func (k *Kernel) open(ctx context.Context, w plan.Wire) (*call, error) {
 }
 
 // enter opens the site's sockets and reads what needs a thread inside.
-func (s *site) enter(w plan.Wire) (err error) {
+func (s *site) enter(w plan.Wire, brief bool) (err error) {
 	if s.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
+	}
+	if brief {
+		return s.read(w)
 	}
 	if s.ctl, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return err
@@ -81,29 +86,38 @@ func (s *site) enter(w plan.Wire) (err error) {
 	return s.read(w)
 }
 
-// read lists the links and reads sysctls. It runs inside the namespace.
-func (s *site) read(w plan.Wire) (err error) {
-	if s.links, err = dump(s.nl.LinkList); err != nil {
-		return err
-	}
+// read finds the links and reads sysctls. It runs inside the namespace.
+func (s *site) read(w plan.Wire) error {
+	s.ends = make(map[plan.Side]located)
 	s.index = make(map[string]int)
 	s.ipv6Off = make(map[string]bool)
 	for _, e := range w.Ends {
-		if l, _ := s.linkOf(w, e); e.NetNS == s.ns.Key() && l != nil {
-			name := l.Attrs().Name
-			s.index[name] = l.Attrs().Index
-			s.ipv6Off[name] = s.ipv6 && readSysctl("net/ipv6/conf/"+name+"/disable_ipv6") == "1"
+		if e.NetNS != s.ns.Key() {
+			continue
+		}
+		found, err := s.locate(w, e)
+		if err != nil {
+			return err
+		}
+		s.ends[e.Side] = found
+		if found.link != nil {
+			a := found.link.Attrs()
+			s.index[a.Name] = a.Index
+			s.ipv6Off[a.Name] = s.ipv6 && readSysctl("net/ipv6/conf/"+a.Name+"/disable_ipv6") == "1"
 		}
 	}
 	s.newIPv6Off = s.ipv6 && readSysctl("net/ipv6/conf/default/disable_ipv6") == "1"
-	s.pingClosed = readSysctl("net/ipv4/ping_group_range") == "1\t0"
+	if s.ctl >= 0 && !s.known.pingOpen.Load() {
+		s.pingClosed = readSysctl("net/ipv4/ping_group_range") == "1\t0"
+		s.known.pingOpen.Store(!s.pingClosed)
+	}
 	return nil
 }
 
 // reload reads all sites again.
 func (c *call) reload() error {
-	for _, s := range c.sites {
-		if s.links == nil { // the underlay's
+	for key, s := range c.sites {
+		if key == "" { // the underlay's
 			continue
 		}
 		if err := s.ns.Do(func() error { return s.read(c.wire) }); err != nil {
@@ -130,6 +144,11 @@ func (c *call) underlay() (*site, error) {
 	return s, nil
 }
 
+// known returns what k remembers of a namespace. It goes with the handle.
+func (k *Kernel) known(ns *netns.Handle) *known {
+	return ns.Note(k, func() any { return newKnown() }).(*known)
+}
+
 func (c *call) close() {
 	for _, s := range c.sites {
 		if s.nl != nil {
@@ -142,27 +161,6 @@ func (c *call) close() {
 			s.addrEvents.Close()
 		}
 	}
-}
-
-// linkOf returns the link of the wire's end, or nil, and whether it is tagged.
-// A link without alias that has the end's MAC address is ours, too: its maker
-// was killed before it came to the tag.
-func (s *site) linkOf(w plan.Wire, e plan.End) (l netlink.Link, tagged bool) {
-	tag := w.Tag(e.Side).String()
-	mac := e.MAC
-	if mac == nil {
-		mac = plan.MAC(w.ID, e.Side)
-	}
-	for _, candidate := range s.links {
-		a := candidate.Attrs()
-		if a.Alias == tag {
-			return candidate, true
-		}
-		if a.Alias == "" && a.HardwareAddr.String() == mac.String() {
-			l = candidate
-		}
-	}
-	return l, false
 }
 
 // linkIndex returns the index of one of the wire's links.

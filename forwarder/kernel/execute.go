@@ -70,6 +70,7 @@ func (c *call) doOnLink(step plan.Step) error {
 	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index, Name: at.Name}}
 	switch step := step.(type) {
 	case plan.SetAlias:
+		s.known.remember(step.Tag.String(), step.Name)
 		return s.nl.LinkSetAlias(link, step.Tag.String())
 	case plan.SetMTU:
 		return s.nl.LinkSetMTU(link, step.MTU)

@@ -8,7 +8,7 @@
 //	steps, err := k.Apply(ctx, wire) // again and again: the second time does nothing
 //	err = k.Remove(ctx, wire)
 //
-// Nothing is remembered between calls that matters: every link carries its
+// Nothing that matters is remembered between calls: every link carries its
 // owner and wire in the ifalias, every route and rule our protocol number. A
 // restarted forwarder asks [Kernel.Adopt] what it has.
 //
@@ -113,7 +113,7 @@ func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
 	if w.Kind == plan.KindWireGuard && k.wireguard == nil {
 		return nil, nserr.Unsupported.Errorf("forwarder %s has no WireGuard", k.name)
 	}
-	c, err := k.open(ctx, w)
+	c, err := k.open(ctx, w, false)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +208,7 @@ func (k *Kernel) Observe(ctx context.Context, w plan.Wire) (plan.Observed, error
 	if w.Owner == "" {
 		w.Owner = k.name
 	}
-	c, err := k.open(ctx, w)
+	c, err := k.open(ctx, w, false)
 	if err != nil {
 		return plan.Observed{}, err
 	}
@@ -231,7 +231,7 @@ func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
 		_, err := k.namespaces.Get(e.NetNS)
 		return err != nil
 	})
-	c, err := k.open(ctx, w)
+	c, err := k.open(ctx, w, true)
 	if err != nil {
 		return err
 	}
@@ -252,15 +252,21 @@ func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
 		ns, _ := k.namespaces.Get(e.NetNS) // nil if gone
 		errs = append(errs, k.wireguard.Delete(ctx, ns, e.Name, w.Tag(e.Side).String()))
 	}
-	k.forget(w.ID)
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, e := range w.Ends {
+		c.sites[e.NetNS].known.forget(w.Tag(e.Side).String(), macOf(w, e))
+	}
+	k.freeTables(w.ID)
+	return nil
 }
 
 func found(o plan.Observed) bool {
 	return slices.ContainsFunc(o.Ends, func(e plan.ObservedEnd) bool { return e.Found })
 }
 
-func (k *Kernel) forget(wireID string) {
+func (k *Kernel) freeTables(wireID string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for t, id := range k.tables {

@@ -14,11 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/openvwire/nsm/forwarder/kernel"
-	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/internal/nstest"
-	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 func TestVeth(t *testing.T) {
@@ -388,93 +385,5 @@ func TestRemoveAfterNamespaceDied(t *testing.T) {
 	n.table.Release(endpoint)
 	if err := n.Remove(t.Context(), w); err != nil {
 		t.Errorf("with no namespace left: %v", err)
-	}
-}
-
-// A forwarder that starts again finds what it made, wherever that is, and
-// nothing of others.
-func TestAdopt(t *testing.T) {
-	n := newNode(t, "fwd")
-	client := n.workload()
-	f, err := netns.NewNamed("blue")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := netns.DeleteNamed("blue"); err != nil {
-			t.Error(err)
-		}
-	})
-	blue, err := n.table.Add(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.table.Release(blue)
-	before := n.census(blue)
-	w := vethWire("u1", client, blue, plan.IP, 4)
-	w.Ends[1].Policies = []plan.Policy{{Proto: "udp"}}
-	mustApply(t, n, w)
-	foreign := vethWire("u2", client, blue, plan.IP)
-	foreign.Ends[0].Name, foreign.Ends[1].Name = "other-c", "other-e"
-	other := newKernel(t, "other", n.table)
-	mustApply(t, other, foreign)
-
-	table, err := netns.NewTable() // knows nothing but itself
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer table.Close()
-	again := newKernel(t, "fwd", table)
-	found, err := again.Adopt(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := kernel.Found{Tag: plan.Tag{Owner: "fwd", ID: "u1", Side: plan.Endpoint}, NetNS: blue, Name: "nsm-e", LinkKind: "veth"}
-	if len(found) != 1 || found[0] != want {
-		t.Fatalf("found %+v, want %+v", found, want)
-	}
-	if keys := table.Keys(); len(keys) != 2 {
-		t.Errorf("the table holds %v, want its own namespace and %s", keys, blue)
-	}
-	for _, w := range plan.Wires(found) {
-		if err := again.Remove(t.Context(), w); err != nil {
-			t.Error(err)
-		}
-	}
-	table.Release(blue)
-	if err := other.Remove(t.Context(), foreign); err != nil {
-		t.Error(err)
-	}
-	if after := n.census(blue); before != after {
-		t.Errorf("before %+v, after %+v", before, after)
-	}
-
-	// With its old table it also finds what no process and no mount shows.
-	mustApply(t, n, w)
-	found, err = n.Adopt(t.Context())
-	if err != nil || len(found) != 2 {
-		t.Errorf("found %+v, %v; want both ends", found, err)
-	}
-	for _, f := range found {
-		n.table.Release(f.NetNS)
-	}
-	if err := n.Remove(t.Context(), w); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestWireGuardNeedsABackend(t *testing.T) {
-	n := newNode(t, "fwd")
-	w := plan.Wire{ID: "u1", Kind: plan.KindWireGuard, Payload: plan.IP,
-		WireGuard: &plan.WireGuard{PrivateKey: [32]byte{1}, PeerKey: [32]byte{2}},
-		Ends:      []plan.End{{NetNS: n.workload(), Name: "nsm-1", Side: plan.Client}}}
-	if _, err := n.Apply(t.Context(), w); !errors.Is(err, nserr.Unsupported) {
-		t.Errorf("without a backend: %v, want Unsupported", err)
-	}
-	if err := n.Remove(t.Context(), w); err != nil {
-		t.Errorf("Remove without a backend: %v", err)
-	}
-	if _, _, ok := n.WireGuardKey(t.Context(), w.Ends[0].NetNS, "u1"); ok {
-		t.Error("found a key without a backend")
 	}
 }

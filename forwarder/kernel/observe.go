@@ -34,23 +34,23 @@ func (c *call) observe() (plan.Observed, error) {
 func (c *call) observeEnd(e plan.End, orphans bool) (plan.ObservedEnd, error) {
 	s := c.sites[e.NetNS]
 	o := plan.ObservedEnd{PingClosed: s.pingClosed, NewIPv6Off: s.newIPv6Off}
-	mine, tagged := s.linkOf(c.wire, e)
-	for _, l := range s.links {
-		if l.Attrs().Name == e.Name && l != mine {
-			o.Taken = true
-		}
-	}
+	at := s.ends[e.Side]
+	o.Taken = at.taken
 	r := routing{site: s}
-	if mine != nil {
-		r.link = mine.Attrs().Index
-		o.Found, o.Tagged = true, tagged
-		if err := c.observeLink(mine, e, &o, &r); err != nil {
-			return o, err
+	if at.link != nil {
+		a := at.link.Attrs()
+		r.link = a.Index
+		o.Found, o.Tagged = true, at.tagged
+		o.Name, o.LinkKind, o.MTU, o.MAC = a.Name, at.link.Type(), a.MTU, a.HardwareAddr
+		if !c.brief {
+			if err := c.observeLink(at.link, e, &o, &r); err != nil {
+				return o, err
+			}
 		}
 	}
 	var err error
-	o.Tables, err = r.tables(orphans)
-	if err == nil && len(e.Policies) > 0 {
+	o.Tables, err = r.tables(orphans, c.brief)
+	if err == nil && len(e.Policies) > 0 && !c.brief {
 		o.UsedTables, err = r.used()
 	}
 	return o, err
@@ -189,12 +189,13 @@ func ownedRoutes(r netlink.Route, family int) []ownedRoute {
 }
 
 // tables returns our policy tables over the link and, if asked, our rules that
-// lead to a table without any route.
-func (r *routing) tables(orphans bool) ([]plan.PolicyTable, error) {
+// lead to a table without any route. With rulesOnly, tables without rule are
+// left out.
+func (r *routing) tables(orphans, rulesOnly bool) ([]plan.PolicyTable, error) {
 	// Rules before routes: rules are made after their routes, and deleted
 	// before them, so a rule that is seen now has its routes then.
 	rules, err := r.rules()
-	if err != nil || (len(rules) == 0 && r.link == 0) {
+	if err != nil || (len(rules) == 0 && (r.link == 0 || rulesOnly)) {
 		return nil, err
 	}
 	routes, err := r.routes()

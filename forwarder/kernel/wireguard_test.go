@@ -118,6 +118,22 @@ func TestRemoveWireGuardAfterNamespaceDied(t *testing.T) {
 	}
 }
 
+func TestWireGuardNeedsABackend(t *testing.T) {
+	n := newNode(t, "fwd")
+	w := plan.Wire{ID: "u1", Kind: plan.KindWireGuard, Payload: plan.IP,
+		WireGuard: &plan.WireGuard{PrivateKey: [32]byte{1}, PeerKey: [32]byte{2}},
+		Ends:      []plan.End{{NetNS: n.workload(), Name: "nsm-1", Side: plan.Client}}}
+	if _, err := n.Apply(t.Context(), w); !errors.Is(err, nserr.Unsupported) {
+		t.Errorf("without a backend: %v, want Unsupported", err)
+	}
+	if err := n.Remove(t.Context(), w); err != nil {
+		t.Errorf("Remove without a backend: %v", err)
+	}
+	if _, _, ok := n.WireGuardKey(t.Context(), w.Ends[0].NetNS, "u1"); ok {
+		t.Error("found a key without a backend")
+	}
+}
+
 // useWireGuard gives the node's kernel a WireGuard backend.
 func (n *node) useWireGuard(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "wg.sock")

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -31,12 +32,24 @@ import (
 // last Release of its key Control and Do fail with [nserr.NoNetNS], and so do
 // those of a nil Handle.
 type Handle struct {
-	key  string
-	file *os.File
+	key   string
+	file  *os.File
+	notes sync.Map // by owner, see Note
 }
 
 // Key returns "dev:ino", both decimal.
 func (h *Handle) Key() string { return h.key }
+
+// Note returns what owner has noted about the namespace, or what first returns
+// if it has noted nothing. The note goes with the handle: a namespace that gets
+// the same key later starts without.
+func (h *Handle) Note(owner any, first func() any) any {
+	if note, ok := h.notes.Load(owner); ok {
+		return note
+	}
+	note, _ := h.notes.LoadOrStore(owner, first())
+	return note
+}
 
 // File returns the open namespace. It belongs to the handle: do not close it,
 // and prefer [Handle.Control] to its Fd method, which a Release can outrun.
