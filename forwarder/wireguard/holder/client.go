@@ -5,7 +5,6 @@ package holder
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -122,29 +121,35 @@ func (c *Client) Close() {
 // there already is left as it is. It fails with nserr.NameTaken when the
 // namespace has another interface of that name.
 func (c *Client) Create(ctx context.Context, ns *netns.Handle, tag, name string, mtu int) (Device, error) {
-	req := &request{Op: opCreate, Tag: tag, Name: name, MTU: mtu}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout+callTimeout)
+	defer cancel()
 	for attempt := 0; ; attempt++ {
-		if err := c.attach(ctx, true); err != nil {
-			return Device{}, err
+		d, err := c.tryCreate(ctx, ns, &request{Op: opCreate, Tag: tag, Name: name, MTU: mtu})
+		if !notRunning(err) && !errors.Is(err, nserr.Stopping) {
+			return d, err
 		}
-		c.mu.Lock()
-		c.used = true
-		c.mu.Unlock()
-		answer, err := c.call(ctx, req, ns.File())
-		switch {
-		case err == nil && len(answer.Devices) == 1:
-			return answer.Devices[0], nil
-		case err == nil:
-			return Device{}, nserr.BadAnswer.Errorf("WireGuard holder created %d devices", len(answer.Devices))
-		case attempt < 3 && (notRunning(err) || errors.Is(err, nserr.Stopping)):
-			// It died or was about to exit: start another.
-			if err := retry.Wait(ctx, attempt); err != nil {
-				return Device{}, nserr.TimedOut.Errorf("start of a WireGuard holder: %w", err)
-			}
-		default:
+		// It died, or was about to exit: start another.
+		if waitErr := retry.Wait(ctx, attempt); waitErr != nil {
 			return Device{}, err
 		}
 	}
+}
+
+func (c *Client) tryCreate(ctx context.Context, ns *netns.Handle, req *request) (Device, error) {
+	if err := c.attach(ctx, true); err != nil {
+		return Device{}, err
+	}
+	c.mu.Lock()
+	c.used = true
+	c.mu.Unlock()
+	answer, err := c.call(ctx, req, ns.File())
+	if err != nil {
+		return Device{}, err
+	}
+	if len(answer.Devices) != 1 {
+		return Device{}, nserr.BadAnswer.Errorf("WireGuard holder created %d devices", len(answer.Devices))
+	}
+	return answer.Devices[0], nil
 }
 
 // Delete deletes the device with this tag. One that does not exist is no
@@ -251,9 +256,12 @@ func (c *Client) supervise(ctx context.Context) {
 		case s := <-c.attached:
 			s.wait(ctx)
 			c.detach()
-		}
-		if ctx.Err() != nil {
-			return
+			if ctx.Err() != nil {
+				return
+			}
+			c.turn <- struct{}{}
+			c.starter.wait(s.status.PID)
+			<-c.turn
 		}
 		c.mu.Lock()
 		used := c.used
@@ -335,8 +343,13 @@ func (c *Client) call(ctx context.Context, req *request, file *os.File) (*reply,
 func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.cfg.Socket)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
 		return nil, nserr.PeerDown.Errorf("WireGuard holder: %w", err)
+	case ctx.Err() != nil:
+		return nil, nserr.TimedOut.Errorf("WireGuard holder: %w", context.Cause(ctx))
+	case err != nil:
+		return nil, nserr.StateDir.Errorf("WireGuard holder: %w", err)
 	}
 	uc := conn.(*net.UnixConn)
 	if err := samePeerUser(uc); err != nil {
@@ -370,12 +383,5 @@ func (c *Client) exchange(ctx context.Context, conn *net.UnixConn, req *request,
 }
 
 // notRunning reports whether err says that no holder serves the socket, or
-// that it died while being asked.
-func notRunning(err error) bool {
-	for _, gone := range []error{os.ErrNotExist, unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
-		if errors.Is(err, gone) {
-			return true
-		}
-	}
-	return false
-}
+// that it died while being asked: dial and exchange use this reason for that.
+func notRunning(err error) bool { return errors.Is(err, nserr.PeerDown) }

@@ -28,7 +28,8 @@
 //     next forwarder adopts it by connecting to the same path;
 //   - it exits by itself when it has had neither a device nor an attached
 //     forwarder for [DefaultIdle];
-//   - SIGTERM deletes all devices and exits.
+//   - SIGTERM deletes all devices and exits; a forwarder that is attached
+//     replaces it, as after any other death, and makes its devices anew.
 //
 // Under systemd the forwarder's unit therefore needs KillMode=process.
 //

@@ -464,6 +464,31 @@ func TestIdleHolderEnds(t *testing.T) {
 	}
 }
 
+// A forwarder that arrives while the holder is exiting gets another one.
+func TestArrivalDuringExit(t *testing.T) {
+	const idle = 20 * time.Millisecond
+	t.Setenv("HOLDER_TEST_IDLE", idle.String())
+	table := underlay(t)
+	ns := workload(t, table)
+	socket := filepath.Join(t.TempDir(), "wg.sock")
+	for i := range 20 {
+		// Not to wait for something, but to arrive at every stage of the exit.
+		time.Sleep(idle/2 + time.Duration(i)*idle/20)
+		c, err := NewClient(t.Context(), ClientConfig{Socket: socket, Underlay: table.Self()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
+			t.Error(err)
+		}
+		if err := c.Delete(t.Context(), "w1"); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	}
+	newTestClient(t, table, socket) // its clean-up ends the last one
+}
+
 func TestSignals(t *testing.T) {
 	table := underlay(t)
 	ns := workload(t, table)
@@ -560,8 +585,11 @@ func TestNoLeaks(t *testing.T) {
 	for range 3 {
 		round()
 	}
+	// The last connections may still be closing; one leak in each of the 24
+	// devices would show all the same.
+	const slack = 10
 	fdsAfter, after := measure()
-	if fdsAfter > fds || after.Goroutines > before.Goroutines || after.Devices != 0 {
+	if fdsAfter > fds+slack || after.Goroutines > before.Goroutines+slack || after.Devices != 0 {
 		t.Errorf("descriptors %d, %+v; before %d, %+v", fdsAfter, after, fds, before)
 	}
 	if left, _ := filepath.Glob(uapiPath(namePrefix(c.cfg.Socket) + "*")); len(left) > 0 {

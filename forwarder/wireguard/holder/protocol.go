@@ -113,10 +113,9 @@ func writeMessage(c *net.UnixConn, v any, file *os.File) error {
 	if ctlErr != nil { // closed, because its owner gave it back
 		return nserr.NoNetNS.Errorf("the workload's namespace: %w", ctlErr)
 	}
-	if err != nil {
-		return err
+	if err == nil && sent < len(msg) {
+		_, err = c.Write(msg[sent:])
 	}
-	_, err = c.Write(msg[sent:])
 	return err
 }
 

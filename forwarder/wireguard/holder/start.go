@@ -85,6 +85,18 @@ func openLog(path string) (*os.File, error) {
 	return log, nil
 }
 
+// wait collects a child that is ending. Other processes are none of its
+// business.
+func (st *starter) wait(pid int) {
+	if i := slices.Index(st.children, pid); i >= 0 {
+		_, err := unix.Wait4(pid, nil, 0, nil)
+		for err == unix.EINTR {
+			_, err = unix.Wait4(pid, nil, 0, nil)
+		}
+		st.children = slices.Delete(st.children, i, i+1)
+	}
+}
+
 // reap collects children that have ended, without waiting for any.
 func (st *starter) reap() {
 	st.children = slices.DeleteFunc(st.children, func(pid int) bool {
