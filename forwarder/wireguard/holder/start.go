@@ -31,9 +31,7 @@ func (st *starter) start(ctx context.Context, cfg *ClientConfig) error {
 	st.reap()
 	argv := cfg.Command
 	if argv == nil {
-		// The link leads to this very program even after an upgrade has
-		// replaced the file.
-		argv = []string{"/proc/self/exe", "wireguard-holder", "--socket", cfg.Socket}
+		argv = []string{os.Args[0], "wireguard-holder", "--socket", cfg.Socket}
 	}
 	log, err := openLog(cfg.Socket + ".log")
 	if err != nil {
@@ -47,6 +45,10 @@ func (st *starter) start(ctx context.Context, cfg *ClientConfig) error {
 	defer ready.Close()
 
 	cmd := exec.Command(argv[0], argv[1:]...)
+	if cfg.Command == nil {
+		// This very program, even after an upgrade has replaced the file.
+		cmd.Path, cmd.Err = "/proc/self/exe", nil
+	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = w, log
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true} // no signal to our group or terminal reaches it
