@@ -28,7 +28,7 @@ type authoritySettings struct {
 
 // issuer is an authority or the agent of one.
 type issuer interface {
-	// Source gives a part of this process the identity /node/NODE/<path>.
+	// Source gives a part of this process an identity with the given path.
 	Source(ctx context.Context, path string) (identity.Source, error)
 	io.Closer
 }

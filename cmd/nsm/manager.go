@@ -66,7 +66,7 @@ func newManager(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		m, err := openManager(p, cfg.managerSettings, cfg.Name, cfg.Advertise, registry, nil)
+		m, err := openManager(p, cfg.managerSettings, cfg.Name, cfg.Advertise, client.EnvironmentLabels(os.LookupEnv), registry, nil)
 		if err != nil {
 			return err
 		}
@@ -79,13 +79,13 @@ func newManager(a *app) *cobra.Command {
 
 // openManager starts a manager that is stopped with p. URLs in local lead to
 // forwarders of this process.
-func openManager(p *part, c managerSettings, name, advertise string, registry grpc.ClientConnInterface, local map[string]*rpc.Local) (*nsmgr.Manager, error) {
+func openManager(p *part, c managerSettings, name, advertise string, labels map[string]string, registry grpc.ClientConnInterface, local map[string]*rpc.Local) (*nsmgr.Manager, error) {
 	excluded, err := openExcluded(p, c.Excluded)
 	if err != nil {
 		return nil, err
 	}
 	m, err := nsmgr.New(nsmgr.Config{
-		Name: name, URL: advertise, Labels: client.EnvironmentLabels(os.LookupEnv),
+		Name: name, URL: advertise, Labels: labels,
 		Tokens: p.tokens, Policy: hop.Strict{Observers: c.Observers},
 		Peers: p.pool(name, local), Sockets: p.sockets, Registry: registry,
 		Excluded: excluded, ForwarderService: c.Forwarder, Logger: p.log,

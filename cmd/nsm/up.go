@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -11,9 +12,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 
+	"github.com/openvwire/nsm/sdk/client"
 	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/identity/jointoken"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/rpc"
@@ -60,13 +64,12 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	if err != nil {
 		return err
 	}
-	i, err := openIssuer(ctx, c.authoritySettings, socket, filepath.Join(c.StateDir, "authority"), d.log)
+	i, err := openIssuerOfNode(ctx, d, c, socket)
 	if err != nil {
 		closeListeners(managerListeners)
 		return err
 	}
 	defer i.Close()
-	d.ready("authority", socket, c.describe())
 
 	registryPart, err := newOwnPart(ctx, i, "registry", c, d)
 	if err != nil {
@@ -93,17 +96,13 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 			return err
 		}
 	}
-	if _, ok := os.LookupEnv("NODE_NAME"); !ok {
-		if err := os.Setenv("NODE_NAME", c.node()); err != nil { // the label nodeName of what is on this node
-			return nserr.Internal.Errorf("%w", err)
-		}
-	}
 	forwarderName := "forwarder-" + c.node()
 	forwarderURL := "inproc://" + forwarderName
 	forwarderLocal := forwarderPart.local()
-	observers := append([]string{managerPart.id(), rootOf(managerPart)}, c.Observers...)
-	c.Observers = observers
-	m, err := openManager(managerPart, c.managerSettings, "manager-"+c.node(), c.Advertise, registry, map[string]*rpc.Local{forwarderURL: forwarderLocal})
+	c.Observers = append([]string{managerPart.id(), rootOf(managerPart)}, c.Observers...)
+	labels := client.EnvironmentLabels(os.LookupEnv)
+	labels["nodeName"] = c.node()
+	m, err := openManager(managerPart, c.managerSettings, "manager-"+c.node(), c.Advertise, labels, registry, map[string]*rpc.Local{forwarderURL: forwarderLocal})
 	if err != nil {
 		return err
 	}
@@ -113,7 +112,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	d.ready("manager", urlsOf(managerListeners), managerPart.id())
 
 	manager := forwarderPart.call(managerLocal)
-	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, manager, hop.Strict{Observers: observers})
+	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, manager, hop.Strict{Observers: c.Observers})
 	if err != nil {
 		return err
 	}
@@ -126,9 +125,36 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	return nil
 }
 
+// openIssuerOfNode starts the authority or agent of this node, unless the
+// environment says that somebody else gives out identities.
+func openIssuerOfNode(ctx context.Context, d *daemon, c upConfig, socket string) (issuer, error) {
+	if elsewhere := os.Getenv(workloadapi.SocketEnv); elsewhere != "" && elsewhere != socket {
+		d.ready("authority", "(elsewhere) "+elsewhere, "whatever it says")
+		return external{address: elsewhere, log: d.log}, nil
+	}
+	i, err := openIssuer(ctx, c.authoritySettings, socket, filepath.Join(c.StateDir, "authority"), d.log)
+	if err == nil {
+		d.ready("authority", socket, c.describe())
+	}
+	return i, err
+}
+
+// external is a SPIFFE Workload API of somebody else, SPIRE for example. It
+// decides who the parts are.
+type external struct {
+	address string
+	log     *slog.Logger
+}
+
+func (e external) Source(ctx context.Context, _ string) (identity.Source, error) {
+	return identity.Open(ctx, identity.Config{Address: e.address, Logger: e.log})
+}
+
+func (external) Close() error { return nil }
+
 // newOwnPart is a part of this process with an identity of its own.
 func newOwnPart(ctx context.Context, i issuer, name string, c upConfig, d *daemon) (*part, error) {
-	source, err := i.Source(ctx, name)
+	source, err := i.Source(ctx, "/node/"+c.node()+"/"+name)
 	if err != nil {
 		return nil, err
 	}
