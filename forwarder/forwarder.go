@@ -149,6 +149,20 @@ func (f *Forwarder) Desired(ctx context.Context, id string) (w plan.Wire, ok boo
 	return w, ok, err
 }
 
+// Usage counts what a forwarder holds for its wires; all are zero when the last
+// one is closed.
+type Usage struct {
+	Wires int // with a record, or a call under way
+	VNIs  int
+	Ports int // UDP ports of WireGuard devices
+}
+
+// Usage returns what is held now.
+func (f *Forwarder) Usage() Usage {
+	vnis, ports := f.numbers.held()
+	return Usage{Wires: f.wires.Len(), VNIs: vnis, Ports: ports}
+}
+
 // Stop ends the forwarder's work. Wires stay in the kernel: packets flow on, and
 // whoever comes after this forwarder adopts them.
 func (f *Forwarder) Stop() {

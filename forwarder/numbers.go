@@ -25,6 +25,13 @@ func newNumbers(firstPort uint16, free func(uint16) bool) *numbers {
 	return &numbers{firstPort: firstPort, free: free, vnis: make(map[uint32]int), ports: make(map[uint16]int)}
 }
 
+// held returns how many numbers of each kind are handed out.
+func (n *numbers) held() (vnis, ports int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.vnis), len(n.ports)
+}
+
 // chooseVNI returns a VNI that no wire of this node has, with the given lowest
 // bit (mechanism.VNIParity).
 func (n *numbers) chooseVNI(parity uint32) (vni uint32, release func()) {

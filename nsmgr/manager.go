@@ -7,7 +7,8 @@
 // address of each local endpoint by its own, so that the whole domain can reach
 // endpoints that listen on a Unix socket (registry.go, local.go). It sends each
 // Request on to a forwarder of its node, chosen in package route (request.go,
-// close.go). And it tells watchers what happens to its connections (package hop).
+// close.go). And it tells watchers what happens to its connections (package hop),
+// and operators what there is (package admin).
 //
 //	m, err := nsmgr.New(nsmgr.Config{Name: "manager-a", URL: "tcp://10.0.0.1:5001", Tokens: tokens, Peers: peers, Registry: cc})
 //	m.Register(server)
@@ -27,6 +28,8 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/openvwire/nsm/nsmgr/admin"
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -62,8 +65,8 @@ type Config struct {
 	Logger *slog.Logger // nil means slog.Default()
 }
 
-// Manager implements the NetworkService, MonitorConnection and both registry
-// services.
+// Manager implements the NetworkService, MonitorConnection, both registry services
+// and the admin API.
 type Manager struct {
 	config  Config
 	log     *slog.Logger
@@ -72,6 +75,7 @@ type Manager struct {
 	wires   *conn.Table[wire]
 	catalog *catalog
 	locals  *locals
+	admin   *admin.Server
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -111,6 +115,12 @@ func New(c Config) (*Manager, error) {
 	m.wires = conn.NewTable[wire](m.expire)
 	m.catalog = newCatalog(m.log)
 	m.locals = newLocals(m.forgetEndpoint)
+	m.admin = admin.New(admin.Config{
+		Name: c.Name, URL: c.URL, Labels: c.Labels, ForwarderService: c.ForwarderService,
+		Wires: m.monitor, Services: m.catalog.services.objects, Endpoints: m.catalog.endpoints.objects,
+		Offering: m.catalog.endpoints.group, Here: m.localise,
+		Peers: c.Peers, Registry: c.Registry, Proxy: &serviceRegistry{m: m},
+	})
 
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
@@ -121,13 +131,26 @@ func New(c Config) (*Manager, error) {
 
 // Register puts the manager's services on a server.
 func (m *Manager) Register(s grpc.ServiceRegistrar) {
-	hop.RegisterServices(s, m, m.monitor)
+	rpc.RegisterNetworkService(s, m)
+	rpc.RegisterMonitorConnection(s, m.monitor)
 	regpath.RegisterServices(s, &serviceRegistry{m: m})
 	regpath.RegisterEndpoints(s, &endpointRegistry{m: m})
+	adminv1.RegisterAdminServer(s, m.admin)
 }
 
 // Monitor gives the admin API and tests what watchers see.
 func (m *Manager) Monitor() *hop.Monitor { return m.monitor }
+
+// Usage counts what a manager knows.
+type Usage struct {
+	Wires     int // with a record, or a call under way
+	Endpoints int // of this node, forwarders among them
+}
+
+// Usage returns what is known now.
+func (m *Manager) Usage() Usage {
+	return Usage{Wires: m.wires.Len(), Endpoints: m.locals.turns.Len()}
+}
 
 // WaitReady waits until the registry has been read once.
 func (m *Manager) WaitReady(ctx context.Context) error {

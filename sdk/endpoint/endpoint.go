@@ -129,6 +129,9 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 // Monitor tells what happens to the endpoint's connections.
 func (s *Server) Monitor() *hop.Monitor { return s.monitor }
 
+// Len returns the number of connections known or being worked on.
+func (s *Server) Len() int { return s.wires.Len() }
+
 // Stop ends the server's work. Connections are forgotten, not closed.
 func (s *Server) Stop() { s.wires.Close() }
 
