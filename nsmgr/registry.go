@@ -188,8 +188,6 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	if at := expiryOf(got); !at.IsZero() && at.Before(expires) {
 		expires = at
 	}
-	s.m.catalog.endpoints.put(got)
-
 	reply := proto.Clone(got).(*registry.NetworkServiceEndpoint)
 	reply.Url = nse.GetUrl()
 	reply.ExpirationTime = timestamppb.New(expires)
@@ -199,6 +197,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	kept = true
 	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), owner: r.owner, expires: expires, release: release}
 	s.m.locals.set(nse.GetName(), t.Record)
+	s.m.catalog.endpoints.put(got) // only now can whoever watches be told where it is
 	t.ExpireAt(expires)
 	if known == nil {
 		s.m.log.Info("endpoint registered", "endpoint", nse.GetName(), "services", nse.GetNetworkServiceNames(), "owner", r.owner)
