@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Go, git and make are all this needs. CI calls only what stands here.
+
+FUZZTIME ?= 1m
+
+.PHONY: help build demo test unit bench fuzz lint interop vm-test proto clean
+.DEFAULT_GOAL := help
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/nsm, one static binary
+	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/nsm ./cmd/nsm
+
+demo: build ## a two-node mesh at work, in about a minute; cleans up after itself
+	bin/nsm demo
+
+test: ## every test; says what it leaves out and why
+	@test/all.sh
+
+unit: ## go test of every package, nothing else
+	@test/all.sh build unit
+
+lint: ## gofmt, go vet, staticcheck
+	@test/all.sh build lint
+
+interop: ## our parts and the reference's, together
+	@test/all.sh build interop
+
+vm-test: ## the kernel's WireGuard, in a virtual machine
+	@test/all.sh vm
+
+bench: ## measure
+	go test -run '^$$' -bench . ./...
+
+fuzz: ## every fuzz target, FUZZTIME (1m) each
+	@test/fuzz.sh $(FUZZTIME)
+
+proto: ## regenerate proto/ (needs protoc)
+	proto/generate.sh
+
+clean: ## remove what was built or downloaded here
+	rm -rf bin .cache
