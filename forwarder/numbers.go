@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync"
 
+	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -50,7 +51,7 @@ func (n *numbers) holdVNI(vni uint32, mine bool) (release func(), err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.vnis[vni] > 0 && !mine {
-		return nil, nserr.BadMechanism.Errorf("VXLAN: vni %d is in use at this node", vni)
+		return nil, nserr.BadMechanism.Errorf("VXLAN: vni %d: %w", vni, plan.ErrVNITaken)
 	}
 	return n.countVNI(vni), nil
 }

@@ -4,6 +4,7 @@ package forwarder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -74,6 +75,9 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 	var failures []error
 	for i := range candidates {
 		out, err := f.connect(ctx, t, call, left, &candidates[i])
+		if errors.Is(err, plan.ErrVNITaken) { // the other side chose it by chance, and will not again
+			out, err = f.connect(ctx, t, call, left, &candidates[i])
+		}
 		if err == nil {
 			return out, nil
 		}
@@ -108,7 +112,7 @@ func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], call *hop.C
 	if err != nil {
 		return nil, err
 	}
-	if t.Record == nil {
+	if !right.stands { // what stood before stays, and so does its path
 		u.Add(func(ctx context.Context) error {
 			_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(ctx, got)
 			return err
@@ -144,6 +148,7 @@ func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wir
 			if err := f.config.Kernel.Remove(ctx, t.Record.desired); err != nil {
 				return err
 			}
+			t.Record.desired = plan.Wire{ID: want.ID, Owner: want.Owner} // nothing, until the next succeeds
 		}
 	}
 	steps, err := f.config.Kernel.Apply(ctx, want)
@@ -170,14 +175,11 @@ func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, 
 	out := got
 	out.Mechanism = hop.MechanismMessage(w.left)
 	out.State = networkservice.State_UP
-	for _, end := range w.desired.Ends {
-		// Both halves name their interface, as observers of old expect it (§2.12).
-		if end.Side == plan.Client {
-			hop.SetMetric(out, "server_interface", w.left.Type+"/"+end.Name)
-		} else {
-			hop.SetMetric(out, "client_interface", w.right.Type+"/"+end.Name)
-		}
-	}
+	// Both halves name their interface, as observers of old expect it (§2.12). A
+	// tunnel stands in the workload's namespace: it is the interface of both.
+	ends := w.desired.Ends
+	hop.SetMetric(out, "server_interface", w.left.Type+"/"+ends[0].Name)
+	hop.SetMetric(out, "client_interface", w.right.Type+"/"+ends[len(ends)-1].Name)
 	f.monitor.Publish(out)
 	return out
 }

@@ -17,11 +17,6 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-// ErrVNITaken is wrapped by the error of Apply when a VXLAN device with the
-// same VNI and UDP port exists over this underlay, to whatever remote: the
-// kernel tells arriving packets apart by VNI alone. Choose another VNI.
-var ErrVNITaken = errors.New("VNI is in use on this node")
-
 // doUnlessCancelled executes one step unless the call's context has ended. From
 // the first failure on the context counts no more, so that undo runs through.
 func (c *call) doUnlessCancelled(step plan.Step) error {
@@ -136,12 +131,12 @@ func (c *call) addVXLAN(v plan.AddVXLAN) error {
 		return nserr.NameTaken.Errorf("interface %q exists in namespace %s", v.Name, v.NetNS)
 	}
 	if _, lookErr := under.nl.LinkByName(v.Name); lookErr != nil {
-		return ErrVNITaken
+		return plan.ErrVNITaken
 	}
 	renamed := v
 	renamed.Name = "nsm" + strings.ReplaceAll(v.MAC.String(), ":", "")
 	if err := under.addVXLANIn(s.ns, renamed); errors.Is(err, unix.EEXIST) {
-		return ErrVNITaken
+		return plan.ErrVNITaken
 	} else if err != nil {
 		return err
 	}

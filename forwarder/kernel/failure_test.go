@@ -128,7 +128,7 @@ func TestVNITaken(t *testing.T) {
 	w := vxlanWire("u2", second, 1, 5, "172.16.0.%d")
 	w.VXLAN.Remote = netip.MustParseAddr("172.16.0.77")
 	_, err := a.Apply(t.Context(), w)
-	if !errors.Is(err, kernel.ErrVNITaken) || !errors.Is(err, nserr.KernelFailed) {
+	if !errors.Is(err, plan.ErrVNITaken) || !errors.Is(err, nserr.KernelFailed) {
 		t.Errorf("error is %v, want ErrVNITaken", err)
 	}
 	if after := a.census(second); before != after {
@@ -137,7 +137,7 @@ func TestVNITaken(t *testing.T) {
 	// The same where the underlay has a link of that name, which some kernels
 	// answer alike.
 	w.Ends[0].Name = "uplink"
-	if _, err := a.Apply(t.Context(), w); !errors.Is(err, kernel.ErrVNITaken) {
+	if _, err := a.Apply(t.Context(), w); !errors.Is(err, plan.ErrVNITaken) {
 		t.Errorf("error is %v, want ErrVNITaken", err)
 	}
 	if after := a.census(second); before != after {

@@ -99,7 +99,7 @@ const maxRounds = 3
 //
 // Errors: the reasons of [plan.Wire.Validate], [nserr.NameTaken],
 // [nserr.NoNetNS], [nserr.NotPrivileged], and [nserr.KernelFailed] with the
-// command that failed; the latter wraps [ErrVNITaken] where another VNI helps.
+// command that failed; the latter wraps [plan.ErrVNITaken] where another VNI helps.
 //
 // Only the namespaces in w are looked at: whoever moves an end to another
 // namespace removes the wire as it was first.

@@ -3,6 +3,7 @@
 package plan
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strconv"
@@ -245,3 +246,8 @@ func (e End) mac(wireID string) net.HardwareAddr {
 	}
 	return MAC(wireID, e.Side)
 }
+
+// ErrVNITaken is wrapped by the error of an apply when a VXLAN device with the
+// wire's VNI and port is in the underlay already: the wire can be made with
+// another VNI.
+var ErrVNITaken = errors.New("VNI is in use on this node")
