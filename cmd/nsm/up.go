@@ -120,7 +120,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	if err := registerForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, forwarderURL, manager); err != nil {
 		return err
 	}
-	d.ready("forwarder", "tunnels from "+c.tunnelAddress(), forwarderPart.id())
+	d.ready("forwarder", c.tunnelAddress()+", for tunnels,", forwarderPart.id())
 	<-ctx.Done()
 	return nil
 }
