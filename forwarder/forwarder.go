@@ -73,6 +73,11 @@ type Config struct {
 	Kernel     Kernel
 	Namespaces *netns.Table
 
+	// MayUseNode reports whether an identity may have interfaces, and with them
+	// routes, in the node's own network namespace, where this process runs. Any
+	// local user can name it, so by default nobody may.
+	MayUseNode func(id string) bool
+
 	VXLANPort     uint16 // default 4789, the same on all nodes
 	WireGuardPort uint16 // the first that is tried; default 51820
 
@@ -106,6 +111,9 @@ type wire struct {
 func New(c Config) (*Forwarder, error) {
 	if c.Name == "" || c.Tokens == nil || c.Peers == nil || c.Sockets == nil || c.Registry == nil || c.Kernel == nil || c.Namespaces == nil {
 		return nil, nserr.BadFlag.Errorf("a forwarder needs a name, tokens, peers, sockets, a registry, a kernel and a table of namespaces")
+	}
+	if c.MayUseNode == nil {
+		c.MayUseNode = func(string) bool { return false }
 	}
 	if c.VXLANPort == 0 {
 		c.VXLANPort = mechanism.DefaultVXLANPort

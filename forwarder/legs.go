@@ -43,9 +43,9 @@ func (l *leg) isLocal() bool { return l.mech.Type == mechanism.TypeKernel }
 
 // openLeft settles the leg towards the client as far as that is possible before
 // the endpoint has answered.
-func (f *Forwarder) openLeft(ctx context.Context, known *wire, c *networkservice.Connection, prefs []*networkservice.Mechanism) (l *leg, err error) {
-	chosen, err := mechanism.Choose(hop.MechanismOf(c.GetMechanism()), hop.MechanismsOf(prefs), func(m mechanism.Mechanism) bool {
-		return f.supportsLeft(m, c.GetPayload())
+func (f *Forwarder) openLeft(ctx context.Context, known *wire, call *hop.Call, prefs []*networkservice.Mechanism) (l *leg, err error) {
+	chosen, err := mechanism.Choose(hop.MechanismOf(call.Conn.GetMechanism()), hop.MechanismsOf(prefs), func(m mechanism.Mechanism) bool {
+		return f.supportsLeft(m, call.Conn.GetPayload())
 	})
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (f *Forwarder) openLeft(ctx context.Context, known *wire, c *networkservice
 	}()
 	switch chosen.Type {
 	case mechanism.TypeKernel:
-		return l, f.openLeftKernel(ctx, l, c)
+		return l, f.openLeftKernel(ctx, l, call.Conn, call.Binding.Owner)
 	case mechanism.TypeVXLAN:
 		return l, f.openLeftVXLAN(l, known)
 	default:
@@ -78,7 +78,7 @@ func (f *Forwarder) supportsLeft(m mechanism.Mechanism, payload string) bool {
 	return false
 }
 
-func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, c *networkservice.Connection) error {
+func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, c *networkservice.Connection, owner string) error {
 	k, err := l.mech.Kernel()
 	if err != nil {
 		return err
@@ -94,11 +94,23 @@ func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, c *networkservic
 		return err
 	}
 	l.holds.add(func() { f.config.Namespaces.Release(l.space) })
+	if err := f.checkSpace(l.space, owner); err != nil {
+		return err
+	}
 	if k.Name == "" {
 		k.Name = interfaceName(c.GetNetworkService())
 	}
 	l.name = k.Name
 	l.mech = k.With(l.mech)
+	return nil
+}
+
+// checkSpace refuses the node's own namespace to whom it is not for.
+func (f *Forwarder) checkSpace(space, id string) error {
+	if space == f.config.Namespaces.Self().Key() && !f.config.MayUseNode(id) {
+		return nserr.NotAllowed.Errorf("%s may not have interfaces in the node's own network namespace", id).
+			WithFix("give the workload a namespace of its own ('nsm connect ... -- COMMAND'), or name the identity with --node-users at the forwarder")
+	}
 	return nil
 }
 
@@ -300,6 +312,9 @@ func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *n
 			return err
 		}
 		r.holds.add(func() { f.config.Namespaces.Release(r.space) })
+		if err := f.checkSpace(r.space, hop.NextID(got)); err != nil {
+			return err
+		}
 		if k.Name == "" {
 			k.Name = interfaceName(got.GetNetworkService())
 		}

@@ -61,7 +61,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 			}
 		}
 	}
-	left, err := f.openLeft(ctx, known, call.Conn, prefs)
+	left, err := f.openLeft(ctx, known, call, prefs)
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ func (m *Manager) Close(ctx context.Context, c *networkservice.Connection) (*emp
 	}
 	err = m.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
 		if t.Record == nil {
-			return nil
+			return m.passOn(ctx, call)
 		}
 		if err := t.Record.binding.Check(call); err != nil {
 			return err
@@ -35,6 +35,24 @@ func (m *Manager) Close(ctx context.Context, c *networkservice.Connection) (*emp
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// passOn sends the Close of a connection that is not known here to the forwarder
+// that its path names: this manager has restarted since, the forwarder may not
+// have. It checks for itself whose connection it is.
+func (m *Manager) passOn(ctx context.Context, call *hop.Call) error {
+	name := nextSegment(call.Conn)
+	for _, f := range m.locals.forwarders(m.config.ForwarderService, time.Now()) {
+		if f.nse.GetName() != name {
+			continue
+		}
+		var next hop.Next
+		next.Hold(m.config.Peers.Get(f.url), call.Conn, m.monitor)
+		if err := next.Close(ctx, call); err != nil {
+			m.log.Warn("close of an unknown connection not passed on", "connection", call.Conn.GetId(), "forwarder", name, "error", err)
+		}
+	}
+	return nil
 }
 
 // expire closes a connection that nobody refreshed in time.

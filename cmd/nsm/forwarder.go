@@ -32,6 +32,7 @@ type forwarderSettings struct {
 	WireGuardPort uint16            `flag:"wireguard-port" env:"NSM_WIREGUARD_PORT" default:"51820" help:"first UDP port of WireGuard wires; each wire has one"`
 	WireGuard     string            `flag:"wireguard" env:"NSM_WIREGUARD" default:"auto" choices:"auto,userspace" help:"auto takes the kernel's module where it exists"`
 	Labels        map[string]string `flag:"labels" env:"NSM_LABELS" default:"p2p:true" help:"labels of the registration, by which services choose forwarders"`
+	NodeUsers     []string          `flag:"node-users" env:"NSM_NODE_USERS" help:"SPIFFE IDs, besides this node's root, that may have wires in the node's own network namespace; ID/* means everything below ID"`
 	ServiceName   string            `flag:"nsname" env:"NSM_NSNAME" default:"forwarder" help:"network service to register as"`
 }
 
@@ -123,7 +124,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: policy,
 		Peers: p.pool(name, nil), Sockets: p.sockets, Registry: manager,
-		Kernel: k, Namespaces: namespaces,
+		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers),
 		VXLANPort: c.VXLANPort, WireGuardPort: c.WireGuardPort, Logger: p.log,
 	})
 	if err != nil {
@@ -131,6 +132,14 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	}
 	p.later(f.Stop)
 	return f, nil
+}
+
+// nodeUsers are the identities that may have wires in the node's own namespace:
+// the node's root, who can do so anyway, and those named.
+func nodeUsers(p *part, named []string) func(id string) bool {
+	return func(id string) bool {
+		return hop.Strict{Observers: append([]string{p.id(), rootOf(p)}, named...)}.IsObserver(id)
+	}
 }
 
 // registerForwarder makes the forwarder known to its manager and keeps it so

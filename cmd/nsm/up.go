@@ -6,9 +6,9 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -194,17 +194,22 @@ func (c *upConfig) openRegistry(ctx context.Context, d *daemon, p, manager *part
 	return manager.call(local), nil
 }
 
-// rootOf is the identity of this node's root, who may see what is on the node.
+// rootOf is the identity of the root user of p's node, who may do and see
+// everything on the node anyway; "" where identities are somebody else's.
 func rootOf(p *part) string {
 	svid, err := p.source.GetX509SVID()
 	if err != nil {
 		return ""
 	}
-	u, err := url.Parse(svid.ID.String())
+	segments := strings.Split(svid.ID.Path(), "/") // "", "node", its name, …
+	if len(segments) < 4 || segments[1] != "node" {
+		return ""
+	}
+	id, err := identity.UserID(svid.ID.TrustDomain(), segments[2], 0)
 	if err != nil {
 		return ""
 	}
-	return u.JoinPath("..", "uid", "0").String()
+	return id.String()
 }
 
 func (c *upConfig) tunnelAddress() string {

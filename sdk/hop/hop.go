@@ -204,6 +204,12 @@ func SetMetric(conn *networkservice.Connection, key, value string) {
 	s.Metrics = metrics
 }
 
+// NextID is the SPIFFE ID of the hop behind conn's own segment, as its token
+// says; CheckReply has seen that there is one.
+func NextID(conn *networkservice.Connection) string {
+	return subject(conn.GetNextPathSegment().GetToken())
+}
+
 func subject(raw string) string {
 	t, err := token.Parse(raw)
 	if err != nil {
