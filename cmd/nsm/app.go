@@ -77,6 +77,7 @@ func (a *app) root() *cobra.Command {
 		newManager(a),
 		newForwarder(a),
 		newWireGuardHolder(a),
+		newDemoGuard(a),
 	)
 	for _, g := range groups {
 		if slices.ContainsFunc(root.Commands(), func(c *cobra.Command) bool { return c.GroupID == g.ID }) {

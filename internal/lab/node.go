@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Node is one machine of the lab.
+type Node struct {
+	Name  string
+	Addr  netip.Addr // on the underlay, IPv4
+	Addr6 netip.Addr // on the underlay, IPv6
+	Dir   string     // run and state directories of its daemons
+	NetNS *NetNS     // where its daemons run
+
+	lab *Lab
+}
+
+// Underlay is the name of a node's link to the other nodes.
+const Underlay = "eth0"
+
+func (l *Lab) newNode(name string, number int) (*Node, error) {
+	n := &Node{
+		Name: name, Dir: filepath.Join(l.Dir, name), lab: l,
+		Addr:  netip.AddrFrom4([4]byte{10, 99, 0, byte(number)}),
+		Addr6: netip.MustParseAddr(fmt.Sprintf("fd99::%x", number)),
+	}
+	if err := os.Mkdir(n.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	var err error
+	n.NetNS, err = l.newNetNS(name, n.env())
+	return n, err
+}
+
+// env is what tells nsm's commands that they are on this node.
+func (n *Node) env() []string {
+	identity := "unix://" + filepath.Join(n.Dir, "identity.sock")
+	return []string{
+		"NODE_NAME=" + n.Name,
+		"NSM_RUN_DIR=" + n.Dir,
+		"SPIFFE_ENDPOINT_SOCKET=" + identity,
+		"NSM_IDENTITY_SOCKET=" + identity,
+		"NSM_CONNECT_TO=unix://" + filepath.Join(n.Dir, "nsm.io.sock"),
+		"NSM_EXCLUDED_PREFIXES_FILE=" + n.ExcludedPrefixes(),
+	}
+}
+
+// Env returns the variables by which a command finds the daemons of this node,
+// KEY=value: the first to ask a manager, the second for an identity.
+func (n *Node) Env() []string {
+	return []string{
+		"NSM_CONNECT_TO=unix://" + filepath.Join(n.Dir, "nsm.io.sock"),
+		"SPIFFE_ENDPOINT_SOCKET=unix://" + filepath.Join(n.Dir, "identity.sock"),
+	}
+}
+
+// ExcludedPrefixes is the path of the node's file of excluded prefixes.
+func (n *Node) ExcludedPrefixes() string {
+	return filepath.Join(n.Dir, "config", "excluded_prefixes.yaml")
+}
+
+// Workload makes a network namespace for a workload of this node.
+func (n *Node) Workload(name string) (*NetNS, error) {
+	return n.lab.newNetNS(n.Name+"-"+name, n.env())
+}
+
+// Nsm runs an nsm command on the node to its end and returns what it printed.
+// If it fails the error is an [*ExitError].
+func (n *Node) Nsm(ctx context.Context, args ...string) (stdout string, err error) {
+	return n.NetNS.Run(ctx, append([]string{n.lab.binary}, args...)...)
+}
+
+// Start starts a daemon of the node ("authority", "registry", "manager",
+// "forwarder", "up") and returns when it is ready. args come after those by
+// which the daemons of a lab find each other, hence override them.
+func (n *Node) Start(ctx context.Context, part string, args ...string) (*Process, error) {
+	argv := append([]string{n.lab.binary, part}, n.arguments(part)...)
+	last := part
+	if part == "up" {
+		last = "forwarder"
+	}
+	ready := func(line string) bool {
+		return strings.HasPrefix(line, last) && strings.Contains(line, " listens on ")
+	}
+	return n.NetNS.start(ctx, startOptions{label: n.Name + "-" + part, ready: ready, daemon: true}, append(argv, args...)...)
+}
+
+func (n *Node) arguments(part string) []string {
+	tcp := func(port int) string { return fmt.Sprintf("tcp://%s:%d", n.Addr, port) }
+	authority := []string{"--node", n.Name, "--authority-listen-on", tcp(5007), "--authority-advertise", n.Addr.String() + ":5007"}
+	manager := "unix://" + filepath.Join(n.Dir, "nsm.io.sock")
+	state := filepath.Join(n.Dir, part)
+	switch part {
+	case "authority":
+		return append(authority, "--state-dir", state)
+	case "registry":
+		return []string{"--listen-on", tcp(5002), "--state-dir", state}
+	case "manager":
+		registry := fmt.Sprintf("tcp://%s:5002", n.lab.nodes[0].Addr)
+		return []string{"--name", "manager-" + n.Name, "--registry-url", registry, "--listen-on", manager + "," + tcp(5001)}
+	case "forwarder":
+		return []string{"--name", "forwarder-" + n.Name, "--tunnel-ip", n.Addr.String(), "--state-dir", state}
+	case "up":
+		return append(authority, "--state-dir", state, "--tunnel-ip", n.Addr.String(),
+			"--manager-listen-on", tcp(5001), "--registry-listen-on", tcp(5002))
+	}
+	return nil
+}
+
+// StartDaemons starts the mesh with a process per daemon: the authority and the
+// registry on the first node, a manager and a forwarder on every one.
+func (l *Lab) StartDaemons(ctx context.Context) error {
+	first := l.nodes[0]
+	if _, err := first.Start(ctx, "authority"); err != nil {
+		return err
+	}
+	for _, n := range l.nodes[1:] {
+		if _, err := n.join(ctx, first, "authority"); err != nil {
+			return err
+		}
+	}
+	if _, err := first.Start(ctx, "registry"); err != nil {
+		return err
+	}
+	for _, part := range []string{"manager", "forwarder"} {
+		for _, n := range l.nodes {
+			if _, err := n.Start(ctx, part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// StartUp starts the mesh with a process per node: 'nsm up'.
+func (l *Lab) StartUp(ctx context.Context) error {
+	if _, err := l.nodes[0].Start(ctx, "up"); err != nil {
+		return err
+	}
+	for _, n := range l.nodes[1:] {
+		if _, err := n.join(ctx, l.nodes[0], "up"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// join starts a part with a token of the authority on another node.
+func (n *Node) join(ctx context.Context, authority *Node, part string) (*Process, error) {
+	token, err := authority.Nsm(ctx, "token", "create", "--node", n.Name)
+	if err != nil {
+		return nil, err
+	}
+	return n.Start(ctx, part, "--join", strings.TrimSpace(token))
+}
