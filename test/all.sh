@@ -56,10 +56,16 @@ lint() {
 
 unit() { "$tools/gotest" $flags -timeout 15m ./...; }
 interop() { (cd test/interop && "$tools/gotest" $flags -timeout 15m ./...); }
-bench() { go test -run '^$' -bench . -benchtime 1x $(packages_with '^func Benchmark') | grep -vE '^(goos|goarch|pkg|cpu|PASS)'; }
 
 vm() {
 	test/vm/run.sh ./forwarder/wireguard && test/vm/run.sh ./forwarder/kernel -test.run WireGuard
+}
+
+# benches runs each benchmark once.
+benches() {
+	packages=$(packages_with '^func Benchmark')
+	# shellcheck disable=SC2086 # one word per package
+	"$tools/gotest" -run "^\$" -bench . -benchtime 1x $packages
 }
 
 # packages_with prints the packages whose tests contain a pattern.
@@ -97,7 +103,7 @@ for s in $steps; do
 	lint) step lint "gofmt, go vet, staticcheck" lint ;;
 	unit) step unit "go test of every package: units, whole meshes in one process, the real kernel" unit ;;
 	interop) step interop "our parts and the reference's, together" interop ;;
-	bench) step bench "every benchmark, once: they run; make bench measures" bench ;;
+	bench) step bench "every benchmark, once: they run; make bench measures" benches ;;
 	vm)
 		lacking=$(missing qemu-system-x86_64 cpio depmod xz apt-get)
 		if [ "$(uname -m)" != x86_64 ]; then
