@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sim
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// Network knows who answers at which URL, counts the calls, and loses some of
+// them if it is told to. URLs outlive restarts, as addresses do.
+type Network struct {
+	mu    sync.Mutex
+	parts map[string]*rpc.Local // by URL; guarded by mu
+	calls []Call                // guarded by mu
+	fate  func(Call) Fate       // guarded by mu; nil delivers everything
+}
+
+// Call is one call that somebody made.
+type Call struct {
+	From, To string // names of parts; To is the URL
+	Method   string // Request, Close, Find, …
+}
+
+// Fate is what becomes of a call.
+type Fate int
+
+// The fates. A lost message ends with the caller's deadline, as it does on a
+// network that drops packets.
+const (
+	Deliver     Fate = iota
+	LoseRequest      // it never arrives
+	LoseReply        // it is served, and nobody learns of it
+	Double           // it is served twice, one after the other
+	Refuse           // connection refused
+)
+
+func newNetwork() *Network { return &Network{parts: make(map[string]*rpc.Local)} }
+
+// SetFate has f decide about every call from now on. It must not block.
+func (n *Network) SetFate(f func(Call) Fate) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fate = f
+}
+
+// Calls returns how many calls of a method were made since the last Forget,
+// whoever made them.
+func (n *Network) Calls(method string) int {
+	return len(n.which(func(c Call) bool { return c.Method == method }))
+}
+
+// CallsTo is Calls to one URL only.
+func (n *Network) CallsTo(url, method string) int {
+	return len(n.which(func(c Call) bool { return c.Method == method && c.To == url }))
+}
+
+// CallsBy is Calls of one part only.
+func (n *Network) CallsBy(name, method string) int {
+	return len(n.which(func(c Call) bool { return c.Method == method && c.From == name }))
+}
+
+func (n *Network) which(which func(Call) bool) []Call {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(n.calls), func(c Call) bool { return !which(c) })
+}
+
+// Forget begins counting anew.
+func (n *Network) Forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls = nil
+}
+
+func (n *Network) listen(url string, l *rpc.Local) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.parts[url] = l
+}
+
+// leave removes l from url unless somebody else has taken its place.
+func (n *Network) leave(url string, l *rpc.Local) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.parts[url] == l {
+		delete(n.parts, url)
+	}
+}
+
+// route notes a call and says where it goes: nil if nobody is there.
+func (n *Network) route(c Call) (*rpc.Local, Fate) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls = append(n.calls, c)
+	fate := Deliver
+	if n.fate != nil {
+		fate = n.fate(c)
+	}
+	return n.parts[c.To], fate
+}
+
+// link is a connection of one part to a URL. It implements
+// grpc.ClientConnInterface, and like a gRPC connection finds whoever has come to
+// the URL in the meantime.
+type link struct {
+	from *part
+	url  string
+}
+
+func (l *link) reach(method string) (grpc.ClientConnInterface, Fate, error) {
+	call := Call{From: l.from.name, To: l.url, Method: method[strings.LastIndexByte(method, '/')+1:]}
+	local, fate := l.from.mesh.Network.route(call)
+	if strings.HasPrefix(l.url, "inode://") { // as rpc.Sockets.Dial does
+		f, err := l.from.sockets.File(l.url)
+		if err != nil {
+			return nil, fate, unavailable(err.Error())
+		}
+		_ = f.Close()
+	}
+	if local == nil || fate == Refuse {
+		return nil, fate, unavailable("nobody listens on " + l.url)
+	}
+	return local.Dial(rpc.LocalCaller{Identity: l.from.identity.local, Tokens: l.from.tokens}), fate, nil
+}
+
+func unavailable(text string) error {
+	return rpc.DecodeError(status.Error(codes.Unavailable, text))
+}
+
+// Invoke implements grpc.ClientConnInterface.
+func (l *link) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	conn, fate, err := l.reach(method)
+	switch {
+	case err != nil:
+		return err
+	case fate == LoseRequest:
+		return silence(ctx)
+	case fate == Double:
+		_ = conn.Invoke(ctx, method, args, reply, opts...)
+	}
+	err = conn.Invoke(ctx, method, args, reply, opts...)
+	if fate == LoseReply {
+		return silence(ctx)
+	}
+	return err
+}
+
+// silence is what a caller hears of a call that was lost.
+func silence(ctx context.Context) error {
+	<-ctx.Done()
+	return rpc.DecodeError(status.FromContextError(ctx.Err()).Err())
+}
+
+// NewStream implements grpc.ClientConnInterface. Streams are refused or not;
+// they are not lost half-way.
+func (l *link) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	conn, _, err := l.reach(method)
+	if err != nil {
+		return nil, err
+	}
+	return conn.NewStream(ctx, desc, method, opts...)
+}

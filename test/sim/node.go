@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sim
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"testing/synctest"
+
+	api "github.com/networkservicemesh/api/pkg/api/registry"
+
+	"github.com/openvwire/nsm/forwarder"
+	"github.com/openvwire/nsm/forwarder/kernel/memkernel"
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/nsmgr"
+	"github.com/openvwire/nsm/sdk/registration"
+)
+
+// Node is a machine: a kernel that outlives every daemon, a manager, and usually
+// one forwarder.
+type Node struct {
+	Name     string
+	TunnelIP netip.Addr
+	Kernel   *Kernel
+	Manager  *Manager // nil while stopped
+	Excluded func() []netip.Prefix
+
+	mesh       *Mesh
+	forwarders []*Forwarder
+	endpoints  []*Endpoint
+	clients    []*Client
+}
+
+// Kernel is a memkernel that counts what it is asked to do.
+type Kernel struct {
+	*memkernel.Kernel
+	Steps   atomic.Int64 // executed
+	Applies atomic.Int64
+	Removes atomic.Int64
+}
+
+// Apply counts, and applies.
+func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
+	k.Applies.Add(1)
+	steps, err := k.Kernel.Apply(ctx, w)
+	k.Steps.Add(int64(len(steps)))
+	return steps, err
+}
+
+// Remove counts, and removes.
+func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
+	k.Removes.Add(1)
+	return k.Kernel.Remove(ctx, w)
+}
+
+// Work returns how often the kernel was asked for anything.
+func (k *Kernel) Work() int64 { return k.Applies.Load() + k.Removes.Load() }
+
+// Node returns a machine with a manager and a forwarder, both up.
+func (m *Mesh) Node(name string) *Node {
+	m.t.Helper()
+	n := m.BareNode(name)
+	n.StartForwarder("forwarder-"+name, map[string]string{"p2p": "true"})
+	return n
+}
+
+// BareNode returns a machine with a manager.
+func (m *Mesh) BareNode(name string) *Node {
+	m.t.Helper()
+	n := &Node{
+		Name: name, mesh: m,
+		TunnelIP: netip.AddrFrom4([4]byte{192, 0, 2, byte(len(m.nodes) + 1)}),
+		Kernel:   &Kernel{Kernel: memkernel.New("forwarder-" + name)},
+	}
+	m.nodes = append(m.nodes, n)
+	n.StartManager()
+	return n
+}
+
+// ManagerURL is where everybody reaches the manager of the node.
+func (n *Node) ManagerURL() string { return "tcp://manager-" + n.Name + ":5001" }
+
+// Forwarder returns the node's first forwarder, nil if there is none.
+func (n *Node) Forwarder() *Forwarder {
+	if len(n.forwarders) == 0 {
+		return nil
+	}
+	return n.forwarders[0]
+}
+
+// Manager is a running manager.
+type Manager struct {
+	*part
+	*nsmgr.Manager
+}
+
+// StartManager starts a manager that knows nothing.
+func (n *Node) StartManager() {
+	n.mesh.t.Helper()
+	p := n.mesh.newPart("manager-" + n.Name)
+	m, err := nsmgr.New(nsmgr.Config{
+		Name: p.name, URL: n.ManagerURL(), Labels: map[string]string{"nodeName": n.Name},
+		Tokens: p.tokens, Policy: p.policy, Peers: p.peers, Sockets: p.sockets,
+		Registry: p.dial(RegistryURL),
+		Excluded: func() []netip.Prefix {
+			if n.Excluded == nil {
+				return nil
+			}
+			return n.Excluded()
+		},
+		Logger: p.log,
+	})
+	if err != nil {
+		n.mesh.t.Fatal(err)
+	}
+	p.listen(n.ManagerURL(), m.Register)
+	n.Manager = &Manager{p, m}
+	synctest.Wait()
+}
+
+// StopManager stops it like a SIGKILL does, but for what the process holds.
+func (n *Node) StopManager() {
+	if n.Manager == nil {
+		return
+	}
+	n.Manager.hangUp()
+	n.Manager.Manager.Stop()
+	n.Manager.peers.Close()
+	if left := n.Manager.sockets.Len(); left != 0 {
+		n.mesh.t.Errorf("%s has stopped and holds %d sockets", n.Manager.name, left)
+	}
+	n.Manager = nil
+}
+
+// Forwarder is a running forwarder.
+type Forwarder struct {
+	*part
+	*forwarder.Forwarder
+	node         *Node
+	labels       map[string]string
+	namespaces   *netns.Table
+	registration *registration.Registration
+}
+
+// StartForwarder starts a forwarder that knows nothing, with labels.
+func (n *Node) StartForwarder(name string, labels map[string]string) *Forwarder {
+	t := n.mesh.t
+	t.Helper()
+	p := n.mesh.newPart(name)
+	namespaces, err := netns.NewTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := forwarder.New(forwarder.Config{
+		Name: name, TunnelIP: n.TunnelIP, Tokens: p.tokens, Policy: p.policy, Peers: p.peers,
+		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: n.Kernel, Namespaces: namespaces, Logger: p.log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.listen("inproc://"+name, f.Register)
+	out := &Forwarder{part: p, Forwarder: f, node: n, labels: labels, namespaces: namespaces}
+	out.registration, err = registration.Start(t.Context(), registration.Config{
+		Registry: p.dial(n.ManagerURL()),
+		Endpoint: &api.NetworkServiceEndpoint{
+			Name: name, Url: p.url, NetworkServiceNames: []string{"forwarder"},
+			NetworkServiceLabels: map[string]*api.NetworkServiceLabels{"forwarder": {Labels: labels}},
+		},
+		Logger: p.log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.forwarders = append(n.forwarders, out)
+	return out
+}
+
+// Stop stops the forwarder; its wires stay in the kernel.
+func (f *Forwarder) Stop() {
+	t := f.mesh.t
+	f.registration.Abandon()
+	f.hangUp()
+	f.Forwarder.Stop()
+	if keys := f.namespaces.Keys(); len(keys) != 1 {
+		t.Errorf("%s has stopped and holds the namespaces %v", f.name, keys)
+	}
+	if left := f.sockets.Len(); left != 0 {
+		t.Errorf("%s has stopped and holds %d sockets", f.name, left)
+	}
+	f.namespaces.Close()
+	f.peers.Close()
+	f.node.forwarders = slices.DeleteFunc(f.node.forwarders, func(o *Forwarder) bool { return o == f })
+}
+
+// Restart stops the forwarder and starts one that knows nothing in its place.
+func (f *Forwarder) Restart() *Forwarder {
+	f.Stop()
+	return f.node.StartForwarder(f.name, f.labels)
+}
+
+func (n *Node) stop() {
+	for _, c := range slices.Clone(n.clients) {
+		c.Vanish()
+	}
+	for _, e := range slices.Clone(n.endpoints) {
+		e.Vanish()
+	}
+	for _, f := range slices.Clone(n.forwarders) {
+		f.Stop()
+	}
+	n.StopManager()
+}
+
+var _ forwarder.Kernel = (*Kernel)(nil)
