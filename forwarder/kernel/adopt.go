@@ -67,7 +67,7 @@ func (k *Kernel) adoptFrom(ctx context.Context, key string) ([]Found, error) {
 	var found []Found
 	for _, l := range links {
 		if tag, ok := plan.ParseTag(l.Attrs().Alias); ok && tag.Owner == k.name {
-			found = append(found, Found{Tag: tag, NetNS: key, Name: l.Attrs().Name, LinkKind: l.Type()})
+			found = append(found, Found{Tag: tag, NetNS: key, Name: l.Attrs().Name, LinkKind: linkKind(l)})
 		}
 	}
 	return found, err

@@ -41,7 +41,7 @@ func (c *call) observeEnd(e plan.End, orphans bool) (plan.ObservedEnd, error) {
 		a := at.link.Attrs()
 		r.link = a.Index
 		o.Found, o.Tagged = true, at.tagged
-		o.Name, o.LinkKind, o.MTU, o.MAC = a.Name, at.link.Type(), a.MTU, a.HardwareAddr
+		o.Name, o.LinkKind, o.MTU, o.MAC = a.Name, linkKind(at.link), a.MTU, a.HardwareAddr
 		if !c.brief {
 			if err := c.observeLink(at.link, e, &o, &r); err != nil {
 				return o, err
@@ -59,7 +59,7 @@ func (c *call) observeEnd(e plan.End, orphans bool) (plan.ObservedEnd, error) {
 // observeLink fills in what is known about an existing link.
 func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *routing) (err error) {
 	s, a := r.site, l.Attrs()
-	o.Name, o.Index, o.LinkKind, o.MTU, o.MAC = a.Name, a.Index, l.Type(), a.MTU, a.HardwareAddr
+	o.Name, o.Index, o.LinkKind, o.MTU, o.MAC = a.Name, a.Index, linkKind(l), a.MTU, a.HardwareAddr
 	o.Up, o.State = a.Flags&net.FlagUp != 0, a.OperState.String()
 	o.IPv6Off = s.ipv6Off[a.Name]
 	if st := a.Statistics; st != nil {
@@ -94,6 +94,15 @@ func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *r
 		}
 	}
 	return err
+}
+
+// linkKind is the kind of a link as rtnetlink names it. The netlink package has a
+// name of its own for one of them.
+func linkKind(l netlink.Link) string {
+	if _, is := l.(*netlink.Tuntap); is {
+		return "tun"
+	}
+	return l.Type()
 }
 
 // addrs returns the link's addresses, without those that the kernel made

@@ -13,13 +13,17 @@ import (
 // Key is a Curve25519 key of WireGuard, public or private by context.
 type Key [32]byte
 
-// NewPrivateKey returns a fresh private key.
+// NewPrivateKey returns a fresh private key, with the bits set that RFC 7748
+// (section 5) sets before use: a WireGuard device is given it and reads the same.
 func NewPrivateKey() Key {
 	priv, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
 		panic("mechanism: the system has no randomness: " + err.Error())
 	}
-	return Key(priv.Bytes())
+	k := Key(priv.Bytes())
+	k[0] &= 248
+	k[31] = k[31]&127 | 64
+	return k
 }
 
 // Public returns the public key of the private key k.
