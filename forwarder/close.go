@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/openvwire/nsm/sdk/conn"
@@ -21,8 +22,14 @@ func (f *Forwarder) Close(ctx context.Context, c *networkservice.Connection) (*e
 		return nil, err
 	}
 	err = f.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
-		if t.Record == nil {
+		if t.Record == nil || t.Record.adopted {
+			f.passOn(ctx, call)
+		}
+		switch {
+		case t.Record == nil:
 			return nil
+		case t.Record.adopted:
+			return f.drop(ctx, t, nil, "closed")
 		}
 		if err := t.Record.binding.Check(call); err != nil {
 			return err
@@ -33,6 +40,30 @@ func (f *Forwarder) Close(ctx context.Context, c *networkservice.Connection) (*e
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// passOn sends the Close of a connection that this forwarder does not know, as
+// after a restart, to the endpoint that the connection names. The endpoint or its
+// manager checks for itself whose connection it is.
+func (f *Forwarder) passOn(ctx context.Context, call *hop.Call) {
+	name := call.Conn.GetNetworkServiceEndpointName()
+	if name == "" || call.Conn.GetNextPathSegment() == nil {
+		return
+	}
+	found, err := f.findEndpoints(ctx, &registry.NetworkServiceEndpoint{Name: name})
+	if err != nil {
+		f.log.Warn("close of an unknown connection not passed on", "connection", call.Conn.GetId(), "endpoint", name, "error", err)
+		return
+	}
+	candidates := f.keep(found, []string{name}, "")
+	defer releaseAll(candidates)
+	for _, c := range candidates {
+		p := f.config.Peers.Get(c.url)
+		defer p.Release()
+		if err := hop.CloseAt(ctx, p, call.Conn); err != nil {
+			f.log.Warn("close of an unknown connection not passed on", "connection", call.Conn.GetId(), "endpoint", name, "error", err)
+		}
+	}
 }
 
 // expire closes a connection that nobody refreshed in time.

@@ -53,6 +53,9 @@ type Kernel interface {
 	// WireGuardKey returns the private key and UDP port of the WireGuard device
 	// of a wire in a namespace, if there is one: a restart must not change them.
 	WireGuardKey(ctx context.Context, netns, wireID string) (key [32]byte, port uint16, ok bool)
+	// Adopt returns the links that carry this forwarder's tag. The caller owns one
+	// reference to the namespace of each in Config.Namespaces.
+	Adopt(ctx context.Context) ([]plan.Found, error)
 	// UnderlayMTU returns the MTU of the link that has the given address.
 	UnderlayMTU(addr netip.Addr) (int, error)
 	// PortFree reports whether a UDP port can be bound in the underlay.
@@ -105,6 +108,11 @@ type wire struct {
 	right   mechanism.Mechanism // as the next hop answered
 	desired plan.Wire           // what the kernel has
 	holds   holdings            // namespaces, sockets, numbers
+
+	// adopted wires are links that an earlier life of this forwarder has made. No
+	// more is known of them: only desired, as far as it takes to remove them, and
+	// holds mean something. The next Request makes them whole.
+	adopted bool
 }
 
 // New returns a forwarder. It touches nothing before the first Request.

@@ -140,6 +140,9 @@ func (f *Forwarder) openLeftVXLAN(l *leg, known *wire) error {
 		return nserr.BadMechanism.Errorf("VXLAN: src_ip is missing")
 	}
 	v.Dst = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
+	if v.VNI == 0 && known != nil && known.desired.VXLAN != nil && known.desired.VXLAN.Remote == v.Src.Addr() {
+		v.VNI = known.desired.VXLAN.VNI // the client's forwarder has forgotten it
+	}
 	mine := known != nil && known.desired.VXLAN != nil && known.desired.VXLAN.VNI == v.VNI
 	var release func()
 	if v.VNI != 0 {
@@ -264,7 +267,11 @@ func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *net
 			return err
 		}
 		r.local = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
-		r.mech = mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}}.With(r.mech)
+		v := mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}}
+		if known == nil {
+			v.VNI = f.leftoverVNI(ctx, left, c.GetId())
+		}
+		r.mech = v.With(r.mech)
 		return nil
 	}
 	if err := f.tunnelMTU(r, plan.KindWireGuard, 0); err != nil {
@@ -275,6 +282,19 @@ func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *net
 	}
 	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.private.Public()}.With(r.mech)
 	return nil
+}
+
+// leftoverVNI is the VNI of the device that an earlier life of this forwarder
+// made for the wire, 0 if there is none: packets flow through it.
+func (f *Forwarder) leftoverVNI(ctx context.Context, left *leg, id string) uint32 {
+	seen, err := f.config.Kernel.Observe(ctx, plan.Wire{
+		ID: id, Owner: f.config.Name, Kind: plan.KindVXLAN, Payload: plan.Ethernet, VXLAN: &plan.VXLAN{},
+		Ends: []plan.End{{NetNS: left.space, Name: left.name, Side: plan.Client}},
+	})
+	if err != nil || len(seen.Ends) != 1 || !seen.Ends[0].Found || seen.Ends[0].VXLAN == nil {
+		return 0
+	}
+	return seen.Ends[0].VXLAN.VNI
 }
 
 // request is the message that offers the leg to the endpoint. The mechanism is

@@ -51,6 +51,9 @@ func (f *Forwarder) Request(ctx context.Context, req *networkservice.NetworkServ
 // request does the work of Request when it is the connection's turn.
 func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call, prefs []*networkservice.Mechanism) (*networkservice.Connection, error) {
 	known := t.Record
+	if known != nil && known.adopted {
+		known = nil
+	}
 	if known != nil {
 		if err := known.binding.Check(call); err != nil {
 			return nil, err
@@ -74,9 +77,9 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 
 	var failures []error
 	for i := range candidates {
-		out, err := f.connect(ctx, t, call, left, &candidates[i])
+		out, err := f.connect(ctx, t, known, call, left, &candidates[i])
 		if errors.Is(err, plan.ErrVNITaken) { // the other side chose it by chance, and will not again
-			out, err = f.connect(ctx, t, call, left, &candidates[i])
+			out, err = f.connect(ctx, t, known, call, left, &candidates[i])
 		}
 		if err == nil {
 			return out, nil
@@ -92,8 +95,8 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 // connect tries one endpoint: ask it for the right leg, make the wire, remember
 // it. Whatever it made for a failed attempt is undone; a wire that stood before
 // stays as it was.
-func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], call *hop.Call, left *leg, c *candidate) (*networkservice.Connection, error) {
-	right, err := f.offerRight(ctx, t.Record, call.Conn, left, c)
+func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], known *wire, call *hop.Call, left *leg, c *candidate) (*networkservice.Connection, error) {
+	right, err := f.offerRight(ctx, known, call.Conn, left, c)
 	if err != nil {
 		return nil, err
 	}
@@ -118,10 +121,10 @@ func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], call *hop.C
 			return err
 		})
 	}
-	if err := f.acceptRight(ctx, t.Record, right, got, &at); err != nil {
+	if err := f.acceptRight(ctx, known, right, got, &at); err != nil {
 		return nil, err
 	}
-	if err := f.finishLeft(ctx, t.Record, left, right, got); err != nil {
+	if err := f.finishLeft(ctx, known, left, right, got); err != nil {
 		return nil, err
 	}
 	want, err := desired(f.config.Name, t.ID, left, right, got)

@@ -46,9 +46,9 @@ func (m *Manager) passOn(ctx context.Context, call *hop.Call) error {
 		if f.nse.GetName() != name {
 			continue
 		}
-		var next hop.Next
-		next.Hold(m.config.Peers.Get(f.url), call.Conn, m.monitor)
-		if err := next.Close(ctx, call); err != nil {
+		p := m.config.Peers.Get(f.url)
+		defer p.Release()
+		if err := hop.CloseAt(ctx, p, call.Conn); err != nil {
 			m.log.Warn("close of an unknown connection not passed on", "connection", call.Conn.GetId(), "forwarder", name, "error", err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"github.com/spf13/cobra"
@@ -77,7 +78,7 @@ func newForwarder(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, manager, hop.Strict{Observers: cfg.Observers})
+		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, cfg.MaxTokenLifetime, manager, hop.Strict{Observers: cfg.Observers})
 		if err != nil {
 			return err
 		}
@@ -95,8 +96,9 @@ func newForwarder(a *app) *cobra.Command {
 	})
 }
 
-// openForwarder starts a forwarder that is stopped with p.
-func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stateDir string, manager grpc.ClientConnInterface, policy hop.Policy) (*forwarder.Forwarder, error) {
+// openForwarder starts a forwarder that is stopped with p. Wires of an earlier life
+// that nobody refreshes within lifetime, that of tokens, are removed.
+func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stateDir string, lifetime time.Duration, manager grpc.ClientConnInterface, policy hop.Policy) (*forwarder.Forwarder, error) {
 	if !c.TunnelIP.IsValid() {
 		ip, err := ownAddress()
 		if err != nil {
@@ -131,7 +133,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 		return nil, err
 	}
 	p.later(f.Stop)
-	return f, nil
+	return f, f.Adopt(ctx, lifetime)
 }
 
 // nodeUsers are the identities that may have wires in the node's own namespace:

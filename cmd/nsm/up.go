@@ -112,7 +112,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	d.ready("manager", urlsOf(managerListeners), managerPart.id())
 
 	manager := forwarderPart.call(managerLocal)
-	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, manager, hop.Strict{Observers: c.Observers})
+	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, c.MaxTokenLifetime, manager, hop.Strict{Observers: c.Observers})
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func Ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRe
 		return nil, err
 	}
 	if err := CheckReply(req.GetConnection(), got); err != nil {
-		closeAt(ctx, p, req.GetConnection())
+		CloseAt(ctx, p, req.GetConnection())
 		return nil, err
 	}
 	return got, nil
@@ -77,11 +77,11 @@ func (n *Next) Close(ctx context.Context, call *Call) error {
 		conn = proto.Clone(n.Conn).(*networkservice.Connection)
 		copy(conn.GetPath().GetPathSegments(), call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1])
 	}
-	return closeAt(ctx, n.Peer, conn)
+	return CloseAt(ctx, n.Peer, conn)
 }
 
-// closeAt sends a Close that survives the caller's giving up.
-func closeAt(ctx context.Context, p *peer.Peer, conn *networkservice.Connection) error {
+// CloseAt sends a Close that survives the caller's giving up.
+func CloseAt(ctx context.Context, p *peer.Peer, conn *networkservice.Connection) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), CloseTimeout)
 	defer cancel()
 	_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(ctx, conn)
