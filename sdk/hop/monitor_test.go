@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hop
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"math/big"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/token"
+)
+
+func spiffe(name string) string { return "spiffe://test/" + name }
+
+// tokenOf returns a token of somebody, "" of nobody.
+func tokenOf(t *testing.T, name string) string {
+	t.Helper()
+	if name == "" {
+		return ""
+	}
+	id := spiffeid.RequireFromString(spiffe(name))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{id.URL()}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, _, err := token.NewGenerator(&x509svid.SVID{ID: id, Certificates: []*x509.Certificate{cert}, PrivateKey: key}, time.Minute)(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// connection has a path of segments "name/id/identity" and stands at index.
+func connection(t *testing.T, index int, segments ...string) *networkservice.Connection {
+	t.Helper()
+	c := &networkservice.Connection{NetworkService: "db", Path: &networkservice.Path{Index: uint32(index)}}
+	for _, s := range segments {
+		part := strings.Split(s, "/")
+		c.Path.PathSegments = append(c.Path.PathSegments, &networkservice.PathSegment{Name: part[0], Id: part[1], Token: tokenOf(t, part[2])})
+	}
+	c.Id = c.Path.PathSegments[index].Id
+	return c
+}
+
+func TestFind(t *testing.T) {
+	m := NewMonitor(Strict{Observers: []string{spiffe("observer")}})
+	for _, c := range []*networkservice.Connection{
+		connection(t, 1, "web/w-1/web", "mgr/m1/mgr", "fwd/f1/fwd", "db/e1/db"),
+		connection(t, 1, "web/w-11/web", "mgr/m2/mgr", "fwd/f2/fwd", "db/e2/db"),
+		connection(t, 1, "other/o-1/other", "mgr/m3/mgr", "fwd/f3/fwd", "db/e3/db"),
+		// Two clients that count alike, and one that calls itself as somebody else's connection is called.
+		connection(t, 1, "web/same/web", "mgr/m4/mgr", "fwd/f4/fwd", "db/e4/db"),
+		connection(t, 1, "other/same/other", "mgr/m5/mgr", "fwd/f5/fwd", "db/e5/db"),
+		connection(t, 1, "other/m1/other", "mgr/m6/mgr", "fwd/f6/fwd", "db/e6/db"),
+		// A chain, which passes twice.
+		connection(t, 4, "chain/c-1/chain", "mgr/m7/mgr", "fwd/f7/fwd", "mid/e7/mid", "mgr/m8/mgr", "fwd/f8/fwd", "db/e8/db"),
+		connection(t, 1, "chain/c-1/chain", "mgr/m7/mgr", "fwd/f7/fwd", "mid/e7/mid", "mgr/m8/mgr", "fwd/f8/fwd", "db/e8/db"),
+	} {
+		m.Publish(c)
+	}
+	for _, tt := range []struct {
+		who, id string
+		want    string // own id of the connection; "" = unknown or not unique
+	}{
+		{"web", "w-1", "m1"}, // not w-11, which begins so
+		{"web", "w-11", "m2"},
+		{"web", "w-", ""}, // two
+		{"web", "m2", "m2"},
+		{"web", "m", ""}, // only first ids may be abbreviated
+		{"web", "", ""},
+		{"web", "x", ""},
+		{"web", "o-1", ""}, // somebody else's
+		{"web", "m3", ""},
+		{"stranger", "w-1", ""},
+		{"", "w-1", ""},
+		{"other", "o", "m3"},
+		{"web", "same", "m4"}, // the one that it can see
+		{"other", "same", "m5"},
+		{"observer", "same", ""},
+		{"observer", "m5", "m5"},
+		{"observer", "o-", "m3"},
+		{"web", "m1", "m1"},
+		{"other", "m1", "m6"},
+		{"observer", "m1", "m1"}, // the hop's own ids come first
+		{"chain", "c", "m7"},     // where it passes first
+		{"chain", "m8", "m8"},
+		{"mid", "c-1", "m7"},
+	} {
+		who := tt.who
+		if who != "" {
+			who = spiffe(who)
+		}
+		v, err := m.Find(who, tt.id)
+		switch {
+		case tt.want == "" && err == nil:
+			t.Errorf("Find(%s, %q) found %s", tt.who, tt.id, v.Conn.GetId())
+		case tt.want == "" && tt.id != "" && !errors.Is(err, nserr.UnknownWire):
+			t.Errorf("Find(%s, %q): %v, want UnknownWire", tt.who, tt.id, err)
+		case tt.want != "" && (err != nil || v.Conn.GetId() != tt.want):
+			t.Errorf("Find(%s, %q): %v, want %s", tt.who, tt.id, err, tt.want)
+		}
+	}
+}
+
+func TestViewKnowsSinceWhen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMonitor(nil)
+		start := time.Now()
+		m.Publish(connection(t, 1, "web/w-1/web", "mgr/m1/mgr"))
+		time.Sleep(time.Minute)
+		m.Publish(connection(t, 1, "web/w-1/web", "mgr/m1/mgr"))
+		m.Down("m1")
+		v, ok := m.Get("m1")
+		if !ok || !v.Since.Equal(start) || v.Conn.GetState() != networkservice.State_DOWN {
+			t.Errorf("%v since %v, want %v", v.Conn, v.Since, start)
+		}
+		m.Delete("m1")
+		m.Down("m1")
+		if _, ok := m.Get("m1"); ok {
+			t.Error("an event from behind has revived a closed connection")
+		}
+		m.Publish(connection(t, 1, "web/w-1/web", "mgr/m1/mgr"))
+		if v, _ := m.Get("m1"); !v.Since.Equal(start.Add(time.Minute)) {
+			t.Errorf("opened again at %v", v.Since)
+		}
+	})
+}
+
+// Identities stay with their segments when the path behind this hop changes.
+func TestIdentities(t *testing.T) {
+	m := NewMonitor(nil)
+	m.Publish(connection(t, 1, "web/w-1/web", "mgr/m1/mgr", "fwd/f1/", "db/e1/db"))
+	identities := func() []string {
+		v, _ := m.Get("m1")
+		for _, s := range v.Conn.GetPath().GetPathSegments() {
+			if s.Token != "" {
+				t.Errorf("watchers see the token of %s", s.Name)
+			}
+		}
+		return v.Identities()
+	}
+	if want := []string{spiffe("web"), spiffe("mgr"), "", spiffe("db")}; !slices.Equal(identities(), want) {
+		t.Errorf("identities %q, want %q", identities(), want)
+	}
+	if v := m.Visible(""); len(v) != 0 {
+		t.Errorf("who has no identity sees %v", v)
+	}
+	m.Amend("m1", func(c *networkservice.Connection) bool {
+		c.Path.PathSegments[3] = &networkservice.PathSegment{Name: "db-2", Id: "e9"}
+		c.Path.PathSegments = append(c.Path.PathSegments, &networkservice.PathSegment{Name: "x", Id: "e10"})
+		return true
+	})
+	if want := []string{spiffe("web"), spiffe("mgr"), "", "", ""}; !slices.Equal(identities(), want) {
+		t.Errorf("after a re-route identities %q, want %q", identities(), want)
+	}
+	if v := m.Visible(spiffe("db")); len(v) != 0 {
+		t.Errorf("who is not on the path any more sees %v", v)
+	}
+}
