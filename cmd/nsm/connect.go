@@ -21,12 +21,15 @@ import (
 type connectConfig struct {
 	identityConfig
 	workloadConfig
-	Name            string            `flag:"name" env:"NSM_NAME" help:"own name in paths; who comes back under the same name takes over its wires; default made up"`
-	ConnectTo       string            `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
-	NetworkServices string            `flag:"network-services" env:"NSM_NETWORK_SERVICES" help:"service URLs, separated by commas, besides those on the command line"`
-	Labels          map[string]string `flag:"labels" short:"l" env:"NSM_LABELS" help:"labels of all wires, key=value[,key=value...]"`
-	RequestTimeout  time.Duration     `flag:"request-timeout" env:"NSM_REQUEST_TIMEOUT" default:"15s" help:"limit of one attempt"`
-	Wait            time.Duration     `flag:"wait" default:"0s" help:"how long to go on trying while there is no endpoint yet; 0 = one attempt"`
+	Name             string            `flag:"name" env:"NSM_NAME" help:"own name in paths; who comes back under the same name takes over its wires; default made up"`
+	ConnectTo        string            `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
+	NetworkServices  string            `flag:"network-services" env:"NSM_NETWORK_SERVICES" help:"service URLs, separated by commas, besides those on the command line"`
+	Labels           map[string]string `flag:"labels" short:"l" env:"NSM_LABELS" help:"labels of all wires, key=value[,key=value...]"`
+	RequestTimeout   time.Duration     `flag:"request-timeout" env:"NSM_REQUEST_TIMEOUT" default:"15s" help:"limit of one attempt"`
+	LivenessEnabled  bool              `flag:"liveness-check" env:"NSM_LIVENESS_CHECK_ENABLED" default:"true" help:"ping the endpoint through each wire, and ask for another one when it ceases to answer"`
+	LivenessInterval time.Duration     `flag:"liveness-check-interval" env:"NSM_LIVENESS_CHECK_INTERVAL" default:"200ms" help:"between pings"`
+	LivenessTimeout  time.Duration     `flag:"liveness-check-timeout" env:"NSM_LIVENESS_CHECK_TIMEOUT" default:"1s" help:"without an answer, after which the endpoint counts as lost"`
+	Wait             time.Duration     `flag:"wait" default:"0s" help:"how long to go on trying while there is no endpoint yet; 0 = one attempt"`
 }
 
 func newConnect(a *app) *cobra.Command {
@@ -72,6 +75,7 @@ func (a *app) connectWorkload(ctx context.Context, cfg connectConfig, urls, comm
 	c, err := client.Open(ctx, client.Config{
 		Name: cfg.Name, Manager: cfg.ConnectTo, Source: source, TokenLifetime: cfg.MaxTokenLifetime,
 		RequestTimeout: cfg.RequestTimeout, Labels: cfg.Labels,
+		Liveness: client.Liveness{Disabled: !cfg.LivenessEnabled, Interval: cfg.LivenessInterval, Timeout: cfg.LivenessTimeout},
 	})
 	if err != nil {
 		return err

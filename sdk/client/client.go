@@ -65,6 +65,10 @@ type Config struct {
 	// CLUSTER_NAME of the environment are added by Open, as the reference does.
 	Labels map[string]string
 
+	// Liveness says how wires find out whether packets flow. With Peers it is
+	// disabled unless something is set.
+	Liveness Liveness
+
 	Logger *slog.Logger // nil means slog.Default()
 
 	// Peers and Tokens, when both are set, take the place of Source: whoever
@@ -137,6 +141,10 @@ func (c *Config) fill() {
 	if c.Verify == nil {
 		c.Verify = VerifyPath
 	}
+	if c.Peers != nil && c.Liveness == (Liveness{}) {
+		c.Liveness.Disabled = true
+	}
+	c.Liveness.fill()
 	labels := EnvironmentLabels(os.LookupEnv)
 	for k, v := range c.Labels {
 		labels[k] = v

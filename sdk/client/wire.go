@@ -60,7 +60,8 @@ type Wire struct {
 	netns  *os.File
 	retry  bool
 
-	events chan event // from the manager's monitor stream; never blocks
+	events chan event // from the manager's monitor stream and the prober; never blocks
+	prober prober     // owned by run
 	cancel context.CancelFunc
 	done   chan struct{} // closed when run has ended
 
@@ -140,6 +141,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		_ = netns.Close()
 		return nil, err
 	}
+	w.prober = prober{config: c.config.Liveness, netns: netns, lost: func() { w.post(conn.DataLost) }}
 	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	w.cancel = cancel
 	go w.run(runCtx)
@@ -149,7 +151,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 // first makes the wire, or fails.
 func (w *Wire) first(ctx context.Context) error {
 	for {
-		err := w.request(ctx, false)
+		err := w.count(w.request(ctx, false))
 		if err == nil || !w.retry || !mayPass(err) || ctx.Err() != nil {
 			return err
 		}
@@ -182,6 +184,8 @@ func (w *Wire) run(ctx context.Context) {
 	defer close(w.done)
 	unsubscribe := w.client.manager.Subscribe(w.id, w.hear)
 	defer unsubscribe()
+	defer w.prober.end()
+	w.prober.follow(w.Addrs(), w.PeerAddrs())
 	next := w.decide(conn.Established)
 	for {
 		select {
@@ -193,7 +197,7 @@ func (w *Wire) run(ctx context.Context) {
 			continue
 		case <-time.After(time.Until(next.At)):
 		}
-		if err := w.request(ctx, next.Do == conn.Reselect); err != nil {
+		if err := w.count(w.act(ctx, next.Do)); err != nil {
 			if ctx.Err() != nil {
 				return
 			}
@@ -204,6 +208,10 @@ func (w *Wire) run(ctx context.Context) {
 			continue
 		}
 		w.drain()
+		if next.Do == conn.Reselect {
+			w.prober.end() // another endpoint may have the same address
+		}
+		w.prober.follow(w.Addrs(), w.PeerAddrs())
 		next = w.decide(conn.Established)
 	}
 }
@@ -227,8 +235,14 @@ func (w *Wire) hear(e peer.Event) {
 	default:
 		return
 	}
+	w.post(ev)
+}
+
+// post hands an event to run. What does not find room comes second to one that
+// leads to a Request as well.
+func (w *Wire) post(e event) {
 	select {
-	case w.events <- ev:
+	case w.events <- e:
 	default:
 	}
 }
@@ -242,7 +256,8 @@ func (w *Wire) drain() {
 }
 
 func (w *Wire) decide(e event) conn.Decision {
-	return conn.Decide(w.state(), e, false, time.Now(), rand.Float64())
+	now := time.Now()
+	return conn.Decide(w.state(), e, w.prober.alive(now), now, rand.Float64())
 }
 
 func (w *Wire) state() conn.State {
@@ -252,19 +267,24 @@ func (w *Wire) state() conn.State {
 	return conn.State{Expires: p.Expires(), Index: p.Index, Length: len(p.Segments), Attempts: w.attempts, Up: w.up}
 }
 
+// act does what conn.Decide has decided.
+func (w *Wire) act(ctx context.Context, do conn.Action) error {
+	if do == conn.Either {
+		if err := w.request(ctx, false); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return w.request(ctx, do != conn.Refresh)
+}
+
 // request sends the Request for the wire as it is now and keeps the answer.
-func (w *Wire) request(ctx context.Context, reselect bool) (err error) {
+func (w *Wire) request(ctx context.Context, reselect bool) error {
 	select {
 	case w.turn <- struct{}{}:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	defer func() { <-w.turn }()
-	defer func() {
-		if err != nil {
-			w.failed(err)
-		}
-	}()
 	ctx, cancel := context.WithTimeout(ctx, w.client.config.RequestTimeout)
 	defer cancel()
 
@@ -302,13 +322,18 @@ func (w *Wire) established(got *networkservice.Connection) {
 	w.changed = make(chan struct{})
 }
 
-func (w *Wire) failed(err error) {
+// count notes a failed attempt. It returns err.
+func (w *Wire) count(err error) error {
+	if err == nil {
+		return nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.attempts++
 	w.last = err
 	close(w.changed)
 	w.changed = make(chan struct{})
+	return err
 }
 
 // setDown notes that the mesh says that the wire is broken.
