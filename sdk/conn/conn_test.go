@@ -209,9 +209,9 @@ func TestDecide(t *testing.T) {
 		{"failed refresh keeps the path while it lives", State{Up: true, Attempts: 1, Expires: in(time.Minute)}, Failed, true, 0, Decision{Refresh, in(200 * time.Millisecond)}},
 		{"failed refresh never waits beyond its life", State{Up: true, Attempts: 9, Expires: in(time.Second)}, Failed, true, 0, Decision{Refresh, in(time.Second)}},
 		{"packets unknown: the same path a few times", State{Up: true, Attempts: 3, Expires: in(time.Minute)}, Failed, false, 0, Decision{Refresh, in(800 * time.Millisecond)}},
-		{"packets unknown: then another one", State{Up: true, Attempts: 4, Expires: in(time.Minute)}, Failed, false, 0, Decision{Reselect, in(1600 * time.Millisecond)}},
+		{"packets unknown: then another one", State{Up: true, Attempts: 4, Expires: in(time.Minute)}, Failed, false, 0, Decision{Either, in(1600 * time.Millisecond)}},
 		{"packets flow: the same path all its life", State{Up: true, Attempts: 9, Expires: in(time.Minute)}, Failed, true, 0, Decision{Refresh, in(5 * time.Second)}},
-		{"failed refresh after its life: another path", State{Up: true, Attempts: 1, Expires: in(-time.Second)}, Failed, true, 0, Decision{Reselect, in(200 * time.Millisecond)}},
+		{"failed refresh after its life: another path", State{Up: true, Attempts: 1, Expires: in(-time.Second)}, Failed, true, 0, Decision{Either, in(200 * time.Millisecond)}},
 	} {
 		if got := Decide(tt.s, tt.e, tt.dataOK, now, tt.random); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)

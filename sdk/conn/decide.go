@@ -34,6 +34,7 @@ type Action int
 const (
 	Refresh  Action = iota // Request again on the same path
 	Reselect               // give the path up and Request another
+	Either                 // Refresh and, if that fails, Reselect
 	GiveUp                 // the connection's life is over; close what is left
 )
 
@@ -64,7 +65,9 @@ const (
 //   - the control plane is gone but packets flow: the same path again;
 //   - the path is down or packets are lost: another path;
 //   - an attempt failed: try again with back-off, on the same path while
-//     packets flow or it is too early to tell, then on another one.
+//     packets flow or it is too early to tell, then on another one. The same
+//     path is still asked first: what was away may be back, and packets may have
+//     flowed all the time.
 func Decide(s State, e Event, dataOK bool, now time.Time, random float64) Decision {
 	switch e {
 	case Established:
@@ -82,6 +85,9 @@ func Decide(s State, e Event, dataOK bool, now time.Time, random float64) Decisi
 	left := s.Expires.Sub(now)
 	if s.Up && left > 0 && (dataOK || s.Attempts <= samePathTries) {
 		return Decision{Refresh, now.Add(min(wait, left))}
+	}
+	if s.Up {
+		return Decision{Either, now.Add(wait)}
 	}
 	return Decision{Reselect, now.Add(wait)}
 }
