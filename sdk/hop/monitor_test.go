@@ -180,3 +180,23 @@ func TestIdentities(t *testing.T) {
 		t.Errorf("who is not on the path any more sees %v", v)
 	}
 }
+
+// What the next hop tells does not undo what this hop has limited.
+func TestTakeOverKeepsTheMTU(t *testing.T) {
+	own := connection(t, 1, "web/w-1/web", "fwd/f1/fwd", "db/e1/db")
+	event := connection(t, 2, "web/w-1/web", "fwd/f1/fwd", "db/e1/db")
+	for _, tt := range []struct{ own, told, want uint32 }{
+		{1440, 0, 1440}, {1440, 9000, 1440}, {1440, 1280, 1280}, {0, 1280, 1280}, {0, 0, 0},
+	} {
+		own.Context = &networkservice.ConnectionContext{MTU: tt.own}
+		event.Context = &networkservice.ConnectionContext{MTU: tt.told, IpContext: &networkservice.IPContext{SrcIpAddrs: []string{"10.0.0.1/32"}}}
+		takeOver(own, event)
+		if got := own.GetContext(); got.GetMTU() != tt.want || len(got.GetIpContext().GetSrcIpAddrs()) != 1 {
+			t.Errorf("limited to %d, told %d: %v, want %d", tt.own, tt.told, got, tt.want)
+		}
+	}
+	own.Context, event.Context = &networkservice.ConnectionContext{MTU: 1440}, nil
+	if takeOver(own, event); own.GetContext().GetMTU() != 1440 {
+		t.Errorf("told of no context: %v", own.GetContext())
+	}
+}

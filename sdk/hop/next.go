@@ -121,7 +121,20 @@ func takeOver(own, event *networkservice.Connection) bool {
 	for _, s := range own.Path.PathSegments {
 		s.Token = "" // not ours to show
 	}
-	own.Context = event.GetContext()
+	own.Context = narrowed(event.GetContext(), own.GetContext().GetMTU())
 	own.State = event.GetState()
 	return !proto.Equal(before, own)
+}
+
+// narrowed is what a hop makes of the context it is told: its own limit, where
+// packets cannot be as large as the hops behind it think (protocol.md §2.16).
+func narrowed(c *networkservice.ConnectionContext, mtu uint32) *networkservice.ConnectionContext {
+	if mtu == 0 || c.GetMTU() != 0 && c.GetMTU() <= mtu {
+		return c
+	}
+	if c == nil {
+		c = &networkservice.ConnectionContext{}
+	}
+	c.MTU = mtu
+	return c
 }
