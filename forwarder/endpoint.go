@@ -39,18 +39,27 @@ func releaseAll(cs []candidate) {
 	}
 }
 
-// candidates returns the endpoints to try, in order (protocol.md §3.3). A
+// stay returns the endpoint that a wire has, unless the request names another: a
 // refresh stays with its endpoint and looks nothing up.
-func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection, known *wire) ([]candidate, error) {
-	name := c.GetNetworkServiceEndpointName()
-	if known != nil && known.next.Peer != nil && (name == "" || name == known.next.Conn.GetNetworkServiceEndpointName()) {
-		return []candidate{{
-			name:    known.next.Conn.GetNetworkServiceEndpointName(),
-			url:     known.next.Peer.URL(),
-			payload: known.next.Conn.GetPayload(),
-			holds:   f.holdSocketAgain(known.next.Peer.URL()),
-		}}, nil
+func (f *Forwarder) stay(c *networkservice.Connection, known *wire) (*candidate, bool) {
+	if known == nil || known.next.Peer == nil {
+		return nil, false
 	}
+	has := known.next.Conn
+	if name := c.GetNetworkServiceEndpointName(); name != "" && name != has.GetNetworkServiceEndpointName() {
+		return nil, false
+	}
+	return &candidate{
+		name:    has.GetNetworkServiceEndpointName(),
+		url:     known.next.Peer.URL(),
+		payload: has.GetPayload(),
+		holds:   f.holdSocketAgain(known.next.Peer.URL()),
+	}, true
+}
+
+// candidates returns the endpoints to try, in order (protocol.md §3.3).
+func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection) ([]candidate, error) {
+	name := c.GetNetworkServiceEndpointName()
 	service, err := f.findService(ctx, c)
 	if err != nil {
 		return nil, err

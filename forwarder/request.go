@@ -69,7 +69,16 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 		return nil, err
 	}
 	defer left.holds.release()
-	candidates, err := f.candidates(ctx, call.Conn, known)
+	if c, ok := f.stay(call.Conn, known); ok {
+		defer c.holds.release()
+		out, err := f.connect(ctx, t, known, call, left, c)
+		if err == nil || !errors.Is(err, nserr.PeerDown) || ctx.Err() != nil {
+			return out, err
+		}
+		// An endpoint that has restarted listens elsewhere.
+		call.Conn.NetworkServiceEndpointName = c.name
+	}
+	candidates, err := f.candidates(ctx, call.Conn)
 	if err != nil {
 		return nil, err
 	}
