@@ -208,7 +208,7 @@ func (w *Wire) run(ctx context.Context) {
 			continue
 		}
 		w.drain()
-		if next.Do == conn.Reselect {
+		if next.Do != conn.Refresh {
 			w.prober.end() // another endpoint may have the same address
 		}
 		w.prober.follow(w.Addrs(), w.PeerAddrs())
