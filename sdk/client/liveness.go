@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package client
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+)
+
+// Liveness says how a wire finds out whether packets flow: it pings the endpoint
+// through the wire, from a socket in the workload's namespace. That needs no
+// privilege where the workload's namespace is this process's own, and
+// CAP_SYS_ADMIN, to enter it, where it is another.
+//
+// An endpoint that has never answered is not held to be dead: it may not want to.
+type Liveness struct {
+	Disabled bool
+	Interval time.Duration // between pings; default 200 ms, as NSM_LIVENESS_CHECK_INTERVAL
+	Timeout  time.Duration // without any answer, after which packets are lost; default 1 s
+}
+
+func (l *Liveness) fill() {
+	if l.Interval <= 0 {
+		l.Interval = 200 * time.Millisecond
+	}
+	if l.Timeout <= 0 {
+		l.Timeout = time.Second
+	}
+}
+
+// prober pings the far end of one wire. Its methods are for the wire's run
+// goroutine, except lost's receiver.
+type prober struct {
+	config Liveness
+	netns  *os.File
+	lost   func() // called once for each time that answers cease; must not block
+
+	targets []netip.Addr // being pinged
+	stop    func()       // ends the pinging of targets and waits; nil when there is none
+	heard   atomic.Int64 // time of the last answer in ns since the epoch; 0 = never
+}
+
+// follow pings the given addresses from now on, in place of others.
+func (p *prober) follow(own, peers []netip.Addr) {
+	if p.config.Disabled || slices.Equal(p.targets, peers) {
+		return
+	}
+	p.end()
+	p.targets = slices.Clone(peers)
+	p.heard.Store(0)
+	var sockets []*pingSocket
+	for _, family := range []bool{true, false} {
+		to, okTo := first(peers, family)
+		from, okFrom := first(own, family)
+		if !okTo || !okFrom {
+			continue
+		}
+		if s, err := openPing(p.netns, from, to); err == nil {
+			sockets = append(sockets, s)
+		} // else it is not known whether packets flow, which is what no answer means too
+	}
+	if len(sockets) == 0 {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for _, s := range sockets {
+		running.Go(func() { s.receive(func() { p.heard.Store(time.Now().UnixNano()) }) })
+	}
+	running.Go(func() { p.ping(ctx, sockets) })
+	p.stop = func() {
+		cancel()
+		for _, s := range sockets {
+			_ = s.file.Close()
+		}
+		running.Wait()
+	}
+}
+
+// alive reports whether packets are known to flow.
+func (p *prober) alive(now time.Time) bool {
+	heard := p.heard.Load()
+	return heard != 0 && now.UnixNano()-heard <= int64(p.config.Timeout)
+}
+
+func (p *prober) end() {
+	if p.stop != nil {
+		p.stop()
+		p.stop = nil
+	}
+	p.targets = nil
+	p.heard.Store(0)
+}
+
+// ping sends one echo request per family and interval until ctx ends.
+func (p *prober) ping(ctx context.Context, sockets []*pingSocket) {
+	tick := time.NewTicker(p.config.Interval)
+	defer tick.Stop()
+	told := false
+	for seq := uint16(0); ; seq++ {
+		for _, s := range sockets {
+			s.send(seq)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch alive := p.alive(time.Now()); {
+		case alive:
+			told = false
+		case p.heard.Load() != 0 && !told:
+			told = true
+			p.lost()
+		}
+	}
+}
+
+func first(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
+	for _, a := range addrs {
+		if a.Is4() == v4 {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// pingSocket is an unprivileged ICMP echo socket (icmp(7), "ping sockets"); the
+// kernel gives it the answers to its own requests only. The forwarder opens
+// net.ipv4.ping_group_range in the namespace of a wire (protocol.md §2.15).
+type pingSocket struct {
+	file *os.File // non-blocking, so that Close ends a Read
+	v4   bool
+}
+
+// openPing opens a socket in the namespace, from an address of the wire to the
+// one at its far end.
+func openPing(netns *os.File, from, to netip.Addr) (*pingSocket, error) {
+	s := &pingSocket{v4: to.Is4()}
+	domain, proto := unix.AF_INET, unix.IPPROTO_ICMP
+	if !s.v4 {
+		domain, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
+	}
+	fd, err := socketIn(netns, domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(unix.Bind(fd, sockaddr(from)), unix.Connect(fd, sockaddr(to))); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	s.file = os.NewFile(uintptr(fd), "ping")
+	return s, nil
+}
+
+func sockaddr(a netip.Addr) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16()}
+}
+
+// socketIn makes a socket in a network namespace. A socket stays in the namespace
+// it was made in; the thread that went there is not used for anything else.
+func socketIn(netns *os.File, domain, typ, proto int) (fd int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		raw, rawErr := netns.SyscallConn()
+		if rawErr != nil {
+			err = rawErr
+			return
+		}
+		if ctlErr := raw.Control(func(ns uintptr) {
+			if !sameNamespace(int(ns)) {
+				if err = unix.Setns(int(ns), unix.CLONE_NEWNET); err != nil {
+					return
+				}
+			}
+			fd, err = unix.Socket(domain, typ, proto)
+		}); ctlErr != nil {
+			err = ctlErr
+		}
+	}()
+	<-done
+	return fd, err
+}
+
+// sameNamespace reports whether the calling thread is in the namespace already,
+// which it needs no privilege for.
+func sameNamespace(ns int) bool {
+	var there, here unix.Stat_t
+	return unix.Fstat(ns, &there) == nil && unix.Stat("/proc/thread-self/ns/net", &here) == nil &&
+		there.Dev == here.Dev && there.Ino == here.Ino
+}
+
+// send asks once. Errors mean that there is going to be no answer, which is
+// noticed by itself.
+func (s *pingSocket) send(seq uint16) {
+	var typ icmp.Type = ipv4.ICMPTypeEcho
+	if !s.v4 {
+		typ = ipv6.ICMPTypeEchoRequest
+	}
+	var payload [8]byte
+	binary.BigEndian.PutUint64(payload[:], uint64(time.Now().UnixNano()))
+	b, err := (&icmp.Message{Type: typ, Body: &icmp.Echo{Seq: int(seq), Data: payload[:]}}).Marshal(nil)
+	if err == nil {
+		_, _ = s.file.Write(b)
+	}
+}
+
+// maxErrors is how many errors in a row end receive: one that reading does not
+// clear is there for good.
+const maxErrors = 100
+
+// receive calls heard with every answer until the socket is closed. Errors that
+// the kernel reports on the socket, such as host unreachable, are no answers.
+func (s *pingSocket) receive(heard func()) {
+	b := make([]byte, 128)
+	for failed := 0; failed < maxErrors; {
+		n, err := s.file.Read(b)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return
+		case err != nil:
+			failed++
+			continue
+		}
+		failed = 0
+		if n > 0 && (s.v4 && b[0] == byte(ipv4.ICMPTypeEchoReply) || !s.v4 && b[0] == byte(ipv6.ICMPTypeEchoReply)) {
+			heard()
+		}
+	}
+}
