@@ -77,7 +77,9 @@ func (a *app) root() *cobra.Command {
 		newManager(a),
 		newForwarder(a),
 		newWireGuardHolder(a),
+		newDemo(a),
 		newDemoGuard(a),
+		newDemoWorkload(a),
 	)
 	for _, g := range groups {
 		if slices.ContainsFunc(root.Commands(), func(c *cobra.Command) bool { return c.GroupID == g.ID }) {

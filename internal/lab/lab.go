@@ -117,7 +117,7 @@ func (c *Config) fill() (err error) {
 		c.Nodes = []string{"a", "b"}
 	}
 	if c.Name == "" {
-		c.Name = "nsm-" + randomHex(3)
+		c.Name = NewName("nsm-")
 	}
 	if c.Dir == "" {
 		c.Dir = filepath.Join(os.TempDir(), c.Name)
@@ -135,10 +135,11 @@ func (c *Config) fill() (err error) {
 	return nil
 }
 
-func randomHex(n int) string {
-	b := make([]byte, n)
+// NewName returns a name for a lab that no other one has.
+func NewName(prefix string) string {
+	b := make([]byte, 3)
 	_, _ = rand.Read(b) // never fails
-	return hex.EncodeToString(b)
+	return prefix + hex.EncodeToString(b)
 }
 
 // Nodes returns the nodes in the order of the configuration.
@@ -152,6 +153,18 @@ func (l *Lab) Node(name string) *Node {
 		}
 	}
 	panic("lab: no node " + name)
+}
+
+// Daemons returns the daemons in the order in which they were started.
+func (l *Lab) Daemons() (daemons []*Process) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.processes {
+		if p.Node != "" {
+			daemons = append(daemons, p)
+		}
+	}
+	return daemons
 }
 
 // Close ends every process, workloads first and daemons in the reverse order of
@@ -189,13 +202,13 @@ func stopAll(processes []*Process) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(processes))
 	for i, p := range processes {
-		if !p.daemon {
+		if p.Node == "" {
 			wg.Go(func() { errs[i] = p.Stop() })
 		}
 	}
 	wg.Wait()
 	for i, p := range slices.Backward(processes) {
-		if p.daemon {
+		if p.Node != "" {
 			errs[i] = p.Stop()
 		}
 	}

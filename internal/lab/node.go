@@ -89,7 +89,7 @@ func (n *Node) Start(ctx context.Context, part string, args ...string) (*Process
 	ready := func(line string) bool {
 		return strings.HasPrefix(line, last) && strings.Contains(line, " listens on ")
 	}
-	return n.NetNS.start(ctx, startOptions{label: n.Name + "-" + part, ready: ready, daemon: true}, append(argv, args...)...)
+	return n.NetNS.start(ctx, startOptions{label: n.Name + "-" + part, node: n.Name, ready: ready}, append(argv, args...)...)
 }
 
 func (n *Node) arguments(part string) []string {

@@ -25,18 +25,18 @@ const stopGrace = 15 * time.Second
 // descriptor of its own: it goes on printing when the lab's maker is gone.
 type Process struct {
 	Command string // as a person would type it
+	Node    string // name; empty = a workload's process
 	PID     int
 	Log     string // path of the file
 
-	daemon bool
-	cmd    *exec.Cmd
-	done   chan struct{} // closed when it has ended
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
 }
 
 type startOptions struct {
-	label  string                 // for the log's name
-	ready  func(line string) bool // recognises the line that says that it is ready; nil = at once
-	daemon bool                   // stopped after all others
+	label string                 // for the log's name
+	node  string                 // whose daemon it is; stopped after all workloads
+	ready func(line string) bool // recognises the line that says that it is ready; nil = at once
 }
 
 // Start starts a process in the namespace and returns when it has printed a
@@ -77,7 +77,7 @@ func (ns *NetNS) start(ctx context.Context, o startOptions, argv ...string) (*Pr
 	c.Env = ns.env
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is for the lab, which stops things in order
-	p := &Process{Command: commandLine(argv), Log: log.Name(), daemon: o.daemon, cmd: c, done: make(chan struct{})}
+	p := &Process{Command: commandLine(argv), Log: log.Name(), Node: o.node, cmd: c, done: make(chan struct{})}
 	if err := ns.lab.launch(ns, p); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.Command, err)
 	}

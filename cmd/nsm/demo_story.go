@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+
+	"github.com/openvwire/nsm/internal/lab"
+)
+
+// demo is one demonstration under way.
+type demo struct {
+	*narrator
+	lab    *lab.Lab
+	rights string // how it came to be allowed to do this
+	start  time.Time
+
+	workloads []*lab.Process // clients, endpoints and what runs beside them, in this order of starting
+}
+
+// perform shows everything up to the end, where all is running still.
+func (d *demo) perform(ctx context.Context) error {
+	for _, act := range []func(context.Context) error{
+		d.twoNodes, d.localWire, d.vxlanWire, d.wireGuardWire, d.look, d.refreshAndDeath,
+	} {
+		if err := act(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demo) twoNodes(ctx context.Context) error {
+	d.section("Two nodes", `Each node is a network namespace, a veth pair is the cable between them. Its daemons
+		are processes of their own that find each other as on two machines: over TCP with
+		mutual TLS and over Unix sockets. ('nsm up' runs all of a node in one process.)`)
+	d.note("rights: %s", d.rights)
+	a, b := d.lab.Node("a"), d.lab.Node("b")
+	d.command("a", "nsm authority --node a")
+	d.command("a", "nsm token create --node b")
+	d.command("b", "nsm authority --node b --join nsmjoin…")
+	d.command("a", "nsm registry")
+	for _, n := range []*lab.Node{a, b} {
+		d.command(n.Name, fmt.Sprintf("nsm manager --registry-url tcp://%s:5002", a.Addr))
+		d.command(n.Name, fmt.Sprintf("nsm forwarder --tunnel-ip %s", n.Addr))
+	}
+	start := time.Now()
+	if err := d.lab.StartDaemons(ctx); err != nil {
+		return err
+	}
+	took := time.Since(start)
+	for _, p := range d.lab.Daemons() {
+		for line := range strings.Lines(p.Output()) {
+			if part, rest, ok := strings.Cut(line, " listens on "); ok && !strings.Contains(part, "=") {
+				_, id, _ := strings.Cut(rest, " as ")
+				d.measure(p.Node, "%-10s process %-7d %s", strings.TrimSpace(part), p.PID, strings.TrimSpace(id))
+			}
+		}
+	}
+	d.check(len(d.lab.Daemons()) == 7, "7 daemons ready after %s", round(took))
+	return nil
+}
+
+func (d *demo) localWire(ctx context.Context) error {
+	d.section("A wire on one node", `A workload asks for the service "hello" by name and gets one interface. The other end
+		of the veth pair stands in the endpoint's namespace: no bridge and no switch between.`)
+	if err := d.serve(ctx, "a", "hello", "IP", "10.60.1.0/24"); err != nil {
+		return err
+	}
+	web, err := d.connect(ctx, "a", "web", "hello")
+	if err != nil {
+		return err
+	}
+	seen, err := d.use(ctx, web, "10.60.1.0")
+	if err != nil {
+		return err
+	}
+	d.check(seen.Marked == 0, "on the underlay: nothing of it, the wire does not leave the node")
+	return nil
+}
+
+func (d *demo) vxlanWire(ctx context.Context) error {
+	d.section("A wire across nodes that carries Ethernet: VXLAN", `The endpoint on node b asks for payload ETHERNET. The device in each workload is the
+		tunnel itself; its UDP packets travel in the nodes' own network.`)
+	if err := d.serve(ctx, "b", "lan", "ETHERNET", "10.60.2.0/24"); err != nil {
+		return err
+	}
+	shop, err := d.connect(ctx, "a", "shop", "lan")
+	if err != nil {
+		return err
+	}
+	seen, err := d.use(ctx, shop, "10.60.2.0")
+	if err != nil {
+		return err
+	}
+	d.check(seen.UDP[4789] > 0, "on the underlay: %d packets to UDP port 4789", seen.UDP[4789])
+	d.check(seen.Marked > 0, "the text is in the clear in %d of them: VXLAN is not encrypted, and the capture works", seen.Marked)
+	return nil
+}
+
+func (d *demo) wireGuardWire(ctx context.Context) error {
+	d.section("A wire across nodes that carries IP: WireGuard, IPv4 and IPv6", `Payload IP is encrypted wherever it leaves a node. Keys are made for this wire alone
+		and travel with the request, over mutual TLS. The same capture as before looks for the text.`)
+	if why := wireGuardPossible(); why != "" {
+		d.note("LEFT OUT: wireguard-go needs the tun device: %s", why)
+		return nil
+	}
+	if err := d.serve(ctx, "b", "vault", "IP", "10.60.3.0/24,fd00:60:3::/64"); err != nil {
+		return err
+	}
+	bank, err := d.connect(ctx, "a", "bank", "vault")
+	if err != nil {
+		return err
+	}
+	for _, host := range []string{"10.60.3.0", "fd00:60:3::"} {
+		seen, err := d.use(ctx, bank, host)
+		if err != nil {
+			return err
+		}
+		tunnel := 0
+		for port, n := range seen.UDP {
+			if port >= 51820 && port < 51900 {
+				tunnel += n
+			}
+		}
+		d.check(tunnel > 0, "on the underlay: %d packets to WireGuard's UDP ports", tunnel)
+		d.check(seen.Marked == 0 && seen.Lost == 0, "the text is in none of %d packets captured: it is ciphertext there", seen.Packets)
+	}
+	return nil
+}
+
+// look shows what an operator sees.
+func (d *demo) look(ctx context.Context) error {
+	d.section("What an operator sees", `Any manager tells root of its node about the wires of the node.`)
+	for _, args := range [][]string{{"get", "nodes"}, {"get", "endpoints"}, {"get", "wires", "-o", "wide"}, {"describe", "wire", wireOf("shop")}} {
+		d.command("a", "nsm "+strings.Join(args, " "))
+		out, err := d.lab.Node("a").Nsm(ctx, args...)
+		if err != nil {
+			return err
+		}
+		d.output(out)
+		if args[1] == "wires" {
+			links, err := d.lab.WireLinks()
+			if err != nil {
+				return err
+			}
+			wires := strings.Count(out, "\n") - 1
+			d.check(wires == len(links)/2, "%d wires in the list, %d ends of wires in the workloads' namespaces", wires, len(links))
+		}
+	}
+	return nil
+}
+
+// shortLife is the lifetime of the token of the client that is going to die.
+const shortLife = 12 * time.Second
+
+func (d *demo) refreshAndDeath(ctx context.Context) error {
+	d.section("A wire lives as long as somebody refreshes it", fmt.Sprintf(`This client's token is good for %v, so its wire is, too. First it refreshes the wire in
+		good time. Then it is killed with SIGKILL: nobody says goodbye, and when the token has expired
+		both nodes remove their ends on their own.`, shortLife))
+	service := "vault"
+	if wireGuardPossible() != "" {
+		service = "lan"
+	}
+	batch, err := d.connect(ctx, "a", "batch", service, "--max-token-lifetime", shortLife.String())
+	if err != nil {
+		return err
+	}
+	id := wireOf("batch")
+	first, err := d.expiry(ctx, id)
+	if err != nil {
+		return err
+	}
+	refreshed, err := d.awaitRefresh(ctx, id, first)
+	if err != nil {
+		return err
+	}
+	d.check(refreshed.After(first), "refreshed: it would have expired at %s, now at %s", clock(first), clock(refreshed))
+
+	before, err := d.lab.WireLinks()
+	if err != nil {
+		return err
+	}
+	watch, err := batch.WatchLink(wireInterface)
+	if err != nil {
+		return err
+	}
+	defer watch.Close()
+	client := d.workloads[len(d.workloads)-1]
+	d.command("a", fmt.Sprintf("kill -KILL %d", client.PID))
+	client.Kill()
+	killed := time.Now()
+	planned, err := d.expiry(ctx, id) // of the last refresh before the kill
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithDeadline(ctx, planned.Add(10*time.Second))
+	defer cancel()
+	gone, err := watch.Gone(limited)
+	if err != nil {
+		d.check(false, "the killed client's wire ends at %s: %v", clock(planned), err)
+		return ctx.Err()
+	}
+	late := gone.Sub(planned)
+	d.check(late > -time.Second && late < 3*time.Second, "killed at %s, to expire at %s, removed at %s: %s after the planned time",
+		clock(killed), clock(planned), clock(gone), round(late))
+	left, err := d.awaitLinks(ctx, len(before)-2)
+	d.check(len(left) == len(before)-2, "ends of wires: %d before, %d after: both nodes have removed theirs, the others stay", len(before), len(left))
+	return err
+}
+
+// awaitRefresh follows the wire until it expires later than before.
+func (d *demo) awaitRefresh(ctx context.Context, id string, before time.Time) (after time.Time, err error) {
+	d.command("a", "nsm get wires "+id+" -w")
+	ctx, cancel := context.WithTimeout(ctx, shortLife)
+	defer cancel()
+	watch, err := d.lab.Node("a").NetNS.StartNsm(ctx, "", "get", "wires", id, "-w", "-o", "json")
+	if err != nil {
+		return after, err
+	}
+	defer func() { _ = watch.Stop() }()
+	_, err = watch.WaitLine(ctx, func(line string) bool {
+		var e adminv1.WireEvent
+		if protojson.Unmarshal([]byte(line), &e) != nil || e.GetWire() == nil {
+			return false
+		}
+		after = e.GetWire().GetExpires().AsTime()
+		return after.After(before.Add(time.Second))
+	})
+	return after, err
+}
+
+// expiry asks a manager when a wire expires.
+func (d *demo) expiry(ctx context.Context, id string) (time.Time, error) {
+	out, err := d.lab.Node("a").Nsm(ctx, "get", "wires", id, "-o", "json")
+	if err != nil {
+		return time.Time{}, err
+	}
+	var w adminv1.WireSummary
+	if err := protojson.Unmarshal([]byte(out), &w); err != nil {
+		return time.Time{}, err
+	}
+	return w.GetExpires().AsTime(), nil
+}
+
+// end closes all wires, then everything else, and counts what is left.
+func (d *demo) end(ctx context.Context) error {
+	d.section("The end", `Clients that end close their wires; endpoints unregister; then the daemons are stopped and
+		the namespaces deleted.`)
+	ends, err := d.lab.WireLinks()
+	if err != nil {
+		return err
+	}
+	there := lab.Find(d.lab.Name, d.lab.Dir)
+	for _, p := range d.workloads { // clients begin
+		if strings.HasPrefix(p.Command, "nsm connect") {
+			if err := p.Stop(); err != nil {
+				return err
+			}
+		}
+	}
+	left, err := d.awaitLinks(ctx, 0)
+	if err != nil {
+		return err
+	}
+	d.check(len(left) == 0, "ends of wires: %d before, %d after", len(ends), len(left))
+	if err := d.lab.Close(); err != nil {
+		return err
+	}
+	after := lab.Find(d.lab.Name, d.lab.Dir)
+	for _, x := range []struct {
+		what          string
+		before, after []string
+	}{
+		{"processes", there.Processes, after.Processes},
+		{"network namespaces", there.Namespaces, after.Namespaces},
+		{"WireGuard sockets", there.Sockets, after.Sockets},
+		{"folders", there.Files, after.Files},
+	} {
+		d.check(len(x.after) == 0, "%s: %d before, %d after %s", x.what, len(x.before), len(x.after), strings.Join(x.after, ", "))
+	}
+	return nil
+}
+
+// awaitLinks waits until there are so many ends of wires, for a few seconds:
+// the kernel deletes links at its leisure.
+func (d *demo) awaitLinks(ctx context.Context, want int) (links []string, err error) {
+	for range 50 {
+		if links, err = d.lab.WireLinks(); err != nil || len(links) == want {
+			return links, err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return links, ctx.Err()
+		}
+	}
+	return links, nil
+}
+
+// leave lets everything run on and says how to look at it.
+func (d *demo) leave() error {
+	if err := os.WriteFile(filepath.Join(d.lab.Dir, keptFile), nil, 0o644); err != nil {
+		return err
+	}
+	if err := d.lab.Release(); err != nil {
+		return err
+	}
+	d.section("Left running", "Look at it from here; the sockets of each node lie in a folder of its own.")
+	for _, n := range d.lab.Nodes() {
+		d.note("# as node %s", n.Name)
+		d.note("export %s", strings.Join(n.Env(), " "))
+	}
+	for _, line := range []string{
+		"nsm get wires -o wide", "nsm get endpoints", "nsm describe wire " + wireOf("bank"),
+		"nsm connect kernel://vault/nsm-1 -- sh   # a shell with a wire of its own",
+	} {
+		d.command("", line)
+	}
+	d.note("logs and state: %s", d.lab.Dir)
+	if d.rights == userNamespace {
+		d.note("the namespaces belong to a user namespace: enter it with nsenter -t PID -U -m -n")
+	} else {
+		d.note("namespaces: ip netns list, named %s-…", d.lab.Name)
+	}
+	d.command("", "nsm demo --stop")
+	return nil
+}
+
+func (d *demo) verdict(err error) {
+	took := time.Since(d.start).Round(100 * time.Millisecond)
+	switch {
+	case err != nil:
+		d.title(fmt.Sprintf("\nended by an error after %v", took))
+	case d.failed > 0:
+		d.title(fmt.Sprintf("\n%d of %d checks FAILED, in %v", d.failed, d.checks, took))
+	default:
+		d.title(fmt.Sprintf("\nall %d checks hold, in %v", d.checks, took))
+	}
+}
+
+func clock(t time.Time) string { return t.Local().Format("15:04:05.0") }
+
+// round is a duration to three digits or so.
+func round(d time.Duration) time.Duration {
+	switch {
+	case d.Abs() > time.Second:
+		return d.Round(10 * time.Millisecond)
+	case d.Abs() > time.Millisecond:
+		return d.Round(10 * time.Microsecond)
+	}
+	return d.Round(100 * time.Nanosecond)
+}
+
+func decodeMeasured(text string) (m measured, err error) {
+	err = json.Unmarshal([]byte(text), &m)
+	return m, err
+}
