@@ -93,6 +93,8 @@ func (m *Mesh) stop() {
 		n.stop()
 	}
 	m.StopRegistry()
+	// Descriptors that were sent to whoever did not want them live on for 10 s.
+	time.Sleep(time.Minute)
 	for _, f := range m.files {
 		_ = f.Close()
 	}
