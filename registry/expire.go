@@ -37,7 +37,7 @@ func (s *Server) expireEndpoints(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.log.Warn("expiry of endpoints is interrupted", "err", err)
+		s.log.Warn("expiry of endpoints is interrupted", "error", err)
 		if expireRetry.Wait(ctx, attempt) != nil {
 			return
 		}

@@ -90,7 +90,7 @@ func New(c Config) *Server {
 		policy:    c.Policy,
 		services:  c.Services,
 		endpoints: c.Endpoints,
-		log:       c.Logger.With("registry", c.Name),
+		log:       c.Logger.With("part", "registry", "name", c.Name),
 		maxExpiry: c.MaxExpiry,
 		calls:     make(map[*call]struct{}),
 	}

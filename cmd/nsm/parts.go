@@ -136,7 +136,7 @@ func (p *part) serve(ls []net.Listener, register func(grpc.ServiceRegistrar), re
 	for _, l := range ls {
 		serving.Go(func() {
 			if err := server.Serve(l); err != nil {
-				p.log.Error("no longer serving", "url", rpc.URL(l.Addr()), "error", err)
+				p.log.Error("no longer serving", "address", rpc.URL(l.Addr()), "error", err)
 			}
 		})
 	}

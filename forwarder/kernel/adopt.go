@@ -109,7 +109,7 @@ func (k *Kernel) WireGuardKey(ctx context.Context, key, wireID string) (private 
 	}
 	found, err := k.adoptFrom(ctx, key)
 	if err != nil {
-		k.log.Warn("look for WireGuard device", "wire", wireID, "error", err)
+		k.log.Warn("look for WireGuard device", "connection", wireID, "error", err)
 	}
 	for _, f := range found {
 		if f.Tag.ID != wireID {

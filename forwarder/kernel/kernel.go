@@ -152,7 +152,7 @@ func (k *Kernel) applyOnce(c *call, done *[]plan.Step) (steps []plan.Step, err e
 		failed := new(plan.StepError)
 		errors.As(err, &failed)
 		for _, e := range append(failed.Undo, plan.Undo(*done, c.do)...) {
-			k.log.Warn("undo failed", "wire", c.wire.ID, "error", e)
+			k.log.Warn("undo failed", "connection", c.wire.ID, "error", e)
 		}
 		return nil, reasonOf(failed)
 	}

@@ -69,7 +69,7 @@ func New(ctx context.Context, cfg Config) (Backend, error) {
 			cfg.Logger.Info("WireGuard is the kernel's")
 			return NewModule(cfg.Namespaces.Self()), nil
 		}
-		cfg.Logger.Info("WireGuard is wireguard-go", "because", err)
+		cfg.Logger.Info("WireGuard is wireguard-go", "error", err)
 	}
 	return NewUserspace(ctx, holder.ClientConfig{
 		Socket:    cfg.Socket,

@@ -103,7 +103,7 @@ func Open[T registry.Object](c Config) (*Store[T], error) {
 			s.apply(v.GetName(), none, v)
 		}
 	}
-	s.log.Info("registry store loaded", "file", c.Path, "objects", s.objects.Len(), "expired", len(latest)-s.objects.Len())
+	s.log.Info("registry store loaded", "file", c.Path, "count", s.objects.Len(), "expired", len(latest)-s.objects.Len())
 	return s, nil
 }
 
@@ -250,7 +250,7 @@ func (s *Store[T]) compact() {
 		}
 	})
 	if err != nil {
-		s.log.Warn("registry file stays uncompacted", "file", s.journal.path, "bytes", s.journal.size, "err", err)
+		s.log.Warn("registry file stays uncompacted", "file", s.journal.path, "bytes", s.journal.size, "error", err)
 	}
 }
 

@@ -60,7 +60,7 @@ func Follow(ctx context.Context, svid *x509svid.SVID, mint Mint, bundles *Bundle
 			next, err := mint(ctx)
 			now := time.Now()
 			if err != nil {
-				log.Warn("cannot renew the identity", "spiffe_id", svid.ID, "valid_until", expiry(svid), "error", err)
+				log.Warn("cannot renew the identity", "spiffe_id", svid.ID, "expires", expiry(svid), "error", err)
 				due = now.Add(retry.Delay(failures))
 				failures++
 				continue

@@ -97,7 +97,7 @@ func NewClient(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	s, err := c.dialAttach(ctx)
 	switch {
 	case err == nil:
-		cfg.Logger.Info("adopted WireGuard holder", "pid", s.status.PID, "devices", s.status.Devices)
+		cfg.Logger.Info("adopted WireGuard holder", "pid", s.status.PID, "count", s.status.Devices)
 		c.adopt(s)
 	case !notRunning(err):
 		c.Close()

@@ -59,7 +59,7 @@ func Main(ctx context.Context, cfg Config) error {
 	}
 	lock, err := lockSocket(cfg.Socket)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		cfg.Logger.Info("another WireGuard holder serves this socket", "socket", cfg.Socket)
+		cfg.Logger.Info("another WireGuard holder serves this socket", "address", cfg.Socket)
 		return nil
 	}
 	if err != nil {
@@ -83,9 +83,9 @@ func Main(ctx context.Context, cfg Config) error {
 	announceReady()
 
 	s := newServer(cfg, namespaces)
-	cfg.Logger.Info("WireGuard holder serves", "socket", cfg.Socket, "pid", os.Getpid())
+	cfg.Logger.Info("WireGuard holder serves", "address", cfg.Socket, "pid", os.Getpid())
 	s.run(ctx, listener)
-	cfg.Logger.Info("WireGuard holder ends", "socket", cfg.Socket)
+	cfg.Logger.Info("WireGuard holder ends", "address", cfg.Socket)
 	return nil
 }
 
@@ -344,7 +344,7 @@ func (s *server) create(req *request, file *os.File) (Device, error) {
 		}
 		s.drop(sl, old)
 	}
-	dev, err := newDevice(ns, want, s.cfg.Logger.With("wire", want.Tag, "interface", want.Name))
+	dev, err := newDevice(ns, want, s.cfg.Logger.With("tag", want.Tag, "interface", want.Name))
 	if err != nil {
 		return Device{}, err
 	}
@@ -365,7 +365,7 @@ func (s *server) watch(tag string, dev *device) {
 		sl.dev = nil
 		s.forgetLocked(tag, sl)
 		s.idleLocked()
-		s.cfg.Logger.Info("interface of a WireGuard device was deleted by somebody else", "wire", tag, "interface", dev.Name)
+		s.cfg.Logger.Info("interface of a WireGuard device was deleted by somebody else", "tag", tag, "interface", dev.Name)
 	}
 }
 

@@ -171,7 +171,7 @@ func TestRefusedConfig(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for name, text := range map[string]string{"mistyped": "nsm1x", "file name": "/root/token"} {
+	for name, text := range map[string]string{"mistyped": "nsm1x", "file name": "/etc/token"} {
 		c := Config{Node: "b", StateDir: filepath.Join(t.TempDir(), "state"), Token: text, Logger: quiet}
 		if _, err := New(t.Context(), c); !errors.Is(err, nserr.BadJoinToken) {
 			t.Errorf("%s: %v", name, err)

@@ -61,7 +61,7 @@ func (a *Agent) membership(ctx context.Context, dir *statedir.Dir, text string) 
 	if err != nil {
 		return membership{}, err
 	}
-	a.log.Info("this node has joined", "spiffe_id", m.svid.ID, "valid_until", m.svid.Certificates[0].NotAfter)
+	a.log.Info("this node has joined", "spiffe_id", m.svid.ID, "expires", m.svid.Certificates[0].NotAfter)
 	return m, save(dir, m)
 }
 

@@ -82,7 +82,7 @@ func (i *issuer) rotate(now time.Time) error {
 	i.mu.Unlock()
 	newest := next[len(next)-1].cert
 	i.log.Info("certificates of the authority have changed", "trust_domain", i.td.Name(),
-		"count", len(next), "newest_valid_until", newest.NotAfter)
+		"count", len(next), "expires", newest.NotAfter)
 	i.publish()
 	return nil
 }

@@ -140,10 +140,10 @@ func (n nodes) Join(ctx context.Context, r *identityv1.JoinRequest) (*identityv1
 	chain, err := a.join(r, now)
 	if err != nil {
 		a.limiter.failed(host, now)
-		a.log.Warn("node may not join", "node", r.GetNode(), "remote", host, "error", err)
+		a.log.Warn("node may not join", "node", r.GetNode(), "address", host, "error", err)
 		return nil, err
 	}
-	a.log.Info("node has joined", "node", r.GetNode(), "remote", host)
+	a.log.Info("node has joined", "node", r.GetNode(), "address", host)
 	return &identityv1.JoinResponse{Chain: chain, Bundles: a.bundles()}, nil
 }
 
