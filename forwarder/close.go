@@ -23,7 +23,7 @@ func (f *Forwarder) Close(ctx context.Context, c *networkservice.Connection) (*e
 	}
 	err = f.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
 		if t.Record == nil || t.Record.adopted {
-			f.passOn(ctx, call)
+			f.passOn(ctx, call, spaceOf(t.Record))
 		}
 		switch {
 		case t.Record == nil:
@@ -44,8 +44,9 @@ func (f *Forwarder) Close(ctx context.Context, c *networkservice.Connection) (*e
 
 // passOn sends the Close of a connection that this forwarder does not know, as
 // after a restart, to the endpoint that the connection names. The endpoint or its
-// manager checks for itself whose connection it is.
-func (f *Forwarder) passOn(ctx context.Context, call *hop.Call) {
+// manager checks for itself whose connection it is. space is the endpoint's
+// namespace, "" if not known.
+func (f *Forwarder) passOn(ctx context.Context, call *hop.Call, space string) {
 	name := call.Conn.GetNetworkServiceEndpointName()
 	if name == "" || call.Conn.GetNextPathSegment() == nil {
 		return
@@ -60,7 +61,11 @@ func (f *Forwarder) passOn(ctx context.Context, call *hop.Call) {
 	for _, c := range candidates {
 		p := f.config.Peers.Get(c.url)
 		defer p.Release()
-		if err := hop.CloseAt(ctx, p, call.Conn); err != nil {
+		closeCtx := ctx
+		if c.local() {
+			closeCtx = f.withSpace(ctx, space)
+		}
+		if err := hop.CloseAt(closeCtx, p, call.Conn); err != nil {
 			f.log.Warn("close of an unknown connection not passed on", "connection", call.Conn.GetId(), "endpoint", name, "error", err)
 		}
 	}
@@ -90,7 +95,7 @@ func (f *Forwarder) drop(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 		defer cancel()
 		removed <- f.config.Kernel.Remove(ctx, w.desired)
 	})
-	if err := w.next.Close(ctx, call); err != nil {
+	if err := w.next.Close(f.withSpace(ctx, spaceOf(w)), call); err != nil {
 		f.log.Warn("next hop did not close", "connection", t.ID, "error", err)
 	}
 	err := <-removed

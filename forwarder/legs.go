@@ -377,10 +377,8 @@ func (f *Forwarder) receiveSpace(ctx context.Context, known *wire, url string, a
 		return "", nserr.NoDescriptor.Errorf("KERNEL: inodeURL is missing, so the endpoint's network namespace is not known")
 	}
 	if known != nil && known.right.Params["inodeURL"] == url {
-		for _, end := range known.desired.Ends {
-			if end.Side == plan.Endpoint && f.config.Namespaces.Hold(end.NetNS) == nil {
-				return end.NetNS, nil
-			}
+		if space := spaceOf(known); f.config.Namespaces.Hold(space) == nil {
+			return space, nil
 		}
 	}
 	file, err := rpc.ReceiveReplyFile(ctx, at, url)
@@ -388,4 +386,28 @@ func (f *Forwarder) receiveSpace(ctx context.Context, known *wire, url string, a
 		return "", err
 	}
 	return f.config.Namespaces.Add(file)
+}
+
+// withSpace sends an endpoint's own namespace along with a refresh or Close that
+// names it. The reference's endpoints wait, until the call's deadline, for every
+// file that the mechanism of a connection names, as their forwarders send it back
+// to them each time (§2.14). "" stands for none.
+func (f *Forwarder) withSpace(ctx context.Context, space string) context.Context {
+	ns, err := f.config.Namespaces.Get(space)
+	if err != nil {
+		return ctx
+	}
+	return rpc.WithFiles(ctx, ns.File())
+}
+
+// spaceOf is the namespace of the endpoint of w, "" if that is not on this node.
+func spaceOf(w *wire) string {
+	if w != nil {
+		for _, end := range w.desired.Ends {
+			if end.Side == plan.Endpoint {
+				return end.NetNS
+			}
+		}
+	}
+	return ""
 }

@@ -59,7 +59,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 			return nil, err
 		}
 		if call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
-			if err := known.next.Close(ctx, call); err != nil {
+			if err := known.next.Close(f.withSpace(ctx, spaceOf(known)), call); err != nil {
 				f.log.Warn("old path not closed", "connection", t.ID, "error", err)
 			}
 		}
@@ -119,14 +119,18 @@ func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], known *wire
 		}
 	}()
 	u.Add(func(context.Context) error { p.Release(); return nil })
+	askCtx := ctx
+	if right.stands {
+		askCtx = f.withSpace(ctx, spaceOf(known))
+	}
 	var at peer.Peer
-	got, err := hop.Ask(ctx, p, right.request(call.Conn, c), grpc.Peer(&at))
+	got, err := hop.Ask(askCtx, p, right.request(call.Conn, c), grpc.Peer(&at))
 	if err != nil {
 		return nil, err
 	}
 	if !right.stands { // what stood before stays, and so does its path
 		u.Add(func(ctx context.Context) error {
-			_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(ctx, got)
+			_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(f.withSpace(ctx, right.space), got)
 			return err
 		})
 	}
