@@ -4,7 +4,6 @@ package interop
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -39,7 +38,7 @@ func onBoth(t *testing.T, test func(t *testing.T, as func(path string) ref.Secur
 
 // quiet is the logger of our parts here: what they would say of the reference's
 // mistakes is not what these tests are about.
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+var quiet = slog.New(slog.NewTextHandler(ref.LogOutput(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 
 // credentialsOf are our transport credentials for the identity.
 func credentialsOf(s ref.Security) (client, server credentials.TransportCredentials) {
@@ -51,7 +50,7 @@ func credentialsOf(s ref.Security) (client, server credentials.TransportCredenti
 
 // tokensOf is our token generator for the identity.
 func tokensOf(s ref.Security) token.Generator {
-	return token.NewGenerator(s.SVID, ref.TokenLifetime)
+	return token.NewGenerator(s.SVID, s.TokensFor())
 }
 
 // serveOurs runs our server at the address, with what register puts on it.

@@ -29,14 +29,21 @@ import (
 	"google.golang.org/grpc"
 )
 
-// TunnelIP is the underlay address that every reference forwarder reports.
-// There is no tunnel behind it.
+// TunnelIP is the underlay address that a reference forwarder reports when
+// nothing else is asked for. There is no tunnel behind it.
 var TunnelIP = net.IPv4(127, 0, 0, 1)
 
 // ForwarderConfig names what a forwarder needs.
 type ForwarderConfig struct {
-	Name    string
-	Manager string // URL of its manager's Unix socket, the reference's or ours
+	Name     string
+	Manager  string // URL of its manager's Unix socket, the reference's or ours
+	TunnelIP net.IP // nil means the package's TunnelIP
+
+	// Offer are more parameters of the tunnels that it offers to its right, Answer
+	// of those that it answers with to its left.
+	Offer, Answer map[string]string
+	// Legs, if set, learns what passes.
+	Legs *Legs
 }
 
 // Forwarder runs a forwarder without a data plane on a Unix socket and
@@ -47,20 +54,28 @@ type ForwarderConfig struct {
 // hop's URL.
 func Forwarder(t testing.TB, s Security, c ForwarderConfig) *Server {
 	t.Helper()
+	if c.TunnelIP == nil {
+		c.TunnelIP = TunnelIP
+	}
+	if c.Legs == nil {
+		c.Legs = new(Legs)
+	}
 	forwarder := Serve(t, c.Name, []grpc.ServerOption{s.ServerOption()}, []string{Socket(t)}, func(ctx context.Context, _ []string) func(*grpc.Server) {
 		registries := newRegistryClient(ctx, t, s, c.Manager, registryrecvfd.NewNetworkServiceEndpointRegistryClient())
 		return endpoint.NewServer(ctx, s.Tokens(),
 			endpoint.WithName(c.Name),
 			endpoint.WithAuthorizeServer(s.authorizeServer()),
 			endpoint.WithAdditionalFunctionality(
+				leftOf{c.Legs},
 				recvfd.NewServer(),
 				sendfd.NewServer(),
+				answer(c.Answer),
 				discover.NewServer(registries.Services, registries.Endpoints),
 				roundrobin.NewServer(),
 				mechanisms.NewServer(map[string]networkservice.NetworkServiceServer{
 					kernel.MECHANISM:    null.NewServer(),
-					vxlan.MECHANISM:     vni.NewServer(TunnelIP),
-					wireguard.MECHANISM: wireguardServer{},
+					vxlan.MECHANISM:     vni.NewServer(c.TunnelIP),
+					wireguard.MECHANISM: wireguardServer{c.TunnelIP},
 				}),
 				connect.NewServer(client.NewClient(ctx,
 					client.WithName(c.Name),
@@ -69,10 +84,11 @@ func Forwarder(t testing.TB, s Security, c ForwarderConfig) *Server {
 					client.WithDialTimeout(dialTimeout),
 					client.WithAdditionalFunctionality(
 						mechanismtranslation.NewClient(),
-						nextHopMechanism{},
-						vni.NewClient(TunnelIP),
+						&nextHopMechanism{tunnelIP: c.TunnelIP, offer: c.Offer},
+						vni.NewClient(c.TunnelIP),
 						recvfd.NewClient(),
 						sendfd.NewClient(),
+						rightOf{c.Legs},
 					),
 				)),
 			),

@@ -20,31 +20,45 @@ import (
 // isolated marks the process that already has namespaces of its own.
 const isolated = "NSM_INTEROP_ISOLATED"
 
-// talkative, when set, lets the reference's log through.
+// talkative, when set, lets the logs of both makes through: "ours" or "all".
 const talkative = "NSM_INTEROP_LOG"
+
+// LogOutput is where our own parts' logs go.
+func LogOutput() io.Writer {
+	if os.Getenv(talkative) == "" {
+		return io.Discard
+	}
+	return os.Stderr
+}
 
 // Isolate makes sure that the program runs in private mount and network
 // namespaces (and a user namespace, without root): it starts itself again in
 // them and ends with the child's exit status. To be called first in TestMain.
 //
 // The reference needs it: its DNS elements rewrite /etc/resolv.conf and its
-// manager creates and watches /var/lib/networkservicemesh. Inside, the first
-// is a copy, /var/lib is an empty tmpfs, and loopback is the only network.
+// manager creates and watches /var/lib/networkservicemesh. Userspace WireGuard
+// has its sockets in /run/wireguard. Inside, the first is a copy, /var/lib and
+// /run are empty, and loopback is the only network.
 func Isolate() error {
 	if os.Getenv(isolated) == "" {
 		os.Exit(runIsolated())
 	}
-	if os.Getenv(talkative) == "" {
+	if os.Getenv(talkative) != "all" {
 		sdklog.SetGlobalLogger(sdklog.Empty())
 		logrus.SetOutput(io.Discard)
 	}
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("bring up loopback: %w", err)
 	}
-	if err := unix.Mount("interop", "/var/lib", "tmpfs", 0, "size=16m"); err != nil {
-		return fmt.Errorf("private /var/lib: %w", err)
+	if err := privateCopy("/etc/resolv.conf"); err != nil {
+		return err
 	}
-	return privateCopy("/etc/resolv.conf")
+	for _, dir := range []string{"/var/lib", "/run"} {
+		if err := unix.Mount("interop", dir, "tmpfs", 0, "size=16m"); err != nil {
+			return fmt.Errorf("private %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 func runIsolated() int {
@@ -97,11 +111,16 @@ func privateCopy(path string) error {
 	if err != nil {
 		return err
 	}
-	const shadow = "/var/lib/shadow"
-	if err := os.WriteFile(shadow, content, 0o644); err != nil {
+	shadow, err := os.CreateTemp("", "i")
+	if err != nil {
 		return err
 	}
-	if err := unix.Mount(shadow, path, "", unix.MS_BIND, ""); err != nil {
+	defer os.Remove(shadow.Name())
+	defer shadow.Close()
+	if _, err := shadow.Write(content); err != nil {
+		return err
+	}
+	if err := unix.Mount(shadow.Name(), path, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("private %s: %w", path, err)
 	}
 	return nil

@@ -7,6 +7,9 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
+	"maps"
+	"net"
+	"sync"
 
 	"github.com/golang/protobuf/ptypes/empty"
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -29,37 +32,45 @@ const (
 
 // nextHopMechanism writes the forwarder's preferences for its right-hand side:
 // what forwarder-vpp's mechanism clients and its filter by URL scheme leave over.
-type nextHopMechanism struct{}
+type nextHopMechanism struct {
+	tunnelIP net.IP
+	offer    map[string]string
+	keys     sync.Map // of WireGuard, by connection id: a refresh has the same
+}
 
-func (nextHopMechanism) Request(ctx context.Context, request *networkservice.NetworkServiceRequest, opts ...grpc.CallOption) (*networkservice.Connection, error) {
+func (n *nextHopMechanism) Request(ctx context.Context, request *networkservice.NetworkServiceRequest, opts ...grpc.CallOption) (*networkservice.Connection, error) {
 	conn := request.GetConnection()
-	preference := &networkservice.Mechanism{Cls: cls.REMOTE, Type: vxlan.MECHANISM, Parameters: map[string]string{}}
+	preference := &networkservice.Mechanism{Cls: cls.REMOTE, Type: vxlan.MECHANISM, Parameters: maps.Clone(n.offer)}
+	if preference.Parameters == nil {
+		preference.Parameters = make(map[string]string)
+	}
 	switch u := clienturlctx.ClientURL(ctx); {
 	case u != nil && (u.Scheme == "unix" || u.Scheme == "inode"):
 		preference = kernel.New(ownNetNS)
 		preference.Parameters[common.InterfaceNameKey] = "nsm-fwd"
 	case conn.GetPayload() != payload.Ethernet:
-		key, err := publicKey()
+		fresh, err := publicKey()
 		if err != nil {
 			return nil, err
 		}
+		key, _ := n.keys.LoadOrStore(conn.GetId(), fresh)
 		preference.Type = wireguard.MECHANISM
-		preference.Parameters[wireguard.SrcIP] = TunnelIP.String()
+		preference.Parameters[wireguard.SrcIP] = n.tunnelIP.String()
 		preference.Parameters[wireguard.SrcPort] = wireguardPort
-		preference.Parameters[wireguard.SrcPublicKey] = key
+		preference.Parameters[wireguard.SrcPublicKey] = key.(string)
 	}
 	request.MechanismPreferences = append(request.GetMechanismPreferences(), preference)
 	return next.Client(ctx).Request(ctx, request, opts...)
 }
 
-func (nextHopMechanism) Close(ctx context.Context, conn *networkservice.Connection, opts ...grpc.CallOption) (*empty.Empty, error) {
+func (n *nextHopMechanism) Close(ctx context.Context, conn *networkservice.Connection, opts ...grpc.CallOption) (*empty.Empty, error) {
 	return next.Client(ctx).Close(ctx, conn, opts...)
 }
 
 // wireguardServer answers a WIREGUARD preference with its own side, once.
-type wireguardServer struct{}
+type wireguardServer struct{ tunnelIP net.IP }
 
-func (wireguardServer) Request(ctx context.Context, request *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+func (s wireguardServer) Request(ctx context.Context, request *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
 	parameters := request.GetConnection().GetMechanism().GetParameters()
 	if parameters[wireguard.DstPublicKey] == "" {
 		key, err := publicKey()
@@ -68,7 +79,7 @@ func (wireguardServer) Request(ctx context.Context, request *networkservice.Netw
 		}
 		parameters[wireguard.DstPublicKey] = key
 	}
-	parameters[wireguard.DstIP] = TunnelIP.String()
+	parameters[wireguard.DstIP] = s.tunnelIP.String()
 	parameters[wireguard.DstPort] = wireguardPort
 	return next.Server(ctx).Request(ctx, request)
 }

@@ -42,6 +42,8 @@ type Security struct {
 	// and mutual TLS. Unchecked parts speak plaintext and accept any token, as
 	// the reference's own tests do; their tokens are real but have no audience.
 	Checked bool
+	// Lifetime is that of the part's tokens; 0 means TokenLifetime.
+	Lifetime time.Duration
 }
 
 // Plain is a part on plaintext connections, without policies.
@@ -62,7 +64,15 @@ func (s Security) ID() string { return s.SVID.ID.String() }
 
 // Tokens is the reference's token generator for this identity.
 func (s Security) Tokens() token.GeneratorFunc {
-	return spiffejwt.TokenGeneratorFunc(s.SVID, TokenLifetime)
+	return spiffejwt.TokenGeneratorFunc(s.SVID, s.TokensFor())
+}
+
+// TokensFor is how long the part's tokens are good.
+func (s Security) TokensFor() time.Duration {
+	if s.Lifetime != 0 {
+		return s.Lifetime
+	}
+	return TokenLifetime
 }
 
 // ServerOption is how the reference's servers are created: file descriptors
