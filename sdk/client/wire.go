@@ -393,7 +393,7 @@ func (w *Wire) Leave() {
 	}
 }
 
-// ID returns the connection's id, the same at every hop of its path.
+// ID returns the connection's id at this end, that of the first segment of its path.
 func (w *Wire) ID() string { return w.id }
 
 // Connection returns the wire as the mesh last described it. The message must
