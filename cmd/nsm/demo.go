@@ -82,15 +82,13 @@ func (a *app) demo(ctx context.Context, cfg demoConfig, rights string) (err erro
 		d.note("interrupted: everything is removed")
 		return commandStatus(exitInterrupted)
 	case cfg.Keep:
-		return errors.Join(err, d.leave())
+		d.verdict(err)
+		return errors.Join(err, d.leave(), d.outcome())
 	case err == nil:
 		err = d.end(ctx)
 	}
 	d.verdict(err)
-	if err == nil && d.failed > 0 {
-		return commandStatus(exitFailed)
-	}
-	return err
+	return errors.Join(err, d.outcome())
 }
 
 // exitInterrupted is what a shell says of a command that Ctrl-C has ended.

@@ -92,3 +92,11 @@ func (n *narrator) check(ok bool, format string, args ...any) {
 	}
 	fmt.Fprintf(n.out, "   %s %s\n", mark, fmt.Sprintf(format, args...))
 }
+
+// outcome is an error if a check has failed; the user knows about it.
+func (n *narrator) outcome() error {
+	if n.failed > 0 {
+		return commandStatus(exitFailed)
+	}
+	return nil
+}
