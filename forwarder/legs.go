@@ -151,7 +151,7 @@ func (f *Forwarder) openLeftVXLAN(l *leg, known *wire) error {
 		}
 	}
 	if v.VNI == 0 {
-		v.VNI, release = f.numbers.chooseVNI(mechanism.VNIParity(v.Src.Addr(), v.Dst.Addr()))
+		v.VNI, release = f.numbers.chooseVNI(v.Parity())
 	}
 	l.holds.add(release)
 	l.vni, l.local, l.remote = v.VNI, v.Dst, v.Src

@@ -34,7 +34,7 @@ func (n *numbers) held() (vnis, ports int) {
 }
 
 // chooseVNI returns a VNI that no wire of this node has, with the given lowest
-// bit (mechanism.VNIParity).
+// bit (mechanism.VXLAN.Parity).
 func (n *numbers) chooseVNI(parity uint32) (vni uint32, release func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

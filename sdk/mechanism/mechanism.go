@@ -44,6 +44,8 @@ const (
 	keyDstIP   = "dst_ip"
 	keySrcPort = "src_port"
 	keyDstPort = "dst_port"
+	keyOrigSrc = "orig_src_ip"
+	keyOrigDst = "orig_dst_ip"
 	keyVNI     = "vni"
 	keySrcKey  = "src_public_key"
 	keyDstKey  = "dst_public_key"
@@ -195,6 +197,10 @@ func (t Tunnel) apply(m Mechanism) {
 type VXLAN struct {
 	Tunnel
 	VNI uint32 // 24 bits; 0 = not chosen yet
+
+	// The nodes' own addresses where something between two domains has replaced
+	// those of Tunnel (§4.7); invalid otherwise. They are only read.
+	OrigSrc, OrigDst netip.Addr
 }
 
 // DefaultVXLANPort is IANA's port, which both nodes use (§2.13).
@@ -210,6 +216,13 @@ func (m Mechanism) VXLAN() (VXLAN, error) {
 		return VXLAN{}, err
 	}
 	v := VXLAN{Tunnel: t}
+	for key, orig := range map[string]*netip.Addr{keyOrigSrc: &v.OrigSrc, keyOrigDst: &v.OrigDst} {
+		a, err := m.addrPort(key, "")
+		if err != nil {
+			return VXLAN{}, err
+		}
+		*orig = a.Addr()
+	}
 	if text := m.Params[keyVNI]; text != "" {
 		n, err := strconv.ParseUint(text, 10, 24)
 		if err != nil {
@@ -230,11 +243,19 @@ func (v VXLAN) With(m Mechanism) Mechanism {
 	return m
 }
 
-// VNIParity is the lowest bit of the VNIs that the server at dst may choose for
-// clients at src: each of two nodes that serve each other takes one half, so
-// that their choices never collide (§2.13).
-func VNIParity(src, dst netip.Addr) uint32 {
-	if src.Less(dst) {
+// Parity is the lowest bit of the VNIs that the server may choose: each of two
+// nodes that serve each other takes one half, so that their choices never collide
+// (§2.13). As with the reference, which is the other node as likely as not, the
+// server chooses even ones unless its address is the lower one.
+func (v VXLAN) Parity() uint32 {
+	src, dst := v.Src.Addr(), v.Dst.Addr()
+	if v.OrigSrc.IsValid() {
+		src = v.OrigSrc
+	}
+	if v.OrigDst.IsValid() {
+		dst = v.OrigDst
+	}
+	if dst.Less(src) {
 		return 1
 	}
 	return 0

@@ -4,7 +4,6 @@ package mechanism
 
 import (
 	"errors"
-	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -105,17 +104,34 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-func TestVNIParityDiffersByDirection(t *testing.T) {
-	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	if VNIParity(a, b) == VNIParity(b, a) {
-		t.Error("both directions draw from the same half")
+// The table is that of the reference (api/…/mechanisms/vxlan, EvenVNI).
+func TestVNIParity(t *testing.T) {
+	for _, tt := range []struct {
+		src, dst, origSrc, origDst string
+		want                       uint32
+	}{
+		{"172.18.0.1", "172.18.0.2", "", "", 0},
+		{"172.18.0.2", "172.18.0.1", "", "", 1},
+		{"fd00::1", "fd00::2", "", "", 0},
+		{"fd00::2", "fd00::1", "", "", 1},
+		{"172.18.0.2", "172.18.0.1", "172.28.0.1", "172.28.0.2", 0},
+		{"172.18.0.1", "172.18.0.2", "172.28.0.2", "172.28.0.1", 1},
+		{"172.18.0.2", "172.18.0.3", "172.18.0.4", "", 1},
+		{"172.18.0.1", "172.18.0.1", "", "", 0},
+	} {
+		v, err := Mechanism{Type: TypeVXLAN, Params: map[string]string{
+			"src_ip": tt.src, "dst_ip": tt.dst, "orig_src_ip": tt.origSrc, "orig_dst_ip": tt.origDst,
+		}}.VXLAN()
+		if err != nil || v.Parity() != tt.want {
+			t.Errorf("%+v: %d, %v", tt, v.Parity(), err)
+		}
 	}
 }
 
 func FuzzTunnel(f *testing.F) {
 	f.Add("10.0.0.1", "4789", "7", "AAAA", "1400")
 	f.Fuzz(func(t *testing.T, ip, port, vni, key, mtu string) {
-		p := map[string]string{"src_ip": ip, "src_port": port, "vni": vni, "src_public_key": key, "MTU": mtu}
+		p := map[string]string{"src_ip": ip, "orig_dst_ip": ip, "src_port": port, "vni": vni, "src_public_key": key, "MTU": mtu}
 		if v, err := (Mechanism{Type: TypeVXLAN, Params: p}).VXLAN(); err == nil && v.VNI >= 1<<24 {
 			t.Error("VNI out of range")
 		}
