@@ -18,6 +18,8 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/openvwire/nsm/sdk/conn"
 )
 
 // Liveness says how a wire finds out whether packets flow: it pings the endpoint
@@ -48,10 +50,23 @@ type prober struct {
 	netns  *os.File
 	lost   func() // called once for each time that answers cease; must not block
 
-	targets []netip.Addr // being pinged
-	stop    func()       // ends the pinging of targets and waits; nil when there is none
-	heard   atomic.Int64 // time of the last answer in ns since the epoch; 0 = never
+	targets []netip.Addr  // being pinged
+	stop    func()        // ends the pinging of targets and waits; nil when there is none
+	hurry   chan struct{} // of the goroutine that pings: ask more often for a while
+	heard   atomic.Int64  // time of the last answer in ns since the epoch; 0 = never
+	rtt     atomic.Int64  // of that answer, in ns
+	anxious atomic.Int64  // since when more is asked, in ns since the epoch; 0 = as usual
 }
+
+// While the control plane says that something is wrong, packets are looked at
+// more closely: a path that is really gone is given up within anxiousTimeout, or
+// within a few round trips where those take longer.
+const (
+	anxiousInterval = 50 * time.Millisecond
+	anxiousTimeout  = 250 * time.Millisecond
+	anxiousTrips    = 4
+	anxiousFor      = 3 * time.Second
+)
 
 // follow pings the given addresses from now on, in place of others.
 func (p *prober) follow(own, peers []netip.Addr) {
@@ -78,9 +93,12 @@ func (p *prober) follow(own, peers []netip.Addr) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	for _, s := range sockets {
-		running.Go(func() { s.receive(func() { p.heard.Store(time.Now().UnixNano()) }) })
+		running.Go(func() { s.receive(p.hear) })
 	}
-	running.Go(func() { p.ping(ctx, sockets) })
+	hurry := make(chan struct{}, 1)
+	p.hurry = hurry
+	p.anxious.Store(0)
+	running.Go(func() { p.ping(ctx, sockets, hurry) })
 	p.stop = func() {
 		cancel()
 		for _, s := range sockets {
@@ -90,10 +108,39 @@ func (p *prober) follow(own, peers []netip.Addr) {
 	}
 }
 
-// alive reports whether packets are known to flow.
-func (p *prober) alive(now time.Time) bool {
-	heard := p.heard.Load()
-	return heard != 0 && now.UnixNano()-heard <= int64(p.config.Timeout)
+// hear notes an answer to what was sent at the given time, in ns since the epoch.
+func (p *prober) hear(sent int64) {
+	now := time.Now().UnixNano()
+	p.rtt.Store(max(now-sent, 0))
+	p.heard.Store(now)
+}
+
+// data returns what is known about packets.
+func (p *prober) data(now time.Time) conn.Data {
+	heard, last := p.heard.Load(), p.heard.Load()
+	timeout := p.config.Timeout
+	if since := p.anxious.Load(); since != 0 {
+		timeout = min(timeout, max(anxiousTimeout, time.Duration(anxiousTrips*p.rtt.Load())))
+		last = max(heard, since) // what was asked before does not count
+	}
+	switch {
+	case heard == 0:
+		return conn.Unknown
+	case now.UnixNano()-last <= int64(timeout):
+		return conn.Flowing
+	}
+	return conn.Stopped
+}
+
+// suspect has packets looked at more closely for a while.
+func (p *prober) suspect() {
+	if p.stop == nil {
+		return
+	}
+	select {
+	case p.hurry <- struct{}{}:
+	default:
+	}
 }
 
 func (p *prober) end() {
@@ -106,9 +153,10 @@ func (p *prober) end() {
 }
 
 // ping sends one echo request per family and interval until ctx ends.
-func (p *prober) ping(ctx context.Context, sockets []*pingSocket) {
+func (p *prober) ping(ctx context.Context, sockets []*pingSocket, hurry <-chan struct{}) {
 	tick := time.NewTicker(p.config.Interval)
 	defer tick.Stop()
+	var calm <-chan time.Time
 	told := false
 	for seq := uint16(0); ; seq++ {
 		for _, s := range sockets {
@@ -118,13 +166,23 @@ func (p *prober) ping(ctx context.Context, sockets []*pingSocket) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-hurry:
+			tick.Reset(min(p.config.Interval, anxiousInterval))
+			calm = time.After(anxiousFor)
+			p.anxious.Store(time.Now().UnixNano())
+		case <-calm:
+			tick.Reset(p.config.Interval)
+			calm = nil
+			p.anxious.Store(0)
 		}
-		switch alive := p.alive(time.Now()); {
-		case alive:
+		switch p.data(time.Now()) {
+		case conn.Flowing:
 			told = false
-		case p.heard.Load() != 0 && !told:
-			told = true
-			p.lost()
+		case conn.Stopped:
+			if !told {
+				told = true
+				p.lost()
+			}
 		}
 	}
 }
@@ -223,13 +281,16 @@ func (s *pingSocket) send(seq uint16) {
 	}
 }
 
+// echoHeader is the length of an echo message before its payload (RFC 792, RFC 4443).
+const echoHeader = 8
+
 // maxErrors is how many errors in a row end receive: one that reading does not
 // clear is there for good.
 const maxErrors = 100
 
-// receive calls heard with every answer until the socket is closed. Errors that
+// receive calls heard with the time that each answer brings back, until the socket is closed. Errors that
 // the kernel reports on the socket, such as host unreachable, are no answers.
-func (s *pingSocket) receive(heard func()) {
+func (s *pingSocket) receive(heard func(sent int64)) {
 	b := make([]byte, 128)
 	for failed := 0; failed < maxErrors; {
 		n, err := s.file.Read(b)
@@ -241,8 +302,8 @@ func (s *pingSocket) receive(heard func()) {
 			continue
 		}
 		failed = 0
-		if n > 0 && (s.v4 && b[0] == byte(ipv4.ICMPTypeEchoReply) || !s.v4 && b[0] == byte(ipv6.ICMPTypeEchoReply)) {
-			heard()
+		if n >= echoHeader+8 && (s.v4 && b[0] == byte(ipv4.ICMPTypeEchoReply) || !s.v4 && b[0] == byte(ipv6.ICMPTypeEchoReply)) {
+			heard(int64(binary.BigEndian.Uint64(b[echoHeader:])))
 		}
 	}
 }

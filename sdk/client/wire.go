@@ -155,7 +155,7 @@ func (w *Wire) first(ctx context.Context) error {
 		if err == nil || !w.retry || !mayPass(err) || ctx.Err() != nil {
 			return err
 		}
-		d := conn.Decide(w.state(), conn.Failed, false, time.Now(), rand.Float64())
+		d := conn.Decide(w.state(), conn.Failed, conn.Unknown, time.Now(), rand.Float64())
 		if w.attempts == 1 {
 			w.client.log.Info("not connected yet, trying on", "connection", w.id, "error", err)
 		}
@@ -192,6 +192,9 @@ func (w *Wire) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case e := <-w.events:
+			if e == conn.PathDown || e == conn.PeerLost {
+				w.prober.suspect()
+			}
 			next = w.decide(e)
 			w.setDown()
 			continue
@@ -257,7 +260,7 @@ func (w *Wire) drain() {
 
 func (w *Wire) decide(e event) conn.Decision {
 	now := time.Now()
-	return conn.Decide(w.state(), e, w.prober.alive(now), now, rand.Float64())
+	return conn.Decide(w.state(), e, w.prober.data(now), now, rand.Float64())
 }
 
 func (w *Wire) state() conn.State {

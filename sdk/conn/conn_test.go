@@ -186,34 +186,36 @@ func TestDecide(t *testing.T) {
 		name   string
 		s      State
 		e      Event
-		dataOK bool
+		data   Data
 		random float64
 		want   Decision
 	}{
-		{"client refreshes at a fifth", State{Expires: in(10 * time.Minute), Length: 4}, Established, true, 0, Decision{Refresh, in(2 * time.Minute)}},
-		{"jitter only makes it earlier", State{Expires: in(10 * time.Minute), Length: 4}, Established, true, 1, Decision{Refresh, in(108 * time.Second)}},
-		{"further down the path later", State{Expires: in(10 * time.Minute), Length: 4, Index: 2}, Established, true, 0, Decision{Refresh, in(3 * time.Minute)}},
-		{"alone at a third", State{Expires: in(9 * time.Minute), Length: 1}, Established, true, 0, Decision{Refresh, in(3 * time.Minute)}},
-		{"already expired: at once", State{Expires: in(-time.Second), Length: 4}, Established, true, 0, Decision{Refresh, now}},
-		{"peer lost, packets flow: same path", State{Up: true}, PeerLost, true, 0, Decision{Refresh, now}},
-		{"peer lost, packets unknown: ask the same path first", State{Up: true}, PeerLost, false, 0, Decision{Refresh, now}},
-		{"path down, packets flow: same path", State{Up: true}, PathDown, true, 0, Decision{Refresh, now}},
-		{"path down, packets unknown: ask the same path first", State{Up: true}, PathDown, false, 0, Decision{Refresh, now}},
-		{"packets lost: another path", State{Up: true}, DataLost, false, 0, Decision{Reselect, now}},
-		{"asked to refresh", State{Up: true}, AskedRefresh, true, 0, Decision{Refresh, now}},
-		{"asked to move", State{Up: true}, AskedReselect, true, 0, Decision{Reselect, now}},
-		{"first failure of a new connection", State{}, Failed, false, 0, Decision{Reselect, in(100 * time.Millisecond)}},
-		{"failures back off", State{Attempts: 3}, Failed, false, 0, Decision{Reselect, in(800 * time.Millisecond)}},
-		{"back-off is bounded", State{Attempts: 100}, Failed, false, 0, Decision{Reselect, in(5 * time.Second)}},
-		{"back-off has jitter", State{Attempts: 100}, Failed, false, 1, Decision{Reselect, in(3500 * time.Millisecond)}},
-		{"failed refresh keeps the path while it lives", State{Up: true, Attempts: 1, Expires: in(time.Minute)}, Failed, true, 0, Decision{Refresh, in(200 * time.Millisecond)}},
-		{"failed refresh never waits beyond its life", State{Up: true, Attempts: 9, Expires: in(time.Second)}, Failed, true, 0, Decision{Refresh, in(time.Second)}},
-		{"packets unknown: the same path a few times", State{Up: true, Attempts: 3, Expires: in(time.Minute)}, Failed, false, 0, Decision{Refresh, in(800 * time.Millisecond)}},
-		{"packets unknown: then another one", State{Up: true, Attempts: 4, Expires: in(time.Minute)}, Failed, false, 0, Decision{Either, in(1600 * time.Millisecond)}},
-		{"packets flow: the same path all its life", State{Up: true, Attempts: 9, Expires: in(time.Minute)}, Failed, true, 0, Decision{Refresh, in(5 * time.Second)}},
-		{"failed refresh after its life: another path", State{Up: true, Attempts: 1, Expires: in(-time.Second)}, Failed, true, 0, Decision{Either, in(200 * time.Millisecond)}},
+		{"client refreshes at a fifth", State{Expires: in(10 * time.Minute), Length: 4}, Established, Flowing, 0, Decision{Refresh, in(2 * time.Minute)}},
+		{"jitter only makes it earlier", State{Expires: in(10 * time.Minute), Length: 4}, Established, Flowing, 1, Decision{Refresh, in(108 * time.Second)}},
+		{"further down the path later", State{Expires: in(10 * time.Minute), Length: 4, Index: 2}, Established, Flowing, 0, Decision{Refresh, in(3 * time.Minute)}},
+		{"alone at a third", State{Expires: in(9 * time.Minute), Length: 1}, Established, Flowing, 0, Decision{Refresh, in(3 * time.Minute)}},
+		{"already expired: at once", State{Expires: in(-time.Second), Length: 4}, Established, Flowing, 0, Decision{Refresh, now}},
+		{"peer lost, packets flow: same path", State{Up: true}, PeerLost, Flowing, 0, Decision{Refresh, now}},
+		{"peer lost, packets unknown: ask the same path first", State{Up: true}, PeerLost, Unknown, 0, Decision{Refresh, now}},
+		{"path down, packets flow: same path", State{Up: true}, PathDown, Flowing, 0, Decision{Refresh, now}},
+		{"path down, packets unknown: ask the same path first", State{Up: true}, PathDown, Unknown, 0, Decision{Refresh, now}},
+		{"packets lost: another path", State{Up: true}, DataLost, Stopped, 0, Decision{Reselect, now}},
+		{"asked to refresh", State{Up: true}, AskedRefresh, Flowing, 0, Decision{Refresh, now}},
+		{"asked to move", State{Up: true}, AskedReselect, Flowing, 0, Decision{Reselect, now}},
+		{"packets have stopped: another path at once", State{Up: true, Attempts: 1, Expires: in(time.Minute)}, Failed, Stopped, 0, Decision{Reselect, now}},
+		{"packets have stopped: with back-off from then on", State{Up: true, Attempts: 3, Expires: in(time.Minute)}, Failed, Stopped, 0, Decision{Reselect, in(800 * time.Millisecond)}},
+		{"first failure of a new connection", State{}, Failed, Unknown, 0, Decision{Reselect, in(100 * time.Millisecond)}},
+		{"failures back off", State{Attempts: 3}, Failed, Unknown, 0, Decision{Reselect, in(800 * time.Millisecond)}},
+		{"back-off is bounded", State{Attempts: 100}, Failed, Unknown, 0, Decision{Reselect, in(5 * time.Second)}},
+		{"back-off has jitter", State{Attempts: 100}, Failed, Unknown, 1, Decision{Reselect, in(3500 * time.Millisecond)}},
+		{"failed refresh keeps the path while it lives", State{Up: true, Attempts: 1, Expires: in(time.Minute)}, Failed, Flowing, 0, Decision{Refresh, in(200 * time.Millisecond)}},
+		{"failed refresh never waits beyond its life", State{Up: true, Attempts: 9, Expires: in(time.Second)}, Failed, Flowing, 0, Decision{Refresh, in(time.Second)}},
+		{"packets unknown: the same path a few times", State{Up: true, Attempts: 3, Expires: in(time.Minute)}, Failed, Unknown, 0, Decision{Refresh, in(800 * time.Millisecond)}},
+		{"packets unknown: then another one", State{Up: true, Attempts: 4, Expires: in(time.Minute)}, Failed, Unknown, 0, Decision{Either, in(1600 * time.Millisecond)}},
+		{"packets flow: the same path all its life", State{Up: true, Attempts: 9, Expires: in(time.Minute)}, Failed, Flowing, 0, Decision{Refresh, in(5 * time.Second)}},
+		{"failed refresh after its life: another path", State{Up: true, Attempts: 1, Expires: in(-time.Second)}, Failed, Flowing, 0, Decision{Either, in(200 * time.Millisecond)}},
 	} {
-		if got := Decide(tt.s, tt.e, tt.dataOK, now, tt.random); got != tt.want {
+		if got := Decide(tt.s, tt.e, tt.data, now, tt.random); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
 		}
 	}

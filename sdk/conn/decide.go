@@ -27,6 +27,16 @@ const (
 	AskedReselect              // a hop asked for another path (RESELECT_REQUESTED)
 )
 
+// Data is what is known about packets on the wire.
+type Data int
+
+// What is known about packets.
+const (
+	Unknown Data = iota // nobody has looked, or the far end never answers
+	Flowing             // answers have come just now
+	Stopped             // answers came, and come no more
+)
+
 // Action is what the originator does next.
 type Action int
 
@@ -56,8 +66,8 @@ const (
 	samePathTries = 3
 )
 
-// Decide is the policy of refresh and healing. dataOK says whether packets are
-// known to flow; random is uniform in [0,1) and spreads what many do at once.
+// Decide is the policy of refresh and healing. data says what is known about
+// packets; random is uniform in [0,1) and spreads what many do at once.
 //
 // The rules (protocol.md §2.8, §5.1, with back-off where the reference has none):
 //
@@ -67,8 +77,9 @@ const (
 //   - an attempt failed: try again with back-off, on the same path while
 //     packets flow or it is too early to tell, then on another one. The same
 //     path is still asked first: what was away may be back, and packets may have
-//     flowed all the time.
-func Decide(s State, e Event, dataOK bool, now time.Time, random float64) Decision {
+//     flowed all the time;
+//   - an attempt failed and packets have stopped: another path at once.
+func Decide(s State, e Event, data Data, now time.Time, random float64) Decision {
 	switch e {
 	case Established:
 		return Decision{Refresh, now.Add(refreshAfter(s, now, random))}
@@ -83,13 +94,18 @@ func Decide(s State, e Event, dataOK bool, now time.Time, random float64) Decisi
 	}
 	wait := backoff(s.Attempts, random)
 	left := s.Expires.Sub(now)
-	if s.Up && left > 0 && (dataOK || s.Attempts <= samePathTries) {
+	switch {
+	case !s.Up:
+		return Decision{Reselect, now.Add(wait)}
+	case data == Stopped:
+		if s.Attempts <= 1 {
+			wait = 0
+		}
+		return Decision{Reselect, now.Add(wait)}
+	case left > 0 && (data == Flowing || s.Attempts <= samePathTries):
 		return Decision{Refresh, now.Add(min(wait, left))}
 	}
-	if s.Up {
-		return Decision{Either, now.Add(wait)}
-	}
-	return Decision{Reselect, now.Add(wait)}
+	return Decision{Either, now.Add(wait)}
 }
 
 // refreshAfter is the pause before the next refresh: a fifth of the remaining
