@@ -31,8 +31,8 @@ interop: ## our parts and the reference's, together
 vm-test: ## the kernel's WireGuard, in a virtual machine
 	@test/all.sh vm
 
-bench: ## measure
-	go test -run '^$$' -bench . ./...
+bench: build ## measure, print ratios and write them to docs/performance.md; SHORT=1 only shows that it works
+	go run ./test/bench $(if $(SHORT),-short,-doc docs/performance.md) $(BENCHFLAGS)
 
 fuzz: ## every fuzz target, FUZZTIME (1m) each
 	@test/fuzz.sh $(FUZZTIME)

@@ -4,7 +4,7 @@
 // round trips and UDP packets per second.
 //
 //	client                                  server, [Serve]
-//	Stream     TCP ── 's' data data … FIN ──▶ counts
+//	Stream     TCP ── 's' data data … FIN ──▶ counts ('S': one of several streams)
 //	               ◀────────── bytes, 8 B ──
 //	Ping       TCP ── 'p' 1 B ──▶ 1 B back, one at a time
 //	Datagrams  UDP ── 'd' seq … ────────────▶ counts
@@ -14,6 +14,10 @@
 // Sockets block and each is used by one locked thread, as in netperf: Go's
 // network poller would add its own wake-ups to every round trip, the same on
 // both sides of a comparison, and so hide part of a difference.
+//
+// A stream and the datagrams are sent on the first processor and received on the
+// last one; the two ends of a round trip share the last one, so that it is not
+// the wake-up of an idle processor that is measured. Several streams run anywhere.
 package probe
 
 import (
@@ -23,7 +27,6 @@ import (
 	"math"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"time"
 
@@ -32,7 +35,7 @@ import (
 
 const (
 	chunk    = 128 << 10 // bytes of one write or read of a TCP stream
-	patience = 2 * time.Second
+	patience = 10 * time.Second
 
 	window   = 256 // UDP packets that may be under way
 	ackEvery = 64  // UDP packets per answer; divides window
@@ -57,9 +60,13 @@ type RoundTrips struct {
 // Stream sends n TCP streams to dst for about d and returns what arrived. CPU is
 // measured of this process and of pids.
 func Stream(dst netip.AddrPort, n int, d time.Duration, pids []int) (Throughput, error) {
+	hello, where := byte('s'), firstProcessor
+	if n > 1 {
+		hello, where = 'S', anywhere
+	}
 	socks := make([]int, n)
 	for i := range socks {
-		s, err := dial(unix.SOCK_STREAM, dst, 's')
+		s, err := dial(unix.SOCK_STREAM, dst, hello)
 		if err != nil {
 			return Throughput{}, err
 		}
@@ -78,8 +85,7 @@ func Stream(dst netip.AddrPort, n int, d time.Duration, pids []int) (Throughput,
 	ends := make(chan end)
 	for _, s := range socks {
 		go func() {
-			runtime.LockOSThread()
-			b, err := stream(s, start.Add(d))
+			b, err := on(where, func() (uint64, error) { return stream(s, start.Add(d)) })
 			ends <- end{b, err}
 		}()
 	}
@@ -117,8 +123,10 @@ func stream(s int, until time.Time) (uint64, error) {
 // Ping sends one byte over TCP to dst and waits for one byte, again and again
 // for about d.
 func Ping(dst netip.AddrPort, d time.Duration) (RoundTrips, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	return on(lastProcessor, func() (RoundTrips, error) { return ping(dst, d) })
+}
+
+func ping(dst netip.AddrPort, d time.Duration) (RoundTrips, error) {
 	s, err := dial(unix.SOCK_STREAM, dst, 'p')
 	if err != nil {
 		return RoundTrips{}, err
@@ -149,8 +157,10 @@ func Ping(dst netip.AddrPort, d time.Duration) (RoundTrips, error) {
 // returns how many arrived. At most [window] are under way: a sender that knows
 // no bounds would measure who is better at dropping packets.
 func Datagrams(dst netip.AddrPort, size int, d time.Duration, pids []int) (Throughput, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	return on(firstProcessor, func() (Throughput, error) { return datagrams(dst, size, d, pids) })
+}
+
+func datagrams(dst netip.AddrPort, size int, d time.Duration, pids []int) (Throughput, error) {
 	s, err := dial(unix.SOCK_DGRAM, dst, 0)
 	if err != nil {
 		return Throughput{}, err

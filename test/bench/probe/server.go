@@ -81,8 +81,11 @@ func serveStream(s int) {
 	if n, err := retry(func() (int, error) { return unix.Read(s, kind[:]) }); n != 1 || err != nil {
 		return
 	}
+	if kind[0] != 'S' && settle(lastProcessor) != nil {
+		return
+	}
 	switch kind[0] {
-	case 's':
+	case 's', 'S':
 		buf := make([]byte, chunk)
 		var count uint64
 		for {
@@ -112,6 +115,9 @@ func serveStream(s int) {
 
 func serveDatagrams(s int) error {
 	runtime.LockOSThread()
+	if err := settle(lastProcessor); err != nil {
+		return err
+	}
 	var from unix.Sockaddr // of the sender that arrived counts for
 	var arrived uint64
 	buf := make([]byte, 64<<10)

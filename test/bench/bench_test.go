@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/openvwire/nsm/internal/nstest"
+)
+
+func TestMain(m *testing.M) {
+	role(os.Args)
+	nstest.Main(m)
+}
+
+// The benchmark runs, in its short form: every row has figures, and the figures
+// get into the document. It asserts no budget.
+func TestShort(t *testing.T) {
+	dir := t.TempDir()
+	nsm := filepath.Join(dir, "nsm")
+	if out, err := exec.Command("go", "build", "-o", nsm, "../../cmd/nsm").CombinedOutput(); err != nil {
+		t.Fatalf("build nsm: %v\n%s", err, out)
+	}
+	o, err := parse([]string{"-short", "-nsm", nsm})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := o.measure(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", r.markdown())
+	if len(r.DataPlane) != 4 || len(r.SetUp) != 6 {
+		t.Fatalf("%d comparisons and %d set-ups, want 4 and 6", len(r.DataPlane), len(r.SetUp))
+	}
+	for _, c := range r.DataPlane {
+		if len(c.Metrics) != 8 || c.MTU < 1280 {
+			t.Errorf("%s: %d metrics at MTU %d, want 8", c.Title, len(c.Metrics), c.MTU)
+		}
+		for _, m := range c.Metrics {
+			if len(m.A) != o.rounds || len(m.B) != o.rounds || m.Ratio.Min <= 0 {
+				t.Errorf("%s: %s has no figures: %+v", c.Title, m.Name, m)
+			}
+		}
+	}
+	for _, s := range r.SetUp {
+		if s.First.N != o.samples || s.First.P50 < s.Request.P50 || s.Request.P50 <= 0 || s.Close.P50 <= 0 {
+			t.Errorf("%s with %d wires up: %+v", s.Title, s.Held, s)
+		}
+		if s.Held > 0 && (s.Rate.Made <= 0 || s.Rate.Closed <= 0) {
+			t.Errorf("%s: no rates: %+v", s.Title, s.Rate)
+		}
+	}
+
+	doc := filepath.Join(dir, "performance.md")
+	page, err := os.ReadFile("../../docs/performance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(doc, page, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.writeDoc(doc); err != nil {
+		t.Fatal(err)
+	}
+	written, err := os.ReadFile(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range []string{r.dataPlaneTable(), r.setUpTable()} {
+		if !strings.Contains(string(written), table) {
+			t.Errorf("the document lacks\n%s", table)
+		}
+	}
+	if err := r.writeJSON(filepath.Join(dir, "bench.json")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFlags(t *testing.T) {
+	if _, err := parse([]string{"-rows", "local,setup"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := parse([]string{"-rows", "wires"}); err == nil {
+		t.Error("an unknown row: no error")
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	throughput, rtt := measurements[0].metrics[0], measurements[2].metrics[0]
+	for _, tc := range []struct {
+		metric metric
+		kind   string
+		ratio  float64
+		want   bool
+	}{
+		{throughput, "local", 0.97, true},
+		{throughput, "local", 0.96, false},
+		{throughput, "control", 0.5, true},
+		{rtt, "local", 1.03, true},
+		{rtt, "local", 1.04, false},
+		{rtt, "vxlan", 2, true},
+	} {
+		if got := tc.metric.met(tc.kind, tc.ratio); got != tc.want {
+			t.Errorf("%s of %s at %v: met = %v", tc.metric.name, tc.kind, tc.ratio, got)
+		}
+	}
+}
+
+func TestReplaceBetween(t *testing.T) {
+	for _, tc := range []struct{ doc, want string }{
+		{"a<b>old</b>c", "a<b>new</b>c"},
+		{"a<b></b>", "a<b>new</b>"},
+		{"a<b>old", ""},
+		{"a", ""},
+	} {
+		got, err := replaceBetween([]byte(tc.doc), "<b>", "</b>", "new")
+		if string(got) != tc.want || (err == nil) != (tc.want != "") {
+			t.Errorf("%q: %q, %v", tc.doc, got, err)
+		}
+	}
+}

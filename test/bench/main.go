@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures what the budgets of the design are about, as ratios
+// within one run, and writes docs/performance.md.
+//
+//	go run ./test/bench -nsm bin/nsm [-short] [-rows local,vxlan,wireguard,setup,control] [-json FILE] [-doc docs/performance.md]
+//
+// It asserts nothing: a budget that is missed is printed as missed. Everything
+// runs in a lab (internal/lab): two nodes that are network namespaces, the
+// daemons as processes. Without -doc the document stays as it is.
+//
+// Data plane: a wire of the mesh and the same made by hand stand between the same
+// two namespaces. The same two processes measure both in turn, in short rounds of
+// alternating order (A B, B A, …), and each round gives one ratio.
+//
+// Set-up: a program that uses sdk/client, connected to its manager, makes wires
+// one after the other, each for a new namespace, and sends UDP packets until one
+// comes back.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/openvwire/nsm/internal/lab"
+)
+
+func main() {
+	role(os.Args)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	o, err := parse(os.Args[1:])
+	if err == nil {
+		err = o.run(ctx)
+	}
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// rows are what -rows may name.
+var rows = []string{"control", "local", "vxlan", "wireguard", "setup"}
+
+type options struct {
+	nsm   string
+	rows  []string
+	short bool
+	json  string
+	doc   string
+
+	rounds  int
+	round   time.Duration
+	samples int
+	held    int
+}
+
+func parse(args []string) (o options, err error) {
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
+	chosen := f.String("rows", strings.Join(rows, ","), "what to measure")
+	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires")
+	f.StringVar(&o.json, "json", "", "write every value to this `file`")
+	f.StringVar(&o.doc, "doc", "", "replace the tables of this Markdown `file`")
+	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison")
+	f.DurationVar(&o.round, "round", 500*time.Millisecond, "length of a round, per side")
+	f.IntVar(&o.samples, "samples", 60, "wires of which the set-up is measured")
+	f.IntVar(&o.held, "held", 100, "wires that are up already")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	o.rows = strings.Split(*chosen, ",")
+	for _, r := range o.rows {
+		if !slices.Contains(rows, r) {
+			return o, fmt.Errorf("-rows: %q is none of %v", r, rows)
+		}
+	}
+	if o.short {
+		o.rounds, o.round, o.samples, o.held = 2, 50*time.Millisecond, 5, 10
+	}
+	return o, nil
+}
+
+// bench is a run.
+type bench struct {
+	options
+	lab         *lab.Lab
+	wireguardGo string // path of the program
+	client      *lab.NetNS
+	endpoints   map[string]*lab.NetNS   // by kind
+	servers     map[string]*lab.Process // of probes, by kind
+	hands       int                     // links made by hand so far
+	pools       int                     // endpoints with addresses so far
+}
+
+func (o options) run(ctx context.Context) error {
+	r, err := o.measure(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Print(r.markdown())
+	if o.json != "" {
+		err = errors.Join(err, r.writeJSON(o.json))
+	}
+	if o.doc != "" {
+		err = errors.Join(err, r.writeDoc(o.doc))
+	}
+	return err
+}
+
+func (o options) measure(ctx context.Context) (r *Report, err error) {
+	tools, err := os.MkdirTemp("", "nsm-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tools)
+	b := &bench{
+		options: o, wireguardGo: filepath.Join(tools, "wireguard-go"),
+		endpoints: make(map[string]*lab.NetNS), servers: make(map[string]*lab.Process),
+	}
+	if slices.Contains(o.rows, "wireguard") {
+		if err := buildWireGuardGo(ctx, b.wireguardGo); err != nil {
+			return nil, err
+		}
+	}
+	if b.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm}); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.lab.Close()) }()
+	if err := b.lab.StartDaemons(ctx); err != nil {
+		return nil, err
+	}
+	if b.client, err = b.lab.Node("a").Workload("client"); err != nil {
+		return nil, err
+	}
+	return b.all(ctx)
+}
+
+func (b *bench) all(ctx context.Context) (*Report, error) {
+	r := newReport(ctx, b.options)
+	for _, k := range append([]kind{control}, kinds...) {
+		if !slices.Contains(b.rows, k.name) {
+			continue
+		}
+		b.progress("data plane, %s", k.title)
+		c, err := b.dataPlane(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		r.DataPlane = append(r.DataPlane, *c)
+	}
+	if slices.Contains(b.rows, "setup") {
+		for _, k := range kinds {
+			b.progress("set-up, %s", k.title)
+			s, err := b.setUp(ctx, k)
+			if err != nil {
+				return nil, err
+			}
+			r.SetUp = append(r.SetUp, s...)
+		}
+	}
+	return r, nil
+}
+
+func (b *bench) progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
+}
+
+// buildWireGuardGo builds the very wireguard-go that this module uses as a
+// library.
+func buildWireGuardGo(ctx context.Context, to string) error {
+	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", to, "golang.zx2c4.com/wireguard")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("build wireguard-go: %w: %s", err, out)
+	}
+	return nil
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import "testing"
+
+func TestRatio(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		a, b []float64
+		want Spread
+	}{
+		{"nothing measured", nil, nil, Spread{}},
+		{"odd", []float64{1, 2, 4}, []float64{1, 1, 8}, Spread{Median: 1, Min: 0.5, Max: 2}},
+		{"even", []float64{1, 1, 1, 1}, []float64{4, 1, 2, 3}, Spread{Median: 2.5, Min: 1, Max: 4}},
+		// The machine is half as fast in the second round: the pairs do not see it.
+		{"slow round", []float64{10, 5}, []float64{10, 5}, Spread{Median: 1, Min: 1, Max: 1}},
+		{"a failed round is left out", []float64{0, 2}, []float64{3, 1}, Spread{Median: 0.5, Min: 0.5, Max: 0.5}},
+	} {
+		if got := (Pairs{tc.a, tc.b}).ratio(); got != tc.want {
+			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
+		}
+	}
+}
