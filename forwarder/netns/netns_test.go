@@ -262,10 +262,16 @@ func TestNamed(t *testing.T) {
 	if keyOf(t, g) != key {
 		t.Error("another namespace under the same name")
 	}
+	if name := netns.Names()[key]; name != "blue" {
+		t.Errorf("the namespace's name is %q", name)
+	}
 	for range 2 { // idempotent
 		if err := netns.DeleteNamed("blue"); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if name, ok := netns.Names()[key]; ok {
+		t.Errorf("deleted, and still named %q", name)
 	}
 	for _, bad := range []string{"", ".", "..", "../netns2", "a/b", strings.Repeat("x", 256)} {
 		if _, err := netns.NewNamed(bad); !errors.Is(err, nserr.NoNetNS) {
