@@ -210,7 +210,7 @@ func TestDescribeWire(t *testing.T) {
 				Counters: &adminv1.Counters{RxPackets: 10, RxBytes: 1000}, Addresses: []string{"10.0.0.1/32"},
 			}}, Plan: []string{"ip -n web link set nsm-1 up"}, Drift: []string{"ip -n web address add 10.0.0.1/32 dev nsm-1"}},
 			{Forwarder: "fwd-b", Wireguard: &adminv1.WireGuard{PublicKey: "pub=", PeerPublicKey: "peer=", ListenPort: 51820, Userspace: true}},
-			{Forwarder: "fwd-c", Error: "connection refused"},
+			{Forwarder: "fwd-c", Node: "c", Error: "connection refused"},
 		},
 		History: []*adminv1.WireEventRecord{{Time: ago(3 * time.Second), Kind: "heal", Reason: "NSM-3004", Message: "db-2 failed"}},
 	}
@@ -227,7 +227,7 @@ func TestDescribeWire(t *testing.T) {
 		"  link nsm-1 (vxlan, up) in namespace 4:4026532281\n", "received 10 packets, 1000 bytes",
 		"made as if by\n    ip -n web link set nsm-1 up\n  NOT as it should be; this would repair it\n    ip -n web address add",
 		"wireguard (userspace), port 51820, key pub=\n    peer peer= at -, last handshake never", "  as it should be\n",
-		"Kernel, by forwarder fwd-c\n  cannot tell: connection refused\n", "  3s ago   heal   NSM-3004 db-2 failed\n",
+		"Kernel, by forwarder fwd-c on c\n  cannot tell: connection refused\n", "  3s ago   heal   NSM-3004 db-2 failed\n",
 	} {
 		if !strings.Contains(out, part) {
 			t.Errorf("description lacks %q:\n%s", part, out)

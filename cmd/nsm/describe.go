@@ -207,7 +207,11 @@ func policyText(x *adminv1.Policy) string {
 }
 
 func (p *page) describeKernel(k *adminv1.KernelObjects, now time.Time) {
-	p.section("Kernel, by forwarder " + k.GetForwarder())
+	title := "Kernel, by forwarder " + k.GetForwarder()
+	if k.GetNode() != "" {
+		title += " on " + k.GetNode()
+	}
+	p.section(title)
 	if k.GetError() != "" {
 		p.lines([]string{"cannot tell: " + k.GetError()})
 		return
