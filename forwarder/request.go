@@ -59,8 +59,9 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 			return nil, err
 		}
 		if call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
-			if err := known.next.Close(f.withSpace(ctx, spaceOf(known)), call); err != nil {
-				f.log.Warn("old path not closed", "connection", t.ID, "error", err)
+			if !known.next.CloseSoon(f.withSpace(ctx, spaceOf(known)), call, hop.ReselectWait, &f.removals) {
+				f.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
+				hop.Trim(call.Conn)
 			}
 		}
 	}

@@ -62,15 +62,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 	}
 	defer closeFiles(files)
 
-	// What the caller says about the state is a wish for this hop. The hops
-	// behind it start anew or go on, which the path tells them.
 	reselect := call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED
-	if known != nil && reselect {
-		if err := known.next.Close(ctx, call); err != nil {
-			m.log.Warn("old path not closed", "connection", t.ID, "error", err)
-		}
-		known.forwarder = ""
-	}
 	m.describeClient(call.Conn)
 
 	candidates, err := m.candidates(call.Conn, known, reselect)
@@ -79,6 +71,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 	}
 	var failures []error
 	for _, f := range candidates {
+		m.leave(ctx, t, f, call)
 		got, err := m.ask(ctx, t, f, call, req, files)
 		if err == nil {
 			return got, nil
@@ -89,6 +82,18 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 		}
 	}
 	return nil, m.failed(t, allFailed(failures))
+}
+
+// leave closes the path through the forwarder that the connection has, if another
+// one is to be asked: both would make the same interface.
+func (m *Manager) leave(ctx context.Context, t *conn.Turn[wire], f forwarder, call *hop.Call) {
+	if t.Record == nil || t.Record.forwarder == f.nse.GetName() {
+		return
+	}
+	if !t.Record.next.CloseSoon(ctx, call, hop.ReselectWait, &m.running) {
+		m.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
+		hop.Trim(call.Conn)
+	}
 }
 
 // ask sends the request to one forwarder and keeps what it answers.
@@ -160,10 +165,12 @@ type forwarder struct {
 }
 
 // candidates are the forwarders to try, in order. A connection that is known
-// stays with its forwarder; nobody is asked and nothing is looked up for it.
+// stays with its forwarder; nobody is asked and nothing is looked up for it. One
+// that wants another path keeps it in the first place: it is the forwarder that
+// chooses the endpoint, and it has the interface.
 func (m *Manager) candidates(c *networkservice.Connection, known *wire, reselect bool) ([]forwarder, error) {
 	all := m.locals.forwarders(m.config.ForwarderService, time.Now())
-	if known != nil && known.forwarder != "" {
+	if known != nil && !reselect {
 		i := slices.IndexFunc(all, func(f forwarder) bool { return f.nse.GetName() == known.forwarder })
 		if i < 0 {
 			return nil, nserr.ForwarderGone.Errorf("forwarder %s is not available", known.forwarder)
@@ -178,9 +185,9 @@ func (m *Manager) candidates(c *networkservice.Connection, known *wire, reselect
 	for i, f := range all {
 		endpoints[i] = f.nse
 	}
-	sticky := ""
-	if next := nextSegment(c); next != "" && !reselect {
-		sticky = next
+	sticky := nextSegment(c)
+	if known != nil {
+		sticky = known.forwarder
 	}
 	names := route.Forwarders(hop.MatchesOf(service), c.GetLabels(), hop.EndpointsOf(endpoints, m.config.ForwarderService), sticky)
 	if len(names) == 0 {

@@ -4,6 +4,7 @@ package hop
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -16,6 +17,10 @@ import (
 // CloseTimeout bounds the clean-up of one connection, which goes on when the
 // caller has given up.
 const CloseTimeout = 5 * time.Second
+
+// ReselectWait is how long whoever waits for another path waits for the end of the
+// old one: what a Close takes on a healthy path, many times over.
+const ReselectWait = 300 * time.Millisecond
 
 // Next is what a hop keeps of the hop behind it for one connection: the peer,
 // its last answer, and the subscription to what it tells about the connection.
@@ -72,12 +77,44 @@ func (n *Next) Close(ctx context.Context, call *Call) error {
 		return nil
 	}
 	defer n.Drop()
-	conn := n.Conn
-	if call != nil {
-		conn = proto.Clone(n.Conn).(*networkservice.Connection)
-		copy(conn.GetPath().GetPathSegments(), call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1])
+	return CloseAt(ctx, n.Peer, n.lastWith(call))
+}
+
+// lastWith is the last answer with the tokens of call, if not nil.
+func (n *Next) lastWith(call *Call) *networkservice.Connection {
+	if call == nil {
+		return n.Conn
 	}
-	return CloseAt(ctx, n.Peer, conn)
+	c := proto.Clone(n.Conn).(*networkservice.Connection)
+	for i, s := range call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1] {
+		c.Path.PathSegments[i] = proto.Clone(s).(*networkservice.PathSegment)
+	}
+	return c
+}
+
+// CloseSoon is Close that waits no longer than the given time for an answer: the
+// next hop may be dead, and somebody waits for another path. It goes on in the
+// background, counted in running, and reports whether the answer came in time.
+// If not, the caller trims its path: a late Close must not meet its new Request.
+func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, running *sync.WaitGroup) (answered bool) {
+	if n.Peer == nil {
+		return true
+	}
+	old, conn := *n, n.lastWith(call)
+	*n = Next{}
+	ctx = context.WithoutCancel(ctx)
+	done := make(chan struct{})
+	running.Go(func() {
+		defer close(done)
+		defer old.Drop()
+		_ = CloseAt(ctx, old.Peer, conn)
+	})
+	select {
+	case <-done:
+		return true
+	case <-time.After(wait):
+		return false
+	}
 }
 
 // CloseAt sends a Close that survives the caller's giving up.
