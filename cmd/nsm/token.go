@@ -21,7 +21,8 @@ type tokenConfig struct {
 
 func newToken(a *app) *cobra.Command {
 	var cfg tokenConfig
-	token := &cobra.Command{Use: "token", Short: "Let other machines join", GroupID: groupOperate, RunE: group}
+	token := &cobra.Command{Use: "token", Short: "Let other machines join", GroupID: groupOperate, RunE: group,
+		Example: "  nsm token create --node b"}
 	create := a.command(&cobra.Command{
 		Use:   "create",
 		Short: "Print a token with which one machine can join the domain",
