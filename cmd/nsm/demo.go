@@ -79,7 +79,7 @@ func (a *app) demo(ctx context.Context, cfg demoConfig, rights string) (err erro
 	err = d.perform(ctx)
 	switch {
 	case ctx.Err() != nil:
-		d.note("interrupted: everything is removed")
+		d.note("interrupted: removing everything")
 		return commandStatus(exitInterrupted)
 	case cfg.Keep:
 		d.verdict(err)

@@ -25,9 +25,9 @@ type demo struct {
 	rights string // how it came to be allowed to do this
 	start  time.Time
 
-	service   string         // across nodes, IP if that is possible
-	workload  string         // that has a wire to it
-	workloads []*lab.Process // clients and endpoints in the order of starting
+	service  string         // across nodes, IP if that is possible
+	workload string         // that has a wire to it
+	clients  []*lab.Process // in the order of starting
 }
 
 // perform shows everything up to the end, where all is running still.
@@ -197,7 +197,7 @@ func (d *demo) refreshAndDeath(ctx context.Context) error {
 		return err
 	}
 	defer watch.Close()
-	client := d.workloads[len(d.workloads)-1]
+	client := d.clients[len(d.clients)-1]
 	d.command("a", fmt.Sprintf("kill -KILL %d", client.PID))
 	client.Kill()
 	killed := time.Now()
@@ -211,9 +211,12 @@ func (d *demo) refreshAndDeath(ctx context.Context) error {
 	limited, cancel := context.WithDeadline(ctx, expires.Add(10*time.Second))
 	defer cancel()
 	gone, err := watch.Gone(limited)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
 		d.check(false, "the interface is removed: %v", err)
-		return ctx.Err()
+		return nil
 	}
 	d.check(gone.Sub(planned).Abs() < 2*time.Second, "planned for %s, removed at %s: %s later", clock(planned), clock(gone), round(gone.Sub(planned)))
 	left, err := d.awaitLinks(ctx, len(before)-2)
@@ -264,11 +267,9 @@ func (d *demo) end(ctx context.Context) error {
 		return err
 	}
 	there := lab.Find(d.lab.Name, d.lab.Dir)
-	for _, p := range d.workloads { // clients begin
-		if strings.HasPrefix(p.Command, "nsm connect") {
-			if err := p.Stop(); err != nil {
-				return err
-			}
+	for _, p := range d.clients {
+		if err := p.Stop(); err != nil {
+			return err
 		}
 	}
 	left, err := d.awaitLinks(ctx, 0)

@@ -26,7 +26,6 @@ func (d *demo) serve(ctx context.Context, node, service, payload, cidr string) e
 	if err != nil {
 		return err
 	}
-	d.workloads = append(d.workloads, p)
 	_, err = p.WaitLine(ctx, func(line string) bool { return line == "ready" })
 	return err
 }
@@ -43,7 +42,7 @@ func (d *demo) connect(ctx context.Context, node, workload, service string, flag
 	if err != nil {
 		return nil, err
 	}
-	d.workloads = append(d.workloads, p)
+	d.clients = append(d.clients, p)
 	said, err := p.WaitLine(ctx, func(line string) bool { return strings.Contains(line, " is up: ") })
 	if err != nil {
 		return nil, err
