@@ -242,6 +242,18 @@ func TestDescribeWire(t *testing.T) {
 	}
 }
 
+// Names are their owners' choice; a terminal gets them as text.
+func TestTerminalIsSafe(t *testing.T) {
+	m := mesh()
+	m.wires[0].Client.Name = "web\x1b[2J\nfake"
+	m.detail = &adminv1.WireDescription{Summary: m.wires[0], Kernel: []*adminv1.KernelObjects{{Forwarder: "f\x1b", Error: "\x1b]0;x\a"}}}
+	for _, args := range []string{"get wires", "get wires -w", "describe wire 3f"} {
+		if out, _, _ := runAgainst(t, m, "", strings.Fields(args)...); strings.ContainsAny(out, "\x1b\a") || strings.Contains(out, "\nfake") || !strings.Contains(out, "web�[2J�fake") {
+			t.Errorf("%s printed %q", args, out)
+		}
+	}
+}
+
 func TestCompletionOfNames(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"get wires", "1b00\n3f2a\n"},

@@ -62,12 +62,12 @@ func newDescribeWire(a *app) *cobra.Command {
 // page is a text in sections of indented lines.
 type page struct{ strings.Builder }
 
-func (p *page) section(title string) { fmt.Fprintf(p, "\n%s\n", title) }
+func (p *page) section(title string) { fmt.Fprintf(p, "\n%s\n", printable(title)) }
 
 // field prints a line "Name  text" unless text is empty.
 func (p *page) field(name, text string) {
 	if text != "" {
-		fmt.Fprintf(p, "%-12s %s\n", name, text)
+		fmt.Fprintf(p, "%-12s %s\n", name, printable(text))
 	}
 }
 
@@ -80,7 +80,7 @@ func (p *page) rows(rows [][]string) {
 
 func (p *page) lines(lines []string) {
 	for _, line := range lines {
-		p.WriteString("  " + line + "\n")
+		p.WriteString("  " + printable(line) + "\n")
 	}
 }
 

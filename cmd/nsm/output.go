@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -97,6 +98,8 @@ type table struct {
 func (t *table) print(rows ...[]string) error {
 	for _, row := range rows {
 		for i, cell := range row {
+			cell = printable(cell)
+			row[i] = cell
 			if i == len(t.widths) {
 				t.widths = append(t.widths, 0)
 			}
@@ -113,6 +116,17 @@ func (t *table) print(rows ...[]string) error {
 	}
 	_, err := io.WriteString(t.out, out.String())
 	return err
+}
+
+// printable replaces what would do something to a terminal: names and labels are
+// whatever their owners have chosen.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return utf8.RuneError
+	}, s)
 }
 
 // orNone shows an empty cell as a dash, so that columns can be counted.
