@@ -4,7 +4,9 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"sync/atomic"
 	"testing/synctest"
@@ -54,6 +56,34 @@ func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
 func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
 	k.Removes.Add(1)
 	return k.Kernel.Remove(ctx, w)
+}
+
+// adopter is a node's kernel as one life of a forwarder sees it: it finds its
+// leftovers wherever they stand and opens their namespaces, as the real one does.
+type adopter struct {
+	*Kernel
+	mesh       *Mesh
+	namespaces *netns.Table
+}
+
+// Adopt returns what memkernel has, with a reference to each namespace.
+func (a adopter) Adopt(ctx context.Context) ([]plan.Found, error) {
+	found, err := a.Kernel.Adopt(ctx)
+	for _, link := range found {
+		for _, space := range a.mesh.spaces {
+			if key, keyErr := netns.Key(space); keyErr != nil || key != link.NetNS {
+				continue
+			}
+			again, openErr := os.Open(fmt.Sprintf("/proc/self/fd/%d", space.Fd()))
+			if openErr != nil {
+				return nil, openErr
+			}
+			if _, addErr := a.namespaces.Add(again); addErr != nil {
+				return nil, addErr
+			}
+		}
+	}
+	return found, err
 }
 
 // Work returns how often the kernel was asked for anything.
@@ -156,9 +186,12 @@ func (n *Node) StartForwarder(name string, labels map[string]string) *Forwarder 
 	}
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: n.TunnelIP, Tokens: p.tokens, Policy: p.policy, Peers: p.peers,
-		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: n.Kernel, Namespaces: namespaces, Logger: p.log,
+		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: adopter{n.Kernel, n.mesh, namespaces}, Namespaces: namespaces, Logger: p.log,
 	})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Adopt(t.Context(), TokenLifetime); err != nil {
 		t.Fatal(err)
 	}
 	p.listen("inproc://"+name, f.Register)
