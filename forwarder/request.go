@@ -73,7 +73,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 	if c, ok := f.stay(call.Conn, known); ok {
 		defer c.holds.release()
 		out, err := f.connect(ctx, t, known, call, left, c)
-		if err == nil || !errors.Is(err, nserr.PeerDown) || ctx.Err() != nil {
+		if err == nil || !errors.Is(err, nserr.EndpointGone) || ctx.Err() != nil {
 			return out, err
 		}
 		// An endpoint that has restarted listens elsewhere.

@@ -207,7 +207,7 @@ func (w *Wire) run(ctx context.Context) {
 			if w.tries() == 1 {
 				w.client.log.Warn("wire not refreshed, trying on", "connection", w.id, "error", err)
 			}
-			next = w.decide(conn.Failed)
+			next = w.decide(failure(err))
 			continue
 		}
 		w.drain()
@@ -217,6 +217,15 @@ func (w *Wire) run(ctx context.Context) {
 		w.prober.follow(w.Addrs(), w.PeerAddrs())
 		next = w.decide(conn.Established)
 	}
+}
+
+// failure is the event that an error of a Request is.
+func failure(err error) conn.Event {
+	switch nserr.From(err).Reason {
+	case nserr.EndpointGone, nserr.UnknownEndpoint:
+		return conn.EndpointLost
+	}
+	return conn.Failed
 }
 
 // hear translates what the manager tells about the connection. It runs in the

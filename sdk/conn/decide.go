@@ -20,6 +20,7 @@ type Event int
 const (
 	Established   Event = iota // a Request succeeded
 	Failed                     // a Request failed
+	EndpointLost               // a Request failed since the endpoint is gone
 	PathDown                   // a hop said that the path behind it is broken
 	PeerLost                   // nothing is heard of the first hop any more
 	DataLost                   // packets do not come back although control is well
@@ -64,6 +65,9 @@ const (
 	// whether packets flow: with the back-off above long enough for a daemon to
 	// restart.
 	samePathTries = 3
+
+	// restartTries is the same for an endpoint that is gone: 0.6 s.
+	restartTries = 2
 )
 
 // Decide is the policy of refresh and healing. data says what is known about
@@ -78,7 +82,9 @@ const (
 //     packets flow or it is too early to tell, then on another one. The same
 //     path is still asked first: what was away may be back, and packets may have
 //     flowed all the time;
-//   - an attempt failed and packets have stopped: another path at once.
+//   - an attempt failed and packets have stopped: another path at once;
+//   - the endpoint is gone: another path after the time that a restart takes, even
+//     if packets flow. It is the kernel of its namespace that answers.
 func Decide(s State, e Event, data Data, now time.Time, random float64) Decision {
 	switch e {
 	case Established:
@@ -97,6 +103,10 @@ func Decide(s State, e Event, data Data, now time.Time, random float64) Decision
 	switch {
 	case !s.Up:
 		return Decision{Reselect, now.Add(wait)}
+	case e == EndpointLost && s.Attempts == restartTries+1:
+		return Decision{Either, now}
+	case e == EndpointLost && s.Attempts > restartTries:
+		return Decision{Either, now.Add(wait)}
 	case data == Stopped:
 		if s.Attempts <= 1 {
 			wait = 0

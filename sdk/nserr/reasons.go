@@ -66,6 +66,7 @@ var (
 	ForwarderGone      = reason("NSM-3013", codes.Unavailable, "forwarder is not available", "request again with state RESELECT_REQUESTED")
 	PayloadMismatch    = reason("NSM-3014", codes.FailedPrecondition, "payload does not fit", "IP needs WIREGUARD, ETHERNET needs VXLAN across nodes")
 	UnknownNode        = reason("NSM-3015", codes.NotFound, "node is not found", "list nodes with 'nsm get nodes'")
+	EndpointGone       = reason("NSM-3016", codes.Unavailable, "endpoint does not answer", "see whether its process runs; clients move to another endpoint of the service if there is one")
 )
 
 // What this machine could not do (4xxx).
