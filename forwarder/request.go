@@ -126,6 +126,9 @@ func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], known *wire
 	}
 	var at peer.Peer
 	got, err := hop.Ask(askCtx, p, right.request(call.Conn, c), grpc.Peer(&at))
+	if errors.Is(err, nserr.PeerDown) && c.local() {
+		err = nserr.EndpointGone.Errorf("endpoint %s does not answer: %w", c.name, err)
+	}
 	if err != nil {
 		return nil, err
 	}
