@@ -17,21 +17,11 @@ import (
 	"github.com/openvwire/nsm/internal/nstest"
 )
 
-func TestMain(m *testing.M) { nstest.Main(m) }
-
-// nsm is the program, built once: go build has a cache.
-func nsm(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "nsm")
-	if out, err := exec.Command("go", "build", "-o", path, "../../cmd/nsm").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return path
-}
+func TestMain(m *testing.M) { nstest.MainWith(m, "github.com/openvwire/nsm/cmd/nsm") }
 
 func open(t *testing.T, c lab.Config) *lab.Lab {
 	t.Helper()
-	c.Binary = nsm(t)
+	c.Binary = nstest.Program()
 	l, err := lab.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +127,7 @@ func TestGuard(t *testing.T) {
 	const name = "nsm-guarded"
 	dir := filepath.Join(os.TempDir(), name)
 	maker := exec.Command("/proc/self/exe", "-test.run=^TestGuard$")
-	maker.Env = append(os.Environ(), "GUARDED_LAB="+name, "GUARDED_NSM="+nsm(t))
+	maker.Env = append(os.Environ(), "GUARDED_LAB="+name)
 	out, err := maker.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +155,7 @@ func TestGuard(t *testing.T) {
 
 // makeAndHang is the maker that TestGuard kills.
 func makeAndHang(t *testing.T, name string) {
-	l, err := lab.New(t.Context(), lab.Config{Name: name, Binary: os.Getenv("GUARDED_NSM")})
+	l, err := lab.New(t.Context(), lab.Config{Name: name, Binary: nstest.Program()})
 	if err != nil {
 		t.Fatal(err)
 	}

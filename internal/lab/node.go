@@ -39,26 +39,26 @@ func (l *Lab) newNode(name string, number int) (*Node, error) {
 	return n, err
 }
 
+// Manager is the URL of the node's manager.
+func (n *Node) Manager() string { return "unix://" + filepath.Join(n.Dir, "nsm.io.sock") }
+
+// Identity is the URL of the node's SPIFFE Workload API.
+func (n *Node) Identity() string { return "unix://" + filepath.Join(n.Dir, "identity.sock") }
+
 // env is what tells nsm's commands that they are on this node.
 func (n *Node) env() []string {
-	identity := "unix://" + filepath.Join(n.Dir, "identity.sock")
-	return []string{
-		"NODE_NAME=" + n.Name,
-		"NSM_RUN_DIR=" + n.Dir,
-		"SPIFFE_ENDPOINT_SOCKET=" + identity,
-		"NSM_IDENTITY_SOCKET=" + identity,
-		"NSM_CONNECT_TO=unix://" + filepath.Join(n.Dir, "nsm.io.sock"),
-		"NSM_EXCLUDED_PREFIXES_FILE=" + n.ExcludedPrefixes(),
-	}
+	return append(n.Env(),
+		"NODE_NAME="+n.Name,
+		"NSM_RUN_DIR="+n.Dir,
+		"NSM_IDENTITY_SOCKET="+n.Identity(),
+		"NSM_EXCLUDED_PREFIXES_FILE="+n.ExcludedPrefixes(),
+	)
 }
 
 // Env returns the variables by which a command finds the daemons of this node,
 // KEY=value: the first to ask a manager, the second for an identity.
 func (n *Node) Env() []string {
-	return []string{
-		"NSM_CONNECT_TO=unix://" + filepath.Join(n.Dir, "nsm.io.sock"),
-		"SPIFFE_ENDPOINT_SOCKET=unix://" + filepath.Join(n.Dir, "identity.sock"),
-	}
+	return []string{"NSM_CONNECT_TO=" + n.Manager(), "SPIFFE_ENDPOINT_SOCKET=" + n.Identity()}
 }
 
 // ExcludedPrefixes is the path of the node's file of excluded prefixes.
@@ -95,7 +95,6 @@ func (n *Node) Start(ctx context.Context, part string, args ...string) (*Process
 func (n *Node) arguments(part string) []string {
 	tcp := func(port int) string { return fmt.Sprintf("tcp://%s:%d", n.Addr, port) }
 	authority := []string{"--node", n.Name, "--authority-listen-on", tcp(5007), "--authority-advertise", n.Addr.String() + ":5007"}
-	manager := "unix://" + filepath.Join(n.Dir, "nsm.io.sock")
 	state := filepath.Join(n.Dir, part)
 	switch part {
 	case "authority":
@@ -104,7 +103,7 @@ func (n *Node) arguments(part string) []string {
 		return []string{"--listen-on", tcp(5002), "--state-dir", state}
 	case "manager":
 		registry := fmt.Sprintf("tcp://%s:5002", n.lab.nodes[0].Addr)
-		return []string{"--name", "manager-" + n.Name, "--registry-url", registry, "--listen-on", manager + "," + tcp(5001)}
+		return []string{"--name", "manager-" + n.Name, "--registry-url", registry, "--listen-on", n.Manager() + "," + tcp(5001)}
 	case "forwarder":
 		return []string{"--name", "forwarder-" + n.Name, "--tunnel-ip", n.Addr.String(), "--state-dir", state}
 	case "up":

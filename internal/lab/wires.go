@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 var aPast = time.Unix(1, 0)
@@ -25,66 +25,54 @@ const wireTag = "nsm:"
 // WireLinks returns the links in the lab that are ends of wires, sorted, each as
 // "NAMESPACE LINK". A namespace without a name, as 'nsm connect -- COMMAND'
 // makes them, is called by a process in it.
-func (l *Lab) WireLinks() ([]string, error) {
-	paths := make(map[string]string) // by name
-	for _, name := range namespacesOf(l.Name) {
-		paths[strings.TrimPrefix(name, l.Name+"-")] = netns.RunDir + "/" + name
-	}
-	for _, pid := range processesOf(l.Name) {
-		paths[fmt.Sprintf("(of %d)", pid)] = fmt.Sprintf("/proc/%d/ns/net", pid)
-	}
-	seen := make(map[uint64]bool) // namespaces, by inode
-	var links []string
-	for _, name := range slices.Backward(sortedKeys(paths)) { // names before numbers: '(' sorts first
-		var st unix.Stat_t
-		if unix.Stat(paths[name], &st) != nil || seen[st.Ino] {
-			continue
-		}
-		seen[st.Ino] = true
-		found, err := wireLinksAt(paths[name])
-		if err != nil {
-			return nil, err
-		}
-		for _, link := range found {
-			links = append(links, name+" "+link)
-		}
-	}
-	slices.Sort(links)
-	return links, nil
-}
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-func wireLinksAt(path string) (names []string, err error) {
-	f, err := netns.Open(path)
-	if err != nil {
-		if _, statErr := os.Stat(path); statErr != nil {
-			return nil, nil // its process has ended meanwhile
-		}
-		return nil, err
-	}
-	table, err := netns.NewTableAt(f)
-	if err != nil {
-		return nil, err
-	}
-	defer table.Close()
-	err = table.Self().Do(func() error {
+func (l *Lab) WireLinks() (found []string, err error) {
+	err = l.eachNamespace(func(name string) error {
 		links, err := netlink.LinkList()
 		for _, link := range links {
 			if strings.HasPrefix(link.Attrs().Alias, wireTag) {
-				names = append(names, link.Attrs().Name)
+				found = append(found, name+" "+link.Attrs().Name)
 			}
 		}
 		return err
 	})
-	return names, err
+	slices.Sort(found)
+	return found, err
+}
+
+// eachNamespace calls f on a thread in each namespace of the lab, those that only
+// its processes have included.
+func (l *Lab) eachNamespace(f func(name string) error) error {
+	seen := make(map[uint64]bool) // by inode
+	visit := func(name, path string) error {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) != nil || seen[st.Ino] {
+			return nil // it is gone, or has a better name
+		}
+		seen[st.Ino] = true
+		file, err := netns.Open(path)
+		if errors.Is(err, nserr.NoNetNS) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		table, err := netns.NewTableAt(file)
+		if err != nil {
+			return err
+		}
+		defer table.Close()
+		return table.Self().Do(func() error { return f(name) })
+	}
+	for _, name := range namespacesOf(l.Name) {
+		if err := visit(strings.TrimPrefix(name, l.Name+"-"), netns.RunDir+"/"+name); err != nil {
+			return err
+		}
+	}
+	for _, pid := range processesOf(l.Name) {
+		if err := visit(fmt.Sprintf("(of %d)", pid), fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Watch follows the links of a namespace.
