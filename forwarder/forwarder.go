@@ -135,10 +135,10 @@ func New(c Config) (*Forwarder, error) {
 	f := &Forwarder{
 		config:  c,
 		log:     c.Logger.With("part", "forwarder", "name", c.Name),
-		hop:     hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy},
 		monitor: hop.NewMonitor(c.Policy),
 		numbers: newNumbers(c.WireGuardPort, c.Kernel.PortFree),
 	}
+	f.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: f.monitor}
 	f.turns.name = c.Name
 	f.wires = conn.NewTable[wire](f.expire)
 	return f, nil

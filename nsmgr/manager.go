@@ -109,9 +109,9 @@ func New(c Config) (*Manager, error) {
 	m := &Manager{
 		config:  c,
 		log:     c.Logger.With("part", "manager", "name", c.Name),
-		hop:     hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy},
 		monitor: hop.NewMonitor(c.Policy),
 	}
+	m.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: m.monitor}
 	m.wires = conn.NewTable[wire](m.expire)
 	m.catalog = newCatalog(m.log)
 	m.locals = newLocals(m.forgetEndpoint)

@@ -112,10 +112,10 @@ func New(name string, h Handler, tokens token.Generator, policy hop.Policy, log 
 	}
 	s := &Server{
 		log:     log.With("part", "endpoint", "name", name),
-		hop:     hop.Hop{Name: name, Tokens: tokens, Policy: policy},
 		monitor: hop.NewMonitor(policy),
 		handler: h,
 	}
+	s.hop = hop.Hop{Name: name, Tokens: tokens, Policy: policy, Monitor: s.monitor}
 	s.wires = conn.NewTable[wire](s.expire)
 	return s
 }

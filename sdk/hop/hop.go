@@ -22,6 +22,8 @@ package hop
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,11 +36,12 @@ import (
 	"github.com/openvwire/nsm/sdk/token"
 )
 
-// Hop is one server's place in the mesh. It has no state and may be copied.
+// Hop is one server's place in the mesh. It may be copied.
 type Hop struct {
-	Name   string          // of the server's path segments
-	Tokens token.Generator // makes the server's tokens
-	Policy Policy          // nil means Strict
+	Name    string          // of the server's path segments
+	Tokens  token.Generator // makes the server's tokens
+	Policy  Policy          // nil means Strict
+	Monitor *Monitor        // knows the server's connections
 }
 
 // Call is a Request or Close that was admitted.
@@ -63,10 +66,12 @@ type Binding struct {
 }
 
 // Check fails with nserr.WrongOwner unless call comes from whom b names.
-func (b Binding) Check(call *Call) error {
-	if b != call.Binding {
+func (b Binding) Check(call *Call) error { return b.check(call.prevID, call.Binding) }
+
+func (b Binding) check(id string, other Binding) error {
+	if b != other {
 		return nserr.WrongOwner.Errorf("connection %s was opened by %s through %s, not by %s through %s",
-			call.prevID, b.Owner, b.Caller, call.Binding.Owner, call.Binding.Caller)
+			id, b.Owner, b.Caller, other.Owner, other.Caller)
 	}
 	return nil
 }
@@ -78,7 +83,8 @@ func (h Hop) Admit(ctx context.Context, conn *networkservice.Connection) (*Call,
 		return nil, err
 	}
 	caller := rpc.CallerFrom(ctx)
-	p, err := path.Enter(PathOf(conn), conn.GetId(), h.Name, uuid.NewString)
+	const unnamed = "-"
+	p, err := path.Enter(PathOf(conn), conn.GetId(), h.Name, func() string { return unnamed })
 	if err != nil {
 		return nil, err
 	}
@@ -92,22 +98,44 @@ func (h Hop) Admit(ctx context.Context, conn *networkservice.Connection) (*Call,
 	if err := h.policy().Admit(caller, p, now); err != nil {
 		return nil, err
 	}
-	prev, _ := p.Prev()
+	prev := &p.Segments[p.Index-1]
+	if t, err := token.Parse(prev.Token); err == nil && t.Expires.Before(prev.Expires) {
+		prev.Expires = t.Expires // whatever else was claimed for it
+	}
 	if prev.Expires.IsZero() {
 		return nil, nserr.NoToken.Errorf("expiration for the previous path segment cannot be nil")
 	}
 	if !prev.Expires.After(now) {
 		return nil, nserr.TokenExpired.Errorf("the token of %q expired %s ago", prev.Name, now.Sub(prev.Expires).Round(time.Second))
 	}
+	binding := Binding{Owner: subject(p.Segments[0].Token), Caller: callerID(caller, prev.Token)}
+	if id := binding.id(h.Name, *prev); p.Current().ID != id {
+		if err := h.Monitor.checkClaim(p.Current().ID, binding); err != nil {
+			return nil, err
+		}
+		p = path.Trim(p) // what is behind belongs to the way that the path took before
+		p.Segments[p.Index].ID = id
+	}
 	setPath(conn, p)
 	conn.Id = p.Current().ID
 	return &Call{
 		Conn:        conn,
 		Caller:      caller,
-		Binding:     Binding{Owner: subject(p.Segments[0].Token), Caller: callerID(caller, prev.Token)},
+		Binding:     binding,
 		prevExpires: prev.Expires,
 		prevID:      prev.ID,
 	}, nil
+}
+
+// id is the id that the hop called name has for a connection. It follows from
+// whose the connection is and what it is called at the hop before. So nobody can
+// name a connection of somebody else, and nothing has to be remembered for that:
+// a hop that has restarted, a Request that is sent again because the answer was
+// lost, and a client that comes back from a crash with nothing but the id it
+// chose, all arrive at the same connection.
+func (b Binding) id(name string, prev path.Segment) string {
+	what := fmt.Appendf(nil, "%q %q %q %q %q", name, b.Owner, b.Caller, prev.Name, prev.ID)
+	return uuid.NewHash(sha256.New(), uuid.Nil, what, 8).String() // version 8: RFC 9562, 5.8
 }
 
 // refreshTokens puts the caller's token, made for this hop, in the previous

@@ -130,6 +130,20 @@ func (m *Monitor) Delete(id string) {
 // Get returns a connection by the hop's own id for it, whoever asks.
 func (m *Monitor) Get(id string) (*View, bool) { return m.conns.Get(id) }
 
+// checkClaim fails with nserr.WrongOwner when id, which is not what this hop calls
+// a connection of b's, is that of somebody else's connection.
+func (m *Monitor) checkClaim(id string, b Binding) error {
+	v, ok := m.Get(id)
+	if !ok {
+		return nil
+	}
+	ids, index := v.Identities(), int(v.Conn.GetPath().GetIndex())
+	if index < 1 || index >= len(ids) {
+		return nil
+	}
+	return Binding{Owner: ids[0], Caller: ids[index-1]}.check(id, b)
+}
+
 // Visible returns the connections that the identity may see.
 func (m *Monitor) Visible(identity string) []*View {
 	var out []*View

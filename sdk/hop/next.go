@@ -4,6 +4,7 @@ package hop
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
 )
 
@@ -33,10 +35,14 @@ type Next struct {
 }
 
 // Ask sends a Request to the next hop and checks the answer. When the answer is
-// nonsense the next hop is told to close what it may have built.
+// nonsense, or that to a first Request does not come, the next hop is told to
+// close what it may have built: it knows the connection by the id it has here.
 func Ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRequest, opts ...grpc.CallOption) (*networkservice.Connection, error) {
 	got, err := networkservice.NewNetworkServiceClient(p.Conn()).Request(ctx, req, opts...)
 	if err != nil {
+		if first := req.GetConnection().GetNextPathSegment() == nil; first && unanswered(err) {
+			_ = CloseAt(ctx, p, req.GetConnection()) // as well as may be
+		}
 		return nil, err
 	}
 	if err := CheckReply(req.GetConnection(), got); err != nil {
@@ -44,6 +50,11 @@ func Ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRe
 		return nil, err
 	}
 	return got, nil
+}
+
+// unanswered reports whether the call may have been served in spite of err.
+func unanswered(err error) bool {
+	return errors.Is(err, nserr.TimedOut) || errors.Is(err, nserr.PeerDown) || errors.Is(err, context.Canceled)
 }
 
 // Hold keeps an answer of p. It takes p over; the monitor relays what p tells

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sim
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// However far a first Request has come when its caller gives up or its answer is
+// lost, nothing is left of it soon afterwards.
+func TestLostRequests(t *testing.T) {
+	for _, fate := range []Fate{LoseRequest, LoseReply, Double} {
+		for hop := range 5 {
+			t.Run(fmt.Sprintf("%v at hop %d", fate, hop), func(t *testing.T) {
+				Run(t, func(t *testing.T, m *Mesh) {
+					a, b := m.Node("a"), m.Node("b")
+					b.Serve(Service{Name: "db"})
+					c := a.Client("web")
+					nth := 0
+					m.Network.SetFate(func(c Call) Fate {
+						if c.Method != "Request" {
+							return Deliver
+						}
+						if nth++; nth == hop+1 {
+							return fate
+						}
+						return Deliver
+					})
+					w, err := c.Try(t.Context(), "kernel://db/nsm-1")
+					if (err == nil) != (fate == Double) {
+						t.Fatalf("error = %v", err)
+					}
+					Pass(15 * time.Second)
+					if err != nil {
+						m.CheckEmpty()
+						w = c.Connect("kernel://db/nsm-1") // at once, under the same name
+					}
+					c.Close(w)
+					m.CheckEmpty()
+				})
+			})
+		}
+	}
+}
+
+// A client that gives up while its Request is under way leaves nothing.
+func TestGivenUp(t *testing.T) {
+	for hop := range 5 {
+		t.Run(fmt.Sprint(hop), func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				a, b := m.Node("a"), m.Node("b")
+				b.Serve(Service{Name: "db"})
+				c := a.Client("web")
+				ctx, cancel := context.WithCancel(t.Context())
+				nth := 0
+				m.Network.SetFate(func(c Call) Fate {
+					if c.Method == "Request" {
+						if nth++; nth == hop+1 {
+							cancel()
+						}
+					}
+					return Deliver
+				})
+				if _, err := c.Try(ctx, "kernel://db/nsm-1"); err == nil {
+					t.Fatal("no error")
+				}
+				Pass(15 * time.Second)
+				m.CheckEmpty()
+			})
+		})
+	}
+}
+
+// A client that was killed and starts again asks for the same connection and gets
+// it, interface, addresses and all.
+func TestClientComesBack(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		r := newRig(m, "IP", true)
+		before, steps := View(r.w), r.steps()
+		r.c.Vanish()
+		Pass(time.Second)
+		r.c = r.a.Client("web")
+		r.w = r.c.Connect("kernel://db/nsm-1")
+		if diff := cmp.Diff(before, View(r.w)); diff != "" {
+			t.Errorf("the wire has changed (-before +after):\n%s", diff)
+		}
+		if now := r.steps(); now != steps {
+			t.Errorf("the kernels were changed in %d steps", now-steps)
+		}
+		r.c.Close(r.w)
+		m.CheckEmpty()
+	})
+}
