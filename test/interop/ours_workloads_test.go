@@ -86,6 +86,9 @@ func poolOf(t *testing.T, cidr string) *ipam.Pool {
 func ourClient(t *testing.T, s ref.Security, name, manager string) *client.Client {
 	t.Helper()
 	config := client.Config{Name: name, Manager: manager, Source: source{s}, TokenLifetime: s.TokensFor(), Logger: quiet}
+	if s.Lifetime != 0 {
+		config.RequestTimeout = requestTimeout
+	}
 	if !s.Checked {
 		pool := ourPool(s, name, rpc.NewSockets())
 		t.Cleanup(pool.Close)

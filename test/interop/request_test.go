@@ -22,7 +22,7 @@ var tunnelIP = netip.MustParseAddr("192.0.2.1") // of our forwarders
 // requestTimeout is the deadline of a Request of a client with short tokens: well
 // below refreshedTokens, from which the reference's servers take it off.
 const (
-	refreshedTokens = 10 * time.Second // first refresh after 2 s
+	refreshedTokens = 8 * time.Second // first refresh after 1.5 s
 	requestTimeout  = 2 * time.Second
 )
 

@@ -20,6 +20,7 @@ import (
 	"github.com/openvwire/nsm/forwarder/wireguard"
 	"github.com/openvwire/nsm/forwarder/wireguard/holder"
 	"github.com/openvwire/nsm/internal/nstest"
+	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -204,4 +205,14 @@ func endHolder(t *testing.T, u *wireguard.Userspace) {
 		_, _ = unix.Wait4(status.PID, nil, unix.WNOHANG, nil)
 		return
 	}
+}
+
+// inodeURL is how the workload's namespace is named between processes.
+func inodeURL(t *testing.T, w *workload) string {
+	t.Helper()
+	url, err := rpc.InodeURL(w.File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return url
 }
