@@ -87,6 +87,7 @@ type wire struct {
 	binding   hop.Binding
 	forwarder string
 	next      hop.Next
+	failing   *nserr.Reason // of the last Request if it failed, else nil
 }
 
 // New returns a manager that follows the registry. It does not wait for it.

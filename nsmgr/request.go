@@ -113,7 +113,7 @@ func (m *Manager) ask(ctx context.Context, t *conn.Turn[wire], f forwarder, call
 		m.log.Info("connection up", slog.String("connection", t.ID), slog.String("service", got.GetNetworkService()),
 			slog.String("owner", call.Binding.Owner), slog.String("endpoint", got.GetNetworkServiceEndpointName()), slog.String("forwarder", f.nse.GetName()))
 	}
-	t.Record.binding = call.Binding
+	t.Record.binding, t.Record.failing = call.Binding, nil
 	t.Record.forwarder = f.nse.GetName()
 	t.Record.next.Hold(p, cloneConnection(got), m.monitor)
 	t.ExpireAt(call.Expiry(ctx))
@@ -124,10 +124,16 @@ func (m *Manager) ask(ctx context.Context, t *conn.Turn[wire], f forwarder, call
 // failed tells watchers when a connection that was established could not be
 // established again. It stays known until it expires or is closed.
 func (m *Manager) failed(t *conn.Turn[wire], err error) error {
+	level := slog.LevelWarn
 	if t.Record != nil {
 		m.monitor.Down(t.ID)
+		reason := nserr.From(err).Reason
+		if t.Record.failing == reason { // said already; the client tries again and again
+			level = slog.LevelDebug
+		}
+		t.Record.failing = reason
 	}
-	m.log.Warn("request failed", "connection", t.ID, "error", err)
+	m.log.Log(context.Background(), level, "request failed", "connection", t.ID, "error", err)
 	return err
 }
 
