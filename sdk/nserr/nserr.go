@@ -18,6 +18,7 @@ package nserr
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 )
@@ -40,8 +41,37 @@ func (r *Reason) Error() string { return r.Code + ": " + r.Summary }
 // Errorf returns an error with this reason. The format may wrap a cause with %w.
 func (r *Reason) Errorf(format string, args ...any) *Error {
 	cause := fmt.Errorf(format, args...)
-	return &Error{Reason: r, Msg: cause.Error(), cause: errors.Unwrap(cause)}
+	return &Error{Reason: r, Msg: r.plain(cause.Error()), cause: errors.Unwrap(cause)}
 }
+
+// plain is text without the advice of the errors in it, of which the outermost
+// counts, and without repetitions of the reason's own code: an error that passes
+// five hops is wrapped five times.
+func (r *Reason) plain(text string) string {
+	text = strings.ReplaceAll(text, r.Code+": ", "")
+	for {
+		start := strings.Index(text, fixOpens)
+		if start < 0 {
+			return text
+		}
+		depth, end := 0, len(text)
+		for i := start + 1; i < len(text); i++ {
+			switch text[i] {
+			case '(':
+				depth++
+			case ')':
+				depth--
+			}
+			if depth == 0 {
+				end = i + 1
+				break
+			}
+		}
+		text = text[:start] + text[end:]
+	}
+}
+
+const fixOpens = " (fix: "
 
 // Error is a reason together with what happened in this case.
 type Error struct {
@@ -61,7 +91,7 @@ func (e *Error) WithFix(format string, args ...any) *Error {
 // Error returns one line: code, what happened, how to fix it.
 func (e *Error) Error() string {
 	if fix := e.HowToFix(); fix != "" {
-		return e.Reason.Code + ": " + e.Msg + " (fix: " + fix + ")"
+		return e.Reason.Code + ": " + e.Msg + fixOpens + fix + ")"
 	}
 	return e.Reason.Code + ": " + e.Msg
 }

@@ -19,7 +19,9 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/internal/backoff"
@@ -210,30 +212,44 @@ func (r *Registration) register(ctx context.Context) error {
 // an existing service are not replaced.
 func (r *Registration) registerService(ctx context.Context, ns *registry.NetworkService) error {
 	client := registry.NewNetworkServiceRegistryClient(r.c.Registry)
+	if found, err := findService(ctx, client, ns); found || err != nil {
+		return err
+	}
+	_, err := client.Register(regpath.Path{}.ToOutgoing(ctx), ns)
+	if status.Code(err) == codes.PermissionDenied {
+		// Another endpoint of the service was quicker, and owns the name now.
+		if found, _ := findService(ctx, client, ns); found {
+			return nil
+		}
+	}
+	return err
+}
+
+// findService reports whether ns is registered. It fails with
+// nserr.PayloadMismatch if that has another payload.
+func findService(ctx context.Context, client registry.NetworkServiceRegistryClient, ns *registry.NetworkService) (found bool, err error) {
 	stream, err := client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{Name: ns.GetName()}})
 	if err != nil {
-		return err
+		return false, err
 	}
 	for {
 		got, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			break
+			return found, nil
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 		have := got.GetNetworkService()
 		if have.GetName() != ns.GetName() {
 			continue
 		}
 		if ns.GetPayload() != "" && have.GetPayload() != ns.GetPayload() {
-			return nserr.PayloadMismatch.Errorf("network service %q exists with payload %s, this endpoint serves %s", ns.GetName(), have.GetPayload(), ns.GetPayload()).
+			return false, nserr.PayloadMismatch.Errorf("network service %q exists with payload %s, this endpoint serves %s", ns.GetName(), have.GetPayload(), ns.GetPayload()).
 				WithFix("serve it with --payload %s, or delete the service first", have.GetPayload())
 		}
-		return nil
+		found = true
 	}
-	_, err = client.Register(regpath.Path{}.ToOutgoing(ctx), ns)
-	return err
 }
 
 // transient reports whether trying again may help.
