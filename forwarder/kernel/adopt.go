@@ -104,7 +104,7 @@ func (k *Kernel) WireGuardKey(ctx context.Context, key, wireID string) (private 
 		return private, 0, false
 	}
 	ns, err := k.namespaces.Get(key)
-	if err != nil {
+	if err != nil || k.known(ns).hasNone(k.name, wireID) {
 		return private, 0, false
 	}
 	found, err := k.adoptFrom(ctx, key)

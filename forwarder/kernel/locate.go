@@ -46,6 +46,18 @@ func (k *known) hint(tag, mac string) (name string, listed bool) {
 	return name, k.listed
 }
 
+// hasNone reports whether the namespace is sure to have no link of a wire.
+func (k *known) hasNone(owner, wireID string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, side := range []plan.Side{plan.Client, plan.Endpoint} {
+		if k.names[plan.Tag{Owner: owner, ID: wireID, Side: side}.String()] != "" {
+			return false
+		}
+	}
+	return k.listed
+}
+
 func (k *known) remember(tag, name string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -58,6 +58,9 @@ func TestWireGuard(t *testing.T) {
 			if key != wa.WireGuard.PrivateKey || port != 51820 || !ok {
 				t.Errorf("read back: port %d, %v", port, ok)
 			}
+			if _, _, ok := a.WireGuardKey(t.Context(), client, "u9"); ok {
+				t.Error("a key of a wire that does not exist")
+			}
 			seen, err := a.Observe(t.Context(), wa)
 			if err != nil {
 				t.Fatal(err)
@@ -78,6 +81,9 @@ func TestWireGuard(t *testing.T) {
 			for range 2 {
 				if err := errors.Join(a.Remove(t.Context(), wa), b.Remove(t.Context(), wb)); err != nil {
 					t.Fatal(err)
+				}
+				if _, _, ok := a.WireGuardKey(t.Context(), client, "u1"); ok {
+					t.Error("a key of a wire that has been removed")
 				}
 			}
 			if after := a.census(client); before != after {
