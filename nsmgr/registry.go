@@ -132,8 +132,9 @@ func (s *endpointRegistry) upstream() registry.NetworkServiceEndpointRegistryCli
 }
 
 // Register records where this node reaches the endpoint and registers it with
-// the manager's address instead. A forwarder is of use to this node alone: it
-// stays registered here when the registry is away.
+// the manager's address instead. When the registry is away, what is registered
+// here already stays so, for this node; and so may a forwarder, which is of use to
+// this node alone, begin.
 func (s *endpointRegistry) Register(ctx context.Context, nse *registry.NetworkServiceEndpoint) (out *registry.NetworkServiceEndpoint, _ error) {
 	if nse.GetName() == "" || len(nse.GetName()) > path.MaxID || len(nse.GetNetworkServiceNames()) == 0 {
 		return nil, nserr.BadEndpoint.Errorf("endpoint %.40q offers %d network services; it needs a name of 1 to %d bytes and at least one service", nse.GetName(), len(nse.GetNetworkServiceNames()), path.MaxID)
@@ -177,12 +178,12 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	public.Url, public.PathIds = s.m.config.URL, r.ids
 	var header metadata.MD
 	got, err := s.upstream().Register(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
-	forwarder := slices.Contains(nse.GetNetworkServiceNames(), s.m.config.ForwarderService)
+	ours := known != nil || slices.Contains(nse.GetNetworkServiceNames(), s.m.config.ForwarderService)
 	switch {
-	case err != nil && !(forwarder && away(err)):
+	case err != nil && !(ours && away(err)):
 		return nil, err
 	case err != nil:
-		s.m.log.Warn("registry is away, the forwarder is known to this node only", "forwarder", nse.GetName(), "error", err)
+		s.m.log.Warn("registry is away, the endpoint is known to this node only", "endpoint", nse.GetName(), "error", err)
 		got = public
 	}
 	if at := expiryOf(got); !at.IsZero() && at.Before(expires) {
