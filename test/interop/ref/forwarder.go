@@ -80,7 +80,7 @@ func Forwarder(t testing.TB, s Security, c ForwarderConfig) *Server {
 				connect.NewServer(client.NewClient(ctx,
 					client.WithName(c.Name),
 					client.WithoutRefresh(),
-					client.WithDialOptions(s.DialOptions()...),
+					client.WithDialOptions(s.hopDialOptions()...),
 					client.WithDialTimeout(dialTimeout),
 					client.WithAdditionalFunctionality(
 						mechanismtranslation.NewClient(),

@@ -11,8 +11,9 @@ import (
 	"google.golang.org/grpc"
 )
 
-// dialTimeout is cmd-nsmgr's default with room for two busy cores and -race.
-const dialTimeout = 2 * time.Second
+// dialTimeout is between the defaults of cmd-nsmgr, 750 ms, and of
+// cmd-forwarder-vpp, 50 ms, which two busy cores and -race would exceed.
+const dialTimeout = 500 * time.Millisecond
 
 // ManagerConfig names what a manager needs.
 type ManagerConfig struct {
@@ -31,7 +32,7 @@ func Manager(t testing.TB, s Security, c ManagerConfig) *Server {
 			nsmgr.WithURL(urls[1]),
 			nsmgr.WithRegistry(parse(t, c.Registry)),
 			nsmgr.WithDialTimeout(dialTimeout),
-			nsmgr.WithDialOptions(s.DialOptions()...),
+			nsmgr.WithDialOptions(s.hopDialOptions()...),
 			nsmgr.WithAuthorizeServer(s.authorizeServer()),
 			nsmgr.WithAuthorizeNSRegistryServer(s.authorizeNSServer()),
 			nsmgr.WithAuthorizeNSERegistryServer(s.authorizeNSEServer()),

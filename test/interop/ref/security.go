@@ -106,6 +106,12 @@ func (s Security) DialOptions() []grpc.DialOption {
 	return options
 }
 
+// hopDialOptions is how managers and forwarders dial: a hop that is gone is an
+// error after the dial time-out, where a client's call waits for it.
+func (s Security) hopDialOptions() []grpc.DialOption {
+	return append(s.DialOptions(), grpc.WithBlock())
+}
+
 func (s Security) authorizeServer() networkservice.NetworkServiceServer {
 	if s.Checked {
 		return authorize.NewServer()
