@@ -33,6 +33,7 @@ type forwarderSettings struct {
 	WireGuardPort uint16            `flag:"wireguard-port" env:"NSM_WIREGUARD_PORT" default:"51820" help:"first UDP port of WireGuard wires; each wire has one"`
 	WireGuard     string            `flag:"wireguard" env:"NSM_WIREGUARD" default:"auto" choices:"auto,userspace" help:"auto takes the kernel's module where it exists"`
 	Labels        map[string]string `flag:"labels" env:"NSM_LABELS" default:"p2p:true" help:"labels of the registration, by which services choose forwarders"`
+	Reconcile     time.Duration     `flag:"reconcile" env:"NSM_RECONCILE" default:"20s" help:"how often each wire is compared with the kernel and repaired; 0 = never"`
 	NodeUsers     []string          `flag:"node-users" env:"NSM_NODE_USERS" help:"SPIFFE IDs, besides this node's root, that may have wires in the node's own network namespace; ID/* means everything below ID"`
 	ServiceName   string            `flag:"nsname" env:"NSM_NSNAME" default:"forwarder" help:"network service to register as"`
 }
@@ -111,9 +112,18 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 		return nil, err
 	}
 	p.later(namespaces.Close)
+	ready := make(chan *forwarder.Forwarder, 1)
 	tunnels, err := wireguard.New(ctx, wireguard.Config{
 		Namespaces: namespaces, Socket: filepath.Join(stateDir, "wireguard.sock"),
 		Userspace: c.WireGuard == "userspace", Logger: p.log,
+		OnRestart: func(ctx context.Context) { // the devices are gone with their holder
+			select {
+			case f := <-ready:
+				ready <- f
+				f.Reconcile(ctx)
+			case <-ctx.Done():
+			}
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -133,7 +143,14 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 		return nil, err
 	}
 	p.later(f.Stop)
-	return f, f.Adopt(ctx, lifetime)
+	if err := f.Adopt(ctx, lifetime); err != nil {
+		return nil, err
+	}
+	ready <- f
+	if c.Reconcile > 0 {
+		p.run(func(ctx context.Context) { f.KeepReconciled(ctx, c.Reconcile) })
+	}
+	return f, nil
 }
 
 // nodeUsers are the identities that may have wires in the node's own namespace:

@@ -60,6 +60,20 @@ func (p *part) close() {
 	p.closers = nil
 }
 
+// run runs f until the part is closed.
+func (p *part) run(f func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(ctx)
+	}()
+	p.later(func() {
+		cancel()
+		<-done
+	})
+}
+
 // id is the part's SPIFFE ID, for people.
 func (p *part) id() string {
 	svid, err := p.source.GetX509SVID()

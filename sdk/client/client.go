@@ -84,6 +84,7 @@ type Client struct {
 	config  Config
 	log     *slog.Logger
 	manager *peer.Peer
+	named   bool // somebody gave the client its name, so it may have had wires before
 	closers []func()
 
 	mu    sync.Mutex
@@ -93,8 +94,9 @@ type Client struct {
 
 // Open returns a client that is ready to connect. It waits for an identity.
 func Open(ctx context.Context, c Config) (_ *Client, err error) {
+	named := c.Name != ""
 	c.fill()
-	cl := &Client{log: c.Logger, wires: make(map[*Wire]bool)}
+	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool)}
 	defer func() {
 		if err != nil {
 			cl.release()

@@ -150,6 +150,9 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 
 // first makes the wire, or fails.
 func (w *Wire) first(ctx context.Context) error {
+	if w.client.named {
+		w.takeOver(ctx)
+	}
 	for {
 		err := w.count(w.request(ctx, false))
 		if err == nil || !w.retry || !mayPass(err) || ctx.Err() != nil {
