@@ -65,7 +65,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 	reselect := call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED
 	m.describeClient(call.Conn)
 
-	candidates, err := m.candidates(call.Conn, known, reselect)
+	candidates, err := m.candidates(ctx, call.Conn, known, reselect)
 	if err != nil {
 		return nil, m.failed(t, err)
 	}
@@ -174,7 +174,7 @@ type forwarder struct {
 // stays with its forwarder; nobody is asked and nothing is looked up for it. One
 // that wants another path keeps it in the first place: it is the forwarder that
 // chooses the endpoint, and it has the interface.
-func (m *Manager) candidates(c *networkservice.Connection, known *wire, reselect bool) ([]forwarder, error) {
+func (m *Manager) candidates(ctx context.Context, c *networkservice.Connection, known *wire, reselect bool) ([]forwarder, error) {
 	all := m.locals.forwarders(m.config.ForwarderService, time.Now())
 	if known != nil && !reselect {
 		i := slices.IndexFunc(all, func(f forwarder) bool { return f.nse.GetName() == known.forwarder })
@@ -183,7 +183,7 @@ func (m *Manager) candidates(c *networkservice.Connection, known *wire, reselect
 		}
 		return all[i : i+1], nil
 	}
-	service, ok := m.catalog.services.objects.Get(c.GetNetworkService())
+	service, ok := m.service(ctx, c.GetNetworkService())
 	if !ok || c.GetPayload() != "" && c.GetPayload() != service.GetPayload() {
 		return nil, m.noService(c)
 	}
@@ -208,6 +208,34 @@ func (m *Manager) candidates(c *networkservice.Connection, known *wire, reselect
 		out[i] = all[slices.IndexFunc(all, func(f forwarder) bool { return f.nse.GetName() == n })]
 	}
 	return out, nil
+}
+
+// lookupTimeout bounds the question for a service that the catalog does not have.
+const lookupTimeout = time.Second
+
+// service returns a network service from the catalog. The watch that feeds it may
+// be behind a registration of which the client knows already, so the registry is
+// asked before a service is called unknown.
+func (m *Manager) service(ctx context.Context, name string) (*registry.NetworkService, bool) {
+	if ns, ok := m.catalog.services.objects.Get(name); ok {
+		return ns, true
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	found, err := registry.NewNetworkServiceRegistryClient(m.config.Registry).Find(ctx,
+		&registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{Name: name}})
+	if err != nil {
+		return nil, false
+	}
+	for {
+		r, err := found.Recv()
+		if err != nil {
+			return nil, false
+		}
+		if ns := r.GetNetworkService(); ns.GetName() == name { // the registry looks for parts of names, too
+			return ns, true
+		}
+	}
 }
 
 func (m *Manager) noService(c *networkservice.Connection) error {
