@@ -167,13 +167,6 @@ func (l *Lab) Daemons() (daemons []*Process) {
 	return daemons
 }
 
-// StopWorkloads ends every process that is not a daemon.
-func (l *Lab) StopWorkloads() error {
-	l.mu.Lock()
-	processes := slices.DeleteFunc(slices.Clone(l.processes), func(p *Process) bool { return p.Node != "" })
-	l.mu.Unlock()
-	return stopAll(processes)
-}
 
 // Close ends every process, workloads first and daemons in the reverse order of
 // their start, and removes the rest. It reports what did not end when told to.

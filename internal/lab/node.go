@@ -35,8 +35,10 @@ func (l *Lab) newNode(name string, number int) (*Node, error) {
 		return nil, err
 	}
 	var err error
-	n.NetNS, err = l.newNetNS(name, n.env())
-	return n, err
+	if n.NetNS, err = l.newNetNS(name, n.env()); err != nil {
+		return nil, err
+	}
+	return n, n.NetNS.Do(skipDAD)
 }
 
 // Manager is the URL of the node's manager.
