@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -88,7 +86,7 @@ func clientEnd(l *leg, c *networkservice.ConnectionContext, mtu int) (plan.End, 
 	if err := addresses(&end, ip.GetSrcIpAddrs(), ip.GetDstIpAddrs(), ip.GetSrcRoutes()); err != nil {
 		return plan.End{}, err
 	}
-	peers, err := prefixes(ip.GetDstIpAddrs())
+	peers, err := hop.ParsePrefixes(ip.GetDstIpAddrs())
 	if err != nil {
 		return plan.End{}, err
 	}
@@ -117,26 +115,15 @@ func endpointEnd(l *leg, c *networkservice.ConnectionContext, mtu int) (plan.End
 }
 
 func addresses(end *plan.End, own, peers []string, rs []*networkservice.Route) (err error) {
-	if end.Addrs, err = prefixes(own); err != nil {
+	if end.Addrs, err = hop.ParsePrefixes(own); err != nil {
 		return err
 	}
-	opposite, err := prefixes(peers)
+	opposite, err := hop.ParsePrefixes(peers)
 	if err != nil {
 		return err
 	}
 	end.Routes, err = routes(rs, opposite)
 	return err
-}
-
-func prefixes(texts []string) (out []netip.Prefix, err error) {
-	for _, t := range texts {
-		p, err := hop.ParsePrefix(t)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, p)
-	}
-	return out, nil
 }
 
 // routes translates routes as §2.15 has it: a host route to the other end has
@@ -195,10 +182,10 @@ func policyOf(p *networkservice.PolicyRoute, peers []netip.Prefix) (out plan.Pol
 		}
 	}
 	out.Proto = p.GetProto()
-	if out.SrcPort, err = portRange(p.GetSrcPort()); err != nil {
+	if out.SrcPort, err = plan.ParsePortRange(p.GetSrcPort()); err != nil {
 		return plan.Policy{}, err
 	}
-	if out.DstPort, err = portRange(p.GetDstPort()); err != nil {
+	if out.DstPort, err = plan.ParsePortRange(p.GetDstPort()); err != nil {
 		return plan.Policy{}, err
 	}
 	if out.Routes, err = routes(p.GetRoutes(), peers); err != nil || len(out.Routes) > 0 {
@@ -214,23 +201,6 @@ func policyOf(p *networkservice.PolicyRoute, peers []netip.Prefix) (out plan.Pol
 		out.Routes = []plan.Route{{Dst: any, Via: via, OnLink: true}}
 	}
 	return out, nil
-}
-
-// portRange reads "", "80" or "1000-2000" (§2.1).
-func portRange(text string) (plan.PortRange, error) {
-	if text == "" {
-		return plan.PortRange{}, nil
-	}
-	from, to, isRange := strings.Cut(text, "-")
-	if !isRange {
-		to = from
-	}
-	a, errA := strconv.ParseUint(strings.TrimSpace(from), 10, 16)
-	b, errB := strconv.ParseUint(strings.TrimSpace(to), 10, 16)
-	if errA != nil || errB != nil || a > b {
-		return plan.PortRange{}, nserr.BadContext.Errorf("policy: %q is not a port or a range of ports", text)
-	}
-	return plan.PortRange{From: uint16(a), To: uint16(b)}, nil
 }
 
 func neighborOf(n *networkservice.IpNeighbor) (plan.Neighbor, error) {

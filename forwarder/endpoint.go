@@ -4,8 +4,6 @@ package forwarder
 
 import (
 	"context"
-	"errors"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -106,19 +104,16 @@ func (f *Forwarder) findService(ctx context.Context, c *networkservice.Connectio
 		return nil, err
 	}
 	var found *registry.NetworkService
-	for {
-		r, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF) && found == nil:
-			return nil, nserr.UnknownService.Errorf("network service %s is not found", c.GetNetworkService())
-		case errors.Is(err, io.EOF):
-			return found, nil
-		case err != nil:
-			return nil, err
-		case r.GetNetworkService().GetName() == c.GetNetworkService():
+	err = rpc.Drain(stream, func(r *registry.NetworkServiceResponse) error {
+		if r.GetNetworkService().GetName() == c.GetNetworkService() {
 			found = r.GetNetworkService()
 		}
+		return nil
+	})
+	if err == nil && found == nil {
+		err = nserr.UnknownService.Errorf("network service %s is not found", c.GetNetworkService())
 	}
+	return found, err
 }
 
 // foundEndpoint is an endpoint as the manager told it, with what it holds.
@@ -143,19 +138,15 @@ func (f *Forwarder) findEndpoints(ctx context.Context, template *registry.Networ
 		return nil, err
 	}
 	now := time.Now()
-	for {
-		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return found, err
-		}
+	err = rpc.Drain(stream, func(r *registry.NetworkServiceEndpointResponse) error {
 		nse := r.GetNetworkServiceEndpoint()
-		if at := nse.GetExpirationTime(); at != nil && !at.AsTime().After(now) {
-			continue
+		if at := nse.GetExpirationTime(); at == nil || at.AsTime().After(now) {
+			found = append(found, foundEndpoint{nse: nse})
 		}
-		found = append(found, foundEndpoint{nse: nse})
+		return nil
+	})
+	if err != nil {
+		return found, err
 	}
 	// gRPC tells the peer when the stream has ended; the descriptors have come.
 	for i := range found {

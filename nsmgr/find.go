@@ -4,8 +4,6 @@ package nsmgr
 
 import (
 	"context"
-	"errors"
-	"io"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
@@ -36,18 +34,7 @@ func (s *serviceRegistry) Find(q *registry.NetworkServiceQuery, stream registry.
 	if err != nil {
 		return err
 	}
-	for {
-		r, err := up.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := send(r.GetNetworkService(), false); err != nil {
-			return err
-		}
-	}
+	return rpc.Drain(up, func(r *registry.NetworkServiceResponse) error { return send(r.GetNetworkService(), false) })
 }
 
 // Find answers from the catalog, with the addresses that hold on this node: a
@@ -93,18 +80,9 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 	if err != nil {
 		return err
 	}
-	for {
-		r, err := up.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := send(r.GetNetworkServiceEndpoint(), false); err != nil {
-			return err
-		}
-	}
+	return rpc.Drain(up, func(r *registry.NetworkServiceEndpointResponse) error {
+		return send(r.GetNetworkServiceEndpoint(), false)
+	})
 }
 
 // known returns the endpoints of the catalog that can match the template.

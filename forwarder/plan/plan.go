@@ -68,7 +68,7 @@ type Wire struct {
 // hangs on it.
 type End struct {
 	NetNS string // "dev:ino", a key of the forwarder's table of namespaces
-	Name  string // 1 to 15 bytes, see CheckName
+	Name  string // 1 to 15 bytes, see mechanism.CheckInterfaceName
 	Side  Side
 	MTU   int              // bytes; 0 leaves the kernel's default
 	MAC   net.HardwareAddr // nil derives one from wire id and side, see MAC; unused for WireGuard

@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"net"
 	"strings"
-
-	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // Tag says whose a link is. It stands in the link's ifalias as
@@ -59,26 +57,4 @@ func MAC(wireID string, side Side) net.HardwareAddr {
 	mac := net.HardwareAddr(sum[:6])
 	mac[0] = mac[0]&^0x01 | 0x02
 	return mac
-}
-
-// maxName is the longest interface name in bytes (IFNAMSIZ less the final NUL).
-const maxName = 15
-
-// CheckName refuses with [nserr.BadName] what the kernel does not take as an
-// interface name, takes as a pattern (%), or uses otherwise below /proc/sys.
-func CheckName(name string) error {
-	switch {
-	case name == "":
-		return nserr.BadName.Errorf("the interface name is empty")
-	case len(name) > maxName:
-		return nserr.BadName.Errorf("interface name %q has %d bytes, at most %d fit", name, len(name), maxName)
-	case name == "." || name == ".." || name == "all" || name == "default":
-		return nserr.BadName.Errorf("interface name %q is reserved", name)
-	}
-	for i := range len(name) {
-		if c := name[i]; c <= ' ' || c >= 0x7f || c == '/' || c == ':' || c == '%' {
-			return nserr.BadName.Errorf("interface name %q contains %q", name, c)
-		}
-	}
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -123,7 +124,7 @@ func (e End) validate() error {
 	if e.NetNS == "" {
 		return nserr.NoNetNS.Errorf("the end %q has no network namespace", e.Name)
 	}
-	if err := CheckName(e.Name); err != nil {
+	if err := mechanism.CheckInterfaceName(e.Name); err != nil {
 		return err
 	}
 	if e.MAC != nil && (len(e.MAC) != 6 || e.MAC[0]&1 != 0) {

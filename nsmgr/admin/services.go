@@ -4,8 +4,6 @@ package admin
 
 import (
 	"context"
-	"errors"
-	"io"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice/payload"
 	"github.com/networkservicemesh/api/pkg/api/registry"
@@ -14,6 +12,7 @@ import (
 
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/watch"
 )
 
@@ -123,17 +122,14 @@ func (s *Server) lookUp(ctx context.Context, name string) (*registry.NetworkServ
 	if err != nil {
 		return nil, err
 	}
-	for {
-		r, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil, nil
-		case err != nil:
-			return nil, err
-		case r.GetNetworkService().GetName() == name:
-			return r.GetNetworkService(), nil
+	var found *registry.NetworkService
+	err = rpc.Drain(stream, func(r *registry.NetworkServiceResponse) error {
+		if r.GetNetworkService().GetName() == name {
+			found = r.GetNetworkService()
 		}
-	}
+		return nil
+	})
+	return found, err
 }
 
 // sameService leaves out who registered it.

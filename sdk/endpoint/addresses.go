@@ -54,15 +54,15 @@ func giveAddresses(pool *ipam.Pool, policy AddressPolicy, r *Request) error {
 		c.Context.IpContext = &networkservice.IPContext{}
 	}
 	ip := c.Context.IpContext
-	src, err := parsePrefixes(ip.SrcIpAddrs)
+	src, err := hop.ParsePrefixes(ip.SrcIpAddrs)
 	if err != nil {
 		return err
 	}
-	dst, err := parsePrefixes(ip.DstIpAddrs)
+	dst, err := hop.ParsePrefixes(ip.DstIpAddrs)
 	if err != nil {
 		return err
 	}
-	excluded, err := parsePrefixes(ip.ExcludedPrefixes)
+	excluded, err := hop.ParsePrefixes(ip.ExcludedPrefixes)
 	if err != nil {
 		return err
 	}
@@ -91,17 +91,6 @@ func giveAddresses(pool *ipam.Pool, policy AddressPolicy, r *Request) error {
 		ip.DstRoutes = append(ip.DstRoutes, &networkservice.Route{Prefix: p.String()})
 	}
 	return nil
-}
-
-func parsePrefixes(texts []string) (out []netip.Prefix, err error) {
-	for _, t := range texts {
-		p, err := hop.ParsePrefix(t)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, p)
-	}
-	return out, nil
 }
 
 func texts(ps []netip.Prefix) []string {

@@ -170,6 +170,18 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	return netip.PrefixFrom(a, a.BitLen()), nil
 }
 
+// ParsePrefixes reads a list of them.
+func ParsePrefixes(texts []string) (out []netip.Prefix, err error) {
+	for _, t := range texts {
+		p, err := ParsePrefix(t)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
 // CheckReply checks what the next hop answered to a request that this hop sent
 // with connection sent. What passes may be stored, published and handed on.
 func CheckReply(sent, got *networkservice.Connection) error {

@@ -120,19 +120,20 @@ func (k Kernel) With(m Mechanism) Mechanism {
 	return m
 }
 
-// CheckInterfaceName fails with nserr.BadName unless the kernel would take name
-// for an interface (dev_valid_name in net/core/dev.c).
+// CheckInterfaceName fails with nserr.BadName for what the kernel does not take
+// as an interface name (dev_valid_name in net/core/dev.c), takes as a pattern (%),
+// or uses otherwise below /proc/sys.
 func CheckInterfaceName(name string) error {
 	switch {
 	case name == "":
 		return nserr.BadName.Errorf("interface name is empty")
 	case len(name) > 15:
 		return nserr.BadName.Errorf("interface name %q has %d characters, at most 15 are allowed", name, len(name))
-	case name == "." || name == "..":
+	case name == "." || name == ".." || name == "all" || name == "default":
 		return nserr.BadName.Errorf("interface name %q is reserved", name)
 	}
 	for _, c := range []byte(name) {
-		if c == '/' || c == ':' || c <= ' ' || c >= 0x7f {
+		if c <= ' ' || c >= 0x7f || c == '/' || c == ':' || c == '%' {
 			return nserr.BadName.Errorf("interface name %q contains %q", name, c)
 		}
 	}

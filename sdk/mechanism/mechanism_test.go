@@ -4,6 +4,8 @@ package mechanism
 
 import (
 	"errors"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -136,5 +138,20 @@ func FuzzTunnel(f *testing.F) {
 			t.Error("VNI out of range")
 		}
 		_, _ = Mechanism{Type: TypeWireGuard, Params: p}.WireGuard()
+	})
+}
+
+// A name that passes can be a file name below /proc/sys and a word of a command.
+func FuzzCheckInterfaceName(f *testing.F) {
+	for _, s := range []string{"", "nsm-1", "a-name-of-16-byte", "a/b", "..", "all", "nsm%d", "a b", "ä", "a:1", "\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if CheckInterfaceName(s) != nil {
+			return
+		}
+		if len(s) > 15 || filepath.Base(s) != s || len(strings.Fields(s)) != 1 || strings.ContainsAny(s, "%:") {
+			t.Errorf("%q passed", s)
+		}
 	})
 }
