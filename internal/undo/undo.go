@@ -40,6 +40,21 @@ type Stack struct {
 // Add pushes what takes back the step that has just succeeded.
 func (s *Stack) Add(step func(context.Context) error) { s.steps = append(s.steps, step) }
 
+// Go runs f in a goroutine; what takes it back cancels its context and waits.
+func (s *Stack) Go(f func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(ctx)
+	}()
+	s.Add(func(context.Context) error {
+		cancel()
+		<-done
+		return nil
+	})
+}
+
 // Keep empties the stack without running it: the operation has succeeded.
 func (s *Stack) Keep() { s.steps = nil }
 

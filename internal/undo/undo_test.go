@@ -8,8 +8,12 @@ import (
 	"slices"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/openvwire/nsm/internal/undo"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestRunReversesAndJoins(t *testing.T) {
 	var steps undo.Stack
@@ -60,5 +64,17 @@ func TestRunOutlivesTheOperation(t *testing.T) {
 	})
 	if err := steps.Run(ctx); err != nil {
 		t.Errorf("Run() = %v, want nil", err)
+	}
+}
+
+func TestGoIsTakenBack(t *testing.T) {
+	var steps undo.Stack
+	running := true
+	steps.Go(func(ctx context.Context) {
+		<-ctx.Done()
+		running = false
+	})
+	if err := steps.Run(t.Context()); err != nil || running {
+		t.Errorf("Run() = %v, still running: %v", err, running)
 	}
 }

@@ -144,8 +144,8 @@ func (a *Agent) start(dir *statedir.Dir, m membership) error {
 	a.client = identityv1.NewAuthorityClient(conn)
 	a.close.Add(func(context.Context) error { return conn.Close() })
 
-	a.run(a.watchBundles)
-	a.run(func(ctx context.Context) {
+	a.close.Go(a.watchBundles)
+	a.close.Go(func(ctx context.Context) {
 		renew := func(ctx context.Context) (*x509svid.SVID, error) { return a.issuePath(ctx, m.svid.ID.Path()) }
 		_ = identity.Follow(ctx, m.svid, renew, a.trust, a.log, func(svid *x509svid.SVID, set *x509bundle.Set) error {
 			a.own.Store(svid)
@@ -156,21 +156,6 @@ func (a *Agent) start(dir *statedir.Dir, m membership) error {
 		}) // ends with ctx alone
 	})
 	return nil
-}
-
-// run runs f until the agent is closed.
-func (a *Agent) run(f func(context.Context)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f(ctx)
-	}()
-	a.close.Add(func(context.Context) error {
-		cancel()
-		<-done
-		return nil
-	})
 }
 
 // Close stops serving and waits until everything has ended. It is idempotent.

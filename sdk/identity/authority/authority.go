@@ -122,7 +122,7 @@ func start(ctx context.Context, c Config) (_ *Authority, err error) {
 	if a.ledger, err = openLedger(dir); err != nil {
 		return nil, err
 	}
-	a.rotateCAs()
+	a.close.Go(a.issuer.keepRotating)
 	if c.ListenOn != "" {
 		if err = a.serveNodes(ctx, c.ListenOn, c.Advertise); err != nil {
 			return nil, err
@@ -178,20 +178,6 @@ func configure(c Config) (*Authority, error) {
 		}
 	}
 	return a, nil
-}
-
-func (a *Authority) rotateCAs() {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		a.issuer.keepRotating(ctx)
-	}()
-	a.close.Add(func(context.Context) error {
-		cancel()
-		<-done
-		return nil
-	})
 }
 
 // Close stops serving and waits until everything has ended. It is idempotent.
