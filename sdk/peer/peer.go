@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -81,10 +82,26 @@ type Peer struct {
 
 // Get returns the peer at url, to be released when no longer needed. A URL that
 // cannot be dialled shows with the first call.
+//
+// A connection that nobody needed and that could not be made last is made anew
+// at once: its back-off is for those who still call, and somebody else may
+// be there by now. (An inode:// URL comes back when the number is used again.)
 func (p *Pool) Get(url string) *Peer {
+	peer, failed := p.get(url)
+	if failed != nil {
+		failed.close()
+	}
+	return peer
+}
+
+func (p *Pool) get(url string) (peer, failed *Peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	peer := p.peers[url]
+	peer = p.peers[url]
+	if peer != nil && peer.refs == 0 && peer.inBackoff() {
+		peer.idle.Stop()
+		peer, failed = nil, peer
+	}
 	if peer == nil {
 		peer = &Peer{pool: p, url: url}
 		if !p.closed {
@@ -92,7 +109,14 @@ func (p *Pool) Get(url string) *Peer {
 		}
 	}
 	peer.refLocked()
-	return peer
+	return peer, failed
+}
+
+// inBackoff reports whether gRPC waits before it tries to connect again. Only for
+// peers that nobody refers to.
+func (p *Peer) inBackoff() bool {
+	c, ok := p.conn.(interface{ GetState() connectivity.State })
+	return ok && c.GetState() == connectivity.TransientFailure
 }
 
 // Len returns the number of connections held.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -13,6 +14,8 @@ import (
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
@@ -263,4 +266,37 @@ func TestDialError(t *testing.T) {
 		defer p.Subscribe("1", l.hear)()
 		l.expect(t, "lost")
 	})
+}
+
+// Whoever asks for a peer that nobody needed does not inherit the back-off of
+// those before: another one may listen at the same URL by now.
+func TestNoBackoffFromEarlierUsers(t *testing.T) {
+	url := "unix://" + filepath.Join(t.TempDir(), "s")
+	client, server := rpc.Plaintext()
+	pool := NewPool(PoolConfig{Name: ownName, Logger: quiet, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
+		cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: client})
+		return cc, cc, err
+	}})
+	defer pool.Close()
+	call := func() error {
+		p := pool.Get(url)
+		defer p.Release()
+		_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(t.Context(), up("1"))
+		return err
+	}
+	if err := call(); status.Code(err) != codes.Unavailable {
+		t.Fatalf("nobody listens: %v", err)
+	}
+	l, err := rpc.Listen(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := rpc.NewServer(rpc.ServerOptions{Credentials: server, Logger: quiet})
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(l) })
+	defer serving.Wait()
+	defer s.Stop()
+	if err := call(); status.Code(err) != codes.Unimplemented {
+		t.Errorf("somebody listens now: %v", err)
+	}
 }
