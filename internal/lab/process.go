@@ -64,7 +64,7 @@ func (ns *NetNS) Connect(ctx context.Context, args ...string) (*Process, error) 
 // Serve starts 'nsm serve' in the namespace and returns when the endpoint is
 // registered: the namespace is the workload's.
 func (ns *NetNS) Serve(ctx context.Context, args ...string) (*Process, error) {
-	return ns.StartNsm(ctx, " serves ", append([]string{"serve"}, args...)...)
+	return ns.StartNsm(ctx, "nsm: endpoint ", append([]string{"serve"}, args...)...)
 }
 
 func (ns *NetNS) start(ctx context.Context, o startOptions, argv ...string) (*Process, error) {

@@ -24,6 +24,9 @@ func (l *Lab) joinNodes() error {
 	}
 	const bridge = "br0"
 	err = hub.Do(func() error {
+		if err := skipDAD(); err != nil {
+			return err
+		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = bridge, l.mtu
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
