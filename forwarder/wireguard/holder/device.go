@@ -87,13 +87,8 @@ func newDevice(ns *netns.Handle, d Device, log *slog.Logger) (*device, error) {
 		gone:   make(chan struct{}),
 		conns:  map[net.Conn]struct{}{},
 	}
-	// The interface's own state is the forwarder's business. WireGuard is
-	// always up, and so a port that is taken is reported when it is set.
-	if err := dev.wg.Up(); err != nil {
-		dev.wg.Close()
-		_ = listener.Close()
-		return nil, nserr.KernelFailed.Errorf("bring up WireGuard on %s: %w", d.Name, err)
-	}
+	// The interface's own state is the forwarder's business; WireGuard's follows
+	// its configuration, see answer.
 	go dev.serve()
 	return dev, nil
 }
@@ -152,7 +147,7 @@ func (d *device) serve() {
 		if d.track(c) {
 			running.Go(func() {
 				d.tun.refresh()
-				d.wg.IpcHandle(c) // closes c
+				d.answer(c) // closes c
 				d.untrack(c)
 			})
 		}
