@@ -83,7 +83,7 @@ type Config struct {
 type Client struct {
 	config  Config
 	log     *slog.Logger
-	manager *peer.Peer
+	manager *peer.Peer // nil once the client is closed; set to that under mu, when no wire is left
 	named   bool // somebody gave the client its name, so it may have had wires before
 	closers []func()
 
@@ -172,7 +172,8 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// Close closes the wires that are left, then the client.
+// Close closes the wires that are left, those that are just being made among
+// them, then the client.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	left := make([]*Wire, 0, len(c.wires))
@@ -198,9 +199,12 @@ func (c *Client) Close() error {
 }
 
 func (c *Client) release() {
-	if c.manager != nil {
-		c.manager.Release()
-		c.manager = nil
+	c.mu.Lock()
+	manager := c.manager
+	c.manager = nil
+	c.mu.Unlock()
+	if manager != nil {
+		manager.Release()
 	}
 	for i := len(c.closers) - 1; i >= 0; i-- {
 		c.closers[i]()

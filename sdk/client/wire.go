@@ -132,20 +132,38 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		done:    make(chan struct{}),
 		changed: make(chan struct{}),
 	}
+	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	w.cancel = cancel
 	if err := c.register(w); err != nil {
+		cancel()
 		_ = netns.Close()
 		return nil, err
 	}
-	if err := w.first(ctx); err != nil {
+	if err := w.open(ctx, runCtx); err != nil {
+		cancel()
+		close(w.done)
 		c.forget(w)
 		_ = netns.Close()
 		return nil, err
 	}
 	w.prober = prober{config: c.config.Liveness, netns: netns, lost: func() { w.post(conn.DataLost) }}
-	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	w.cancel = cancel
 	go w.run(runCtx)
 	return w, nil
+}
+
+// open makes the wire, or fails. It ends with either context: ctx is the
+// caller's, life that of the wire, which Close ends.
+func (w *Wire) open(ctx, life context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(life, cancel)()
+	if err := w.first(ctx); err != nil {
+		return err
+	}
+	if life.Err() != nil {
+		return nserr.Stopping.Errorf("the client was closed while it connected")
+	}
+	return nil
 }
 
 // first makes the wire, or fails.
@@ -384,6 +402,9 @@ func (w *Wire) Close(ctx context.Context) error {
 	case w.turn <- struct{}{}: // for ever
 	default:
 		return nil // closed already
+	}
+	if !w.isUp() {
+		return nil // nothing of a failed Request is left
 	}
 	return w.sendClose(ctx, w.Connection())
 }
