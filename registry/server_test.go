@@ -195,6 +195,20 @@ func TestStrict(t *testing.T) {
 	})
 }
 
+// TestFindNeedsNoToken: whoever can connect may look, as at the reference's.
+func TestFindNeedsNoToken(t *testing.T) {
+	f := newFixture(t)
+	nse := f.authority.issue(t, "nse")
+	if _, err := f.as(nse).endpoints.Register(t.Context(), endpoint("e", "s")); err != nil {
+		t.Fatal(err)
+	}
+	stranger := clientsOf(f.local.Dial(rpc.LocalCaller{}))
+	stream, err := stranger.endpoints.Find(t.Context(), &api.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &api.NetworkServiceEndpoint{Name: "e"}})
+	if found := receive(t, stream, err); len(found) != 1 || found[0].GetNetworkServiceEndpoint().GetName() != "e" {
+		t.Errorf("found %v", found)
+	}
+}
+
 // TestMutualTLS is the same over a socket, as processes do it.
 func TestMutualTLS(t *testing.T) {
 	f := newFixture(t)
