@@ -182,14 +182,15 @@ func warmUp(ctx context.Context, measure *child, s side) (err error) {
 	return err
 }
 
-// compare takes one measurement of both sides, round after round.
+// compare takes one measurement of both sides, round after round, until its
+// first metric is precise.
 func (b *bench) compare(ctx context.Context, measure *child, m measurement, hand, wire side) ([]ComparisonMetric, error) {
 	out := make([]ComparisonMetric, len(m.metrics))
 	for i, metric := range m.metrics {
 		out[i] = ComparisonMetric{Name: metric.name, Unit: metric.unit}
 	}
 	sides := [2]side{hand, wire}
-	for round := range b.rounds {
+	for round := 0; round < b.rounds || (round < b.maxRounds && !precise(out[0].ratio())); round++ {
 		var values [2][]float64
 		for i := range sides {
 			which := (round + i) % 2 // A B, B A, A B …
@@ -207,6 +208,11 @@ func (b *bench) compare(ctx context.Context, measure *child, m measurement, hand
 	}
 	return out, nil
 }
+
+// precise reports whether a ratio is known well enough to hold it against a
+// bound. More rounds are wanted where a machine is noisy, which says nothing of
+// which side it favours.
+func precise(ratio Spread) bool { return ratio.High-ratio.Low <= 0.03 }
 
 // wire makes a wire of the mesh between the client and a new endpoint, where a
 // server answers probes. For the control it is another link made by hand.

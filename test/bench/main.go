@@ -91,10 +91,11 @@ type options struct {
 	json  string
 	doc   string
 
-	rounds  int
-	round   time.Duration
-	samples int
-	held    int
+	rounds    int
+	maxRounds int
+	round     time.Duration
+	samples   int
+	held      int
 }
 
 func parse(args []string) (o options, err error) {
@@ -104,8 +105,9 @@ func parse(args []string) (o options, err error) {
 	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires")
 	f.StringVar(&o.json, "json", "", "write every value to this `file`")
 	f.StringVar(&o.doc, "doc", "", "replace the tables of this Markdown `file`")
-	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison")
-	f.DurationVar(&o.round, "round", 500*time.Millisecond, "length of a round, per side")
+	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison, at least")
+	f.IntVar(&o.maxRounds, "max-rounds", 40, "rounds of a comparison whose ratio is not yet known to ±0.015")
+	f.DurationVar(&o.round, "round", 400*time.Millisecond, "length of a round, per side")
 	f.IntVar(&o.samples, "samples", 60, "wires of which the set-up is measured")
 	f.IntVar(&o.held, "held", 100, "wires that are up already")
 	if err := f.Parse(args); err != nil {
@@ -118,7 +120,7 @@ func parse(args []string) (o options, err error) {
 		}
 	}
 	if o.short {
-		o.rounds, o.round, o.samples, o.held = 2, 50*time.Millisecond, 5, 10
+		o.rounds, o.maxRounds, o.round, o.samples, o.held = 2, 2, 50*time.Millisecond, 5, 10
 	}
 	return o, nil
 }

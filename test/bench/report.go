@@ -75,20 +75,24 @@ func (r *Report) dataPlaneTable() string {
 	}
 	var b strings.Builder
 	b.WriteString(r.heading())
-	fmt.Fprintf(&b, "%d rounds of %d ms per side; a ratio is wire / by hand, the median of the rounds with the smallest and the largest.\n", r.Rounds, r.RoundMS)
+	fmt.Fprintf(&b, "Rounds of %d ms per side. A ratio is wire / by hand, the median of the rounds, with its 95 %% confidence interval and the extremes.\n", r.RoundMS)
 	for _, c := range r.DataPlane {
 		fmt.Fprintf(&b, "\n**%s** against %s, MTU %d\n\n", c.Title, c.Against, c.MTU)
-		b.WriteString("| | by hand | wire | ratio | min – max | must | |\n|---|---|---|---|---|---|---|\n")
+		b.WriteString("| | by hand | wire | ratio | 95 % | min – max | rounds | must | |\n|---|---|---|---|---|---|---|---|---|\n")
 		for _, m := range c.Metrics {
 			must, met := "", ""
 			if m.Bound != nil {
 				must, met = fmt.Sprintf("≥ %.2f", *m.Bound), verdict(m.Met)
+				if m.Ratio.Low < *m.Bound && *m.Bound < m.Ratio.High {
+					met += ", within the noise"
+				}
 				if strings.Contains(m.Name, "round trip") {
 					must = fmt.Sprintf("≤ %.2f", *m.Bound)
 				}
 			}
-			fmt.Fprintf(&b, "| %s, %s | %s | %s | %.3f | %.2f – %.2f | %s | %s |\n", m.Name, m.Unit,
-				figure(spreadOf(m.A).Median), figure(spreadOf(m.B).Median), m.Ratio.Median, m.Ratio.Min, m.Ratio.Max, must, met)
+			fmt.Fprintf(&b, "| %s, %s | %s | %s | %.3f | %.3f – %.3f | %.2f – %.2f | %d | %s | %s |\n", m.Name, m.Unit,
+				figure(spreadOf(m.A).Median), figure(spreadOf(m.B).Median),
+				m.Ratio.Median, m.Ratio.Low, m.Ratio.High, m.Ratio.Min, m.Ratio.Max, len(m.A), must, met)
 		}
 	}
 	return b.String()

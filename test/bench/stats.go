@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"github.com/openvwire/nsm/test/bench/probe"
@@ -12,16 +13,22 @@ import (
 // Spread is the middle and the ends of some values.
 type Spread struct {
 	Median float64 `json:"median"`
+	Low    float64 `json:"low"` // the true median is with 95 % not below Low
+	High   float64 `json:"high"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
 }
 
 func spreadOf(values []float64) Spread {
-	if len(values) == 0 {
+	n := len(values)
+	if n == 0 {
 		return Spread{}
 	}
 	s := slices.Sorted(slices.Values(values))
-	return Spread{Median: median(s), Min: s[0], Max: s[len(s)-1]}
+	// How many of n values lie below the true median is binomial(n, 1/2), whatever
+	// their distribution: between ranks k and n+1-k in 95 % of all cases.
+	k := max(1, int((float64(n)-1.96*math.Sqrt(float64(n)))/2))
+	return Spread{Median: median(s), Low: s[k-1], High: s[n-k], Min: s[0], Max: s[n-1]}
 }
 
 // median of sorted values; of an even number of them the mean of the middle two.
