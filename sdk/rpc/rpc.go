@@ -35,9 +35,9 @@ const (
 	maxMessage = 4 << 20
 
 	// An idle or waiting connection is probed every keepaliveTime and given up
-	// after keepaliveTimeout without an answer. 10 s is the least that gRPC clients
-	// accept; the reference has no keepalive at all (§2.2). The timeout is also
-	// TCP_USER_TIMEOUT, so data sent into a black hole fails within it too.
+	// after keepaliveTimeout without an answer: by clients with TCP's keepalive, by
+	// servers with pings of HTTP/2. The reference has neither (§2.2). The timeout is
+	// also TCP_USER_TIMEOUT, so data sent into a black hole fails within it too.
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 3 * time.Second
 	// minClientPing is how often a client may ping before the server says
