@@ -64,8 +64,10 @@ const (
 	// live for ever, and an open namespace outlives its dead workload.
 	fileLife = 10 * time.Second
 	// maxFiles bounds the unclaimed descriptors of a connection, and those that
-	// wait to be sent.
-	maxFiles = 128
+	// wait to be sent. Descriptors run ahead of the requests that name them, so it
+	// is also how many Requests may come at once: all the clients of a node share
+	// the connection from its manager to its forwarder.
+	maxFiles = 1024
 	// filesPerRead is the ancillary room of one recvmsg in descriptors (§2.14).
 	filesPerRead = 64
 
