@@ -59,6 +59,13 @@ const (
 	stopTimeout = 2 * time.Second  // Unregister on the way out
 	renewAt     = 1.0 / 2          // of the remaining life; the reference renews at 2/3
 	longestLife = time.Minute      // assumed when the registry names no expiry
+	// shortestLife is assumed of an entry that has expired, by this machine's clock,
+	// when it is registered: two clocks that differ must not make a busy loop.
+	shortestLife = 2 * time.Second
+	// confirmAfter is when a registration that followed a loss is made once more. A
+	// registry that has forgotten all has forgotten the services too, and what is
+	// between may hear of one before the other.
+	confirmAfter = time.Second
 )
 
 var retry = backoff.Policy{Min: 50 * time.Millisecond, Max: 3 * time.Second}
@@ -112,70 +119,69 @@ func (r *Registration) Abandon() {
 // run renews until ctx ends.
 func (r *Registration) run(ctx context.Context) {
 	defer close(r.done)
-	for attempt := 0; ; {
-		wait := time.Duration(float64(r.hold) * renewAt * (1 - 0.1*rand.Float64()))
-		if attempt > 0 {
-			wait = retry.Delay(attempt - 1)
+	failed, lost := 0, 0 // in a row
+	for {
+		switch {
+		case failed > 0:
+			_ = retry.Wait(ctx, failed-1)
+		case r.lostWithin(ctx, r.untilRenewal(lost > 0)):
+			_ = retry.Wait(ctx, lost) // whoever went away needs a moment to come back
+			lost++
+		default:
+			lost = 0
 		}
-		r.waitOrLost(ctx, wait, attempt > 0)
 		if ctx.Err() != nil {
 			return
 		}
 		err := r.register(ctx)
 		switch {
-		case err == nil && attempt > 0:
+		case err == nil && failed > 0:
 			r.c.Logger.Info("registered again", "endpoint", r.c.Endpoint.GetName())
-			attempt = 0
+			failed = 0
 		case err == nil:
 		case ctx.Err() != nil:
 			return
 		default:
-			if attempt == 0 {
+			if failed == 0 {
 				r.c.Logger.Warn("registration not renewed, trying on", "endpoint", r.c.Endpoint.GetName(), "error", err)
 			}
-			attempt++
+			failed++
 		}
 	}
 }
 
-// waitOrLost returns after the given time, or at once when the entry is gone or
-// the registry that was followed went away. While the registry is known to be
-// away it only waits.
-func (r *Registration) waitOrLost(ctx context.Context, wait time.Duration, away bool) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
+// untilRenewal is how long to wait before the next renewal. One that followed a
+// loss is soon confirmed.
+func (r *Registration) untilRenewal(lost bool) time.Duration {
+	wait := time.Duration(float64(r.hold) * renewAt * (1 - 0.1*rand.Float64()))
+	if lost {
+		return min(wait, confirmAfter)
+	}
+	return wait
+}
+
+// lostWithin follows the own entry for the given time. It returns true at once
+// when the entry is gone or can no longer be followed.
+func (r *Registration) lostWithin(ctx context.Context, d time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	if !away {
-		r.follow(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		// Gone just now: whoever went away needs a moment to come back.
-		wait = time.Duration(float64(retry.Min) * (1 + rand.Float64()))
-	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(wait):
-	}
-}
-
-// follow returns when the own entry is deleted or can no longer be followed.
-func (r *Registration) follow(ctx context.Context) {
 	stream, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Find(ctx, &registry.NetworkServiceEndpointQuery{
 		NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{Name: r.registered.GetName()},
 		Watch:                  true,
 	})
-	if err != nil {
-		return
-	}
-	for {
-		got, err := stream.Recv()
-		if err != nil || got.GetDeleted() {
-			if err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
-				r.c.Logger.Debug("lost sight of the own registration", "endpoint", r.registered.GetName(), "error", err)
-			}
-			return
+	for err == nil {
+		var got *registry.NetworkServiceEndpointResponse
+		if got, err = stream.Recv(); got.GetDeleted() {
+			break
 		}
 	}
+	if ctx.Err() != nil {
+		return false
+	}
+	if err != nil {
+		r.c.Logger.Debug("lost sight of the own registration", "endpoint", r.registered.GetName(), "error", err)
+	}
+	return true
 }
 
 func (r *Registration) register(ctx context.Context) error {
@@ -203,7 +209,7 @@ func (r *Registration) register(ctx context.Context) error {
 	r.registered = got
 	r.hold = longestLife
 	if got.GetExpirationTime() != nil {
-		r.hold = max(time.Until(got.GetExpirationTime().AsTime()), 0)
+		r.hold = max(time.Until(got.GetExpirationTime().AsTime()), shortestLife)
 	}
 	return nil
 }
