@@ -63,12 +63,12 @@ func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection
 		return nil, err
 	}
 	if name != "" {
-		found, err := f.findEndpoints(ctx, &registry.NetworkServiceEndpoint{Name: name})
+		found, err := f.findEndpoints(ctx, &registry.NetworkServiceEndpoint{Name: name, NetworkServiceNames: []string{c.GetNetworkService()}})
 		if err != nil {
 			return nil, err
 		}
 		if len(found) == 0 {
-			return nil, nserr.UnknownEndpoint.Errorf("endpoint %s is not found", name)
+			return nil, nserr.UnknownEndpoint.Errorf("endpoint %s of network service %s is not found", name, c.GetNetworkService())
 		}
 		return f.keep(found, []string{name}, service.GetPayload()), nil
 	}

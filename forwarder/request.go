@@ -58,7 +58,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 		if err := known.binding.Check(call); err != nil {
 			return nil, err
 		}
-		if call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
+		if hop.Anew(known.next.Conn, call.Conn) {
 			if !known.next.CloseSoon(f.withSpace(ctx, spaceOf(known)), call, hop.ReselectWait, &f.removals) {
 				f.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
 				hop.Trim(call.Conn)
@@ -183,6 +183,9 @@ func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wir
 func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, call *hop.Call, p *hoppeer.Peer, got *networkservice.Connection) *networkservice.Connection {
 	if t.Record != nil {
 		w.next = t.Record.next
+		if w.next.Peer != nil && w.next.Peer != p { // the client wants another endpoint, or it has moved
+			w.next.CloseSoon(ctx, call, hop.ReselectWait, &f.removals)
+		}
 		t.Record.holds.release()
 	} else {
 		f.log.Info("wire up", "connection", t.ID, "service", got.GetNetworkService(), "owner", call.Binding.Owner,

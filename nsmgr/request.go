@@ -62,7 +62,11 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 	}
 	defer closeFiles(files)
 
-	reselect := call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED
+	var last *networkservice.Connection
+	if known != nil {
+		last = known.next.Conn
+	}
+	reselect := hop.Anew(last, call.Conn)
 	m.describeClient(call.Conn)
 
 	candidates, err := m.candidates(ctx, call.Conn, known, reselect)

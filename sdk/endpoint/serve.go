@@ -46,7 +46,7 @@ func (s *Server) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 		if err := known.binding.Check(call); err != nil {
 			return nil, err
 		}
-		if call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
+		if hop.Anew(known.conn, call.Conn) {
 			s.drop(ctx, t, "closed to be opened anew")
 			known = nil
 		}

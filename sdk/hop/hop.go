@@ -180,6 +180,13 @@ func (c *Call) Expiry(ctx context.Context) time.Time {
 	return c.prevExpires.Add(-max(margin, 0))
 }
 
+// Anew reports whether a Request for a connection that was last as given wants to
+// have it made anew: it says so, or it is for another network service.
+func Anew(last, asked *networkservice.Connection) bool {
+	return asked.GetState() == networkservice.State_RESELECT_REQUESTED ||
+		last != nil && last.GetNetworkService() != asked.GetNetworkService()
+}
+
 // OwnSegment returns the segment that conn's index points to, nil if none.
 func OwnSegment(conn *networkservice.Connection) *networkservice.PathSegment {
 	return conn.GetCurrentPathSegment()
