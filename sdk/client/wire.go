@@ -56,7 +56,8 @@ type Request struct {
 type Wire struct {
 	client *Client
 	id     string
-	prefs  []*networkservice.Mechanism
+	prefs  []*networkservice.Mechanism // owned by whoever has turn
+	named  bool                        // the interface has the name that was asked for
 	netns  *os.File
 	retry  bool
 
@@ -114,7 +115,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		r.ID = fmt.Sprintf("%s-%d", c.config.Name, c.number())
 	}
 	w := &Wire{
-		client: c, id: r.ID, netns: netns, retry: r.Retry,
+		client: c, id: r.ID, netns: netns, retry: r.Retry, named: r.Interface != "",
 		prefs: []*networkservice.Mechanism{hop.MechanismMessage(
 			mechanism.Kernel{NetNS: url, Name: r.Interface}.With(mechanism.Mechanism{}))},
 		conn: &networkservice.Connection{
@@ -331,6 +332,9 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 	got, err := hop.Ask(rpc.WithFiles(ctx, w.netns), w.client.manager,
 		&networkservice.NetworkServiceRequest{Connection: asked, MechanismPreferences: w.prefs}, grpc.Peer(&at))
 	if err != nil {
+		if errors.Is(err, nserr.NameTaken) {
+			w.preferName("")
+		}
 		return err
 	}
 	if err := w.client.config.Verify(hop.PathOf(got), rpc.PeerCert(&at), time.Now()); err != nil {
@@ -340,8 +344,23 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 		return err
 	}
 	got.State = networkservice.State_UP
+	w.preferName(got.GetMechanism().GetParameters()["name"])
 	w.established(got)
 	return nil
+}
+
+// preferName makes name, which was made up for an interface that nobody has named,
+// the one to ask for: it stays when the path changes. "" leaves it open again.
+func (w *Wire) preferName(name string) {
+	if w.named {
+		return
+	}
+	m := proto.Clone(w.prefs[0]).(*networkservice.Mechanism)
+	delete(m.Parameters, "name")
+	if name != "" {
+		m.Parameters["name"] = name
+	}
+	w.prefs = []*networkservice.Mechanism{m}
 }
 
 func (w *Wire) established(got *networkservice.Connection) {
