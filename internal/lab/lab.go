@@ -167,7 +167,6 @@ func (l *Lab) Daemons() (daemons []*Process) {
 	return daemons
 }
 
-
 // Close ends every process, workloads first and daemons in the reverse order of
 // their start, and removes the rest. It reports what did not end when told to.
 // It is idempotent.

@@ -35,10 +35,8 @@ func (l *Lab) newNode(name string, number int) (*Node, error) {
 		return nil, err
 	}
 	var err error
-	if n.NetNS, err = l.newNetNS(name, n.env()); err != nil {
-		return nil, err
-	}
-	return n, n.NetNS.Do(skipDAD)
+	n.NetNS, err = l.newNetNS(name, n.env())
+	return n, err
 }
 
 // Manager is the URL of the node's manager.

@@ -13,8 +13,9 @@ import (
 )
 
 // State returns what the kernel has in all namespaces of the lab, sorted, one
-// object per line: links, addresses, routes of all tables, rules and permanent
-// neighbours. A namespace without a name is called by a process in it.
+// object per line: links, addresses, routes, rules and permanent neighbours. The
+// table "local" is left out: the kernel derives it from the addresses, some time
+// later. A namespace without a name is called by a process in it.
 func (l *Lab) State() (lines []string, err error) {
 	err = l.eachNamespace(func(name string) error {
 		in, err := stateHere()
@@ -72,6 +73,9 @@ func routingHere(family int, names map[int]string) (lines []string, err error) {
 		return nil, err
 	}
 	for _, r := range routes {
+		if r.Table == unix.RT_TABLE_LOCAL {
+			continue
+		}
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("route %v via %v dev %s table %d", r.Dst, r.Gw, names[r.LinkIndex], r.Table)))
 	}
 	rules, err := netlink.RuleList(family)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,9 +23,6 @@ func (l *Lab) joinNodes() error {
 	}
 	const bridge = "br0"
 	err = hub.Do(func() error {
-		if err := skipDAD(); err != nil {
-			return err
-		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = bridge, l.mtu
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
@@ -54,12 +50,6 @@ func (l *Lab) joinNodes() error {
 		}
 	}
 	return nil
-}
-
-// skipDAD makes link-local addresses usable, and final, at once: nobody else is on
-// the underlay.
-func skipDAD() error {
-	return os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) // of this thread's namespace
 }
 
 // cable puts a veth pair between two namespaces, calls plug in the second, and
