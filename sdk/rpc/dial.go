@@ -45,9 +45,10 @@ func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 	if t, ok := o.Credentials.(*transport); ok {
 		r.leaf = t.leaf
 	}
+	secure := o.Credentials.Info().SecurityProtocol == "tls"
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(o.Credentials),
-		grpc.WithPerRPCCredentials(&perCall{o.Tokens, o.Credentials.Info().SecurityProtocol == "tls"}),
+		grpc.WithPerRPCCredentials(&perCall{o.Tokens, secure}),
 		grpc.WithResolvers(r),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, a.network, a.name)
@@ -62,6 +63,13 @@ func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithChainUnaryInterceptor(r.unary),
 		grpc.WithChainStreamInterceptor(r.stream),
+	}
+	if a.network == "unix" {
+		most := paceOfPlaintext
+		if secure {
+			most = paceOfTLS
+		}
+		options = append(options, grpc.WithChainUnaryInterceptor(newPace(most).unary))
 	}
 	return grpc.NewClient(redialScheme+":///peer", append(options, o.Options...)...)
 }
