@@ -84,7 +84,7 @@ type Client struct {
 	config  Config
 	log     *slog.Logger
 	manager *peer.Peer // nil once the client is closed; set to that under mu, when no wire is left
-	named   bool // somebody gave the client its name, so it may have had wires before
+	named   bool       // somebody gave the client its name, so it may have had wires before
 	closers []func()
 
 	mu    sync.Mutex
