@@ -11,6 +11,7 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/flow"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -182,10 +183,10 @@ func policyOf(p *networkservice.PolicyRoute, peers []netip.Prefix) (out plan.Pol
 		}
 	}
 	out.Proto = p.GetProto()
-	if out.SrcPort, err = plan.ParsePortRange(p.GetSrcPort()); err != nil {
+	if out.SrcPort, err = flow.ParsePorts(p.GetSrcPort()); err != nil {
 		return plan.Policy{}, err
 	}
-	if out.DstPort, err = plan.ParsePortRange(p.GetDstPort()); err != nil {
+	if out.DstPort, err = flow.ParsePorts(p.GetDstPort()); err != nil {
 		return plan.Policy{}, err
 	}
 	if out.Routes, err = routes(p.GetRoutes(), peers); err != nil || len(out.Routes) > 0 {

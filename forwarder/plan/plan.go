@@ -26,6 +26,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/openvwire/nsm/sdk/flow"
 )
 
 // Kind says what a wire is made of at this forwarder.
@@ -102,7 +104,7 @@ type Policy struct {
 }
 
 // PortRange is inclusive; the zero value selects every port.
-type PortRange struct{ From, To uint16 }
+type PortRange = flow.Ports
 
 // Neighbor is a permanent entry of the neighbour table.
 type Neighbor struct {

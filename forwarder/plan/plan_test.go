@@ -270,32 +270,3 @@ func FuzzParseTag(f *testing.F) {
 		}
 	})
 }
-
-func FuzzParsePortRange(f *testing.F) {
-	for _, s := range []string{"", "80", "8080-8090", "0", "1-0", "65536", "-", "1-2-3", " 5 - 6 "} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		r, err := plan.ParsePortRange(s)
-		if err != nil {
-			return
-		}
-		if r.From > r.To {
-			t.Errorf("%q became %+v", s, r)
-		}
-		if again, err := plan.ParsePortRange(r.String()); err != nil || again != r {
-			t.Errorf("%q printed as %q, which became %+v, %v", s, r, again, err)
-		}
-	})
-}
-
-func FuzzParseProto(f *testing.F) {
-	for _, s := range []string{"", "tcp", "UDP", "6", "255", "256", "-1", "ipv6-icmp", "x"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if n, err := plan.ParseProto(s); err == nil && n == 0 && s != "" && strings.Trim(s, "0") != "" {
-			t.Errorf("%q means any protocol", s)
-		}
-	})
-}

@@ -340,17 +340,6 @@ func (r Route) String() string {
 	return text
 }
 
-// String prints a port or a range as ParsePortRange reads it.
-func (r PortRange) String() string {
-	switch {
-	case r == PortRange{}:
-		return ""
-	case r.From == r.To:
-		return fmt.Sprint(r.From)
-	}
-	return fmt.Sprintf("%d-%d", r.From, r.To)
-}
-
 func (s AddNeighbor) command(ns namer) string {
 	return fmt.Sprintf("ip -n %s neighbor replace %v lladdr %v dev %s nud permanent", ns(s.NetNS), s.Neighbor.IP, s.Neighbor.MAC, s.Name)
 }

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 
+	"github.com/openvwire/nsm/sdk/flow"
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -187,7 +187,7 @@ func (p Policy) validate() error {
 	if p.From.IsValid() && p.From.Addr().Is4In6() {
 		return nserr.BadContext.Errorf("policy from %v: write the IPv4 prefix as such", p.From)
 	}
-	if _, err := ParseProto(p.Proto); err != nil {
+	if _, err := flow.ParseProto(p.Proto); err != nil {
 		return err
 	}
 	for _, r := range []PortRange{p.SrcPort, p.DstPort} {
@@ -204,41 +204,6 @@ func (p Policy) validate() error {
 		}
 	}
 	return nil
-}
-
-var protoNumbers = map[string]uint8{
-	"": 0, "icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51,
-	"ipv6-icmp": 58, "icmpv6": 58, "sctp": 132,
-}
-
-// ParseProto reads the proto of a policy: a decimal protocol number (IANA) or
-// one of the usual names; empty means any and gives 0.
-func ParseProto(s string) (uint8, error) {
-	if n, ok := protoNumbers[strings.ToLower(s)]; ok {
-		return n, nil
-	}
-	n, err := strconv.ParseUint(s, 10, 8)
-	if err != nil {
-		return 0, nserr.BadContext.Errorf("policy protocol %q is neither a number up to 255 nor a known name", s)
-	}
-	return uint8(n), nil
-}
-
-// ParsePortRange reads "80" or "8080-8090"; empty means every port.
-func ParsePortRange(s string) (PortRange, error) {
-	if s == "" {
-		return PortRange{}, nil
-	}
-	first, last, isRange := strings.Cut(s, "-")
-	if !isRange {
-		last = first
-	}
-	from, err1 := strconv.ParseUint(strings.TrimSpace(first), 10, 16)
-	to, err2 := strconv.ParseUint(strings.TrimSpace(last), 10, 16)
-	if err1 != nil || err2 != nil || from == 0 || from > to {
-		return PortRange{}, nserr.BadContext.Errorf("policy port %q is neither a port nor a range like 8080-8090", s)
-	}
-	return PortRange{From: uint16(from), To: uint16(to)}, nil
 }
 
 func (e End) mac(wireID string) net.HardwareAddr {

@@ -5,6 +5,8 @@ package plan
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/openvwire/nsm/sdk/flow"
 )
 
 // wanted is a desired end in the kernel's terms: defaults filled in,
@@ -50,7 +52,7 @@ func normalRoutes(routes []Route) []Route {
 func (e End) policyTables() []PolicyTable {
 	var tables []PolicyTable
 	for _, p := range e.Policies {
-		proto, _ := ParseProto(p.Proto) // Validate has seen to it
+		proto, _ := flow.ParseProto(p.Proto) // Validate has seen to it
 		sources := []netip.Prefix{p.From.Masked()}
 		if !p.From.IsValid() {
 			sources = sources[:0]

@@ -3,11 +3,13 @@
 package hop
 
 import (
+	"net"
 	"net/netip"
 	"unicode/utf8"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
+	"github.com/openvwire/nsm/sdk/flow"
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -103,18 +105,23 @@ func ValidateContext(c *networkservice.ConnectionContext) error {
 	for name, list := range map[string]struct {
 		values []string
 		max    int
+		hosts  bool // addresses of one host each
 	}{
-		"src_ip_addrs":      {ip.GetSrcIpAddrs(), maxAddresses},
-		"dst_ip_addrs":      {ip.GetDstIpAddrs(), maxAddresses},
-		"excluded_prefixes": {ip.GetExcludedPrefixes(), maxPrefixes},
-		"extra_prefixes":    {ip.GetExtraPrefixes(), maxPrefixes},
+		"src_ip_addrs":      {ip.GetSrcIpAddrs(), maxAddresses, true},
+		"dst_ip_addrs":      {ip.GetDstIpAddrs(), maxAddresses, true},
+		"excluded_prefixes": {ip.GetExcludedPrefixes(), maxPrefixes, false},
+		"extra_prefixes":    {ip.GetExtraPrefixes(), maxPrefixes, false},
 	} {
 		if len(list.values) > list.max {
 			return nserr.BadContext.Errorf("%s has %d entries, at most %d are allowed", name, len(list.values), list.max)
 		}
 		for _, text := range list.values {
-			if _, err := ParsePrefix(text); err != nil {
+			p, err := ParsePrefix(text)
+			if err != nil {
 				return nserr.BadContext.Errorf("%s: %w", name, err)
+			}
+			if list.hosts && !isHost(p.Addr()) {
+				return nserr.BadContext.Errorf("%s: %s is not the address of a host", name, p)
 			}
 		}
 	}
@@ -128,13 +135,54 @@ func ValidateContext(c *networkservice.ConnectionContext) error {
 		return nserr.BadContext.Errorf("policies has %d entries, at most %d are allowed", len(ip.GetPolicies()), maxPolicies)
 	}
 	for _, p := range ip.GetPolicies() {
-		if p.GetFrom() != "" {
-			if _, err := ParsePrefix(p.GetFrom()); err != nil {
-				return nserr.BadContext.Errorf("policies: from: %w", err)
-			}
+		if err := validatePolicy(p); err != nil {
+			return nserr.BadContext.Errorf("policies: %w", err)
 		}
-		if err := validateRoutes("policies", p.GetRoutes()); err != nil {
+	}
+	if len(ip.GetIpNeighbors()) > maxAddresses {
+		return nserr.BadContext.Errorf("ip_neighbors has %d entries, at most %d are allowed", len(ip.GetIpNeighbors()), maxAddresses)
+	}
+	for _, n := range ip.GetIpNeighbors() {
+		a, err := netip.ParseAddr(n.GetIp())
+		mac, macErr := net.ParseMAC(n.GetHardwareAddress())
+		if err != nil || macErr != nil || !isHost(a) || len(mac) != 6 {
+			return nserr.BadContext.Errorf("ip_neighbors: %.40q at %.40q is not a host at an Ethernet address", n.GetIp(), n.GetHardwareAddress())
+		}
+	}
+	return nil
+}
+
+// isHost reports whether a can be the address of one host, in the form that the
+// kernel has for it.
+func isHost(a netip.Addr) bool {
+	return !a.IsUnspecified() && !a.IsMulticast() && !a.Is4In6() && a.Zone() == ""
+}
+
+func validatePolicy(p *networkservice.PolicyRoute) error {
+	from := netip.Prefix{}
+	if p.GetFrom() != "" {
+		var err error
+		if from, err = ParsePrefix(p.GetFrom()); err != nil {
 			return err
+		}
+		if from.Addr().Is4In6() {
+			return nserr.BadContext.Errorf("from %s: write an IPv4 prefix as such", from)
+		}
+	}
+	if _, err := flow.ParseProto(p.GetProto()); err != nil {
+		return err
+	}
+	for _, ports := range []string{p.GetSrcPort(), p.GetDstPort()} {
+		if _, err := flow.ParsePorts(ports); err != nil {
+			return err
+		}
+	}
+	if err := validateRoutes("routes", p.GetRoutes()); err != nil {
+		return err
+	}
+	for _, r := range p.GetRoutes() {
+		if to, _ := ParsePrefix(r.GetPrefix()); from.IsValid() && to.Addr().Is4() != from.Addr().Is4() {
+			return nserr.BadContext.Errorf("from %s to %s: different address families", from, to)
 		}
 	}
 	return nil
@@ -145,12 +193,16 @@ func validateRoutes(name string, routes []*networkservice.Route) error {
 		return nserr.BadContext.Errorf("%s has %d entries, at most %d are allowed", name, len(routes), maxRoutes)
 	}
 	for _, r := range routes {
-		if _, err := ParsePrefix(r.GetPrefix()); err != nil {
+		to, err := ParsePrefix(r.GetPrefix())
+		if err != nil {
 			return nserr.BadContext.Errorf("%s: %w", name, err)
 		}
-		if hop := r.GetNextHop(); hop != "" {
-			if a, err := netip.ParseAddr(hop); err != nil || a.Zone() != "" {
-				return nserr.BadContext.Errorf("%s: next hop %.40q is not an IP address", name, hop)
+		if to.Addr().IsMulticast() || to.Addr().Is4In6() {
+			return nserr.BadContext.Errorf("%s: %s is not a unicast prefix", name, to)
+		}
+		if via := r.GetNextHop(); via != "" {
+			if a, err := netip.ParseAddr(via); err != nil || !isHost(a) || a.Is4() != to.Addr().Is4() {
+				return nserr.BadContext.Errorf("%s: next hop %.40q is not the address of a host in the family of %s", name, via, to)
 			}
 		}
 	}

@@ -20,10 +20,10 @@ type row struct {
 }
 
 var (
-	values    = []string{"sdk/ipam", "sdk/match", "sdk/mechanism", "sdk/nserr", "sdk/nsurl", "sdk/path", "sdk/token"}
+	values    = []string{"sdk/flow", "sdk/ipam", "sdk/match", "sdk/mechanism", "sdk/nserr", "sdk/nsurl", "sdk/path", "sdk/token"}
 	machinery = []string{"sdk/conn", "sdk/hop", "sdk/identity/...", "sdk/peer", "sdk/query", "sdk/registration", "sdk/regpath", "sdk/rpc", "sdk/watch"}
 	libraries = []string{"sdk/client", "sdk/endpoint"}
-	pure      = []string{"sdk/path", "sdk/match", "sdk/mechanism", "sdk/ipam", "sdk/nsurl", "forwarder/plan", "nsmgr/route"}
+	pure      = []string{"sdk/flow", "sdk/path", "sdk/match", "sdk/mechanism", "sdk/ipam", "sdk/nsurl", "forwarder/plan", "nsmgr/route"}
 	parts     = []string{"nsmgr/...", "registry/...", "forwarder/..."}
 )
 
