@@ -109,6 +109,7 @@ func (s Security) DialOptions() []grpc.DialOption {
 // hopDialOptions is how managers and forwarders dial: a hop that is gone is an
 // error after the dial time-out, where a client's call waits for it.
 func (s Security) hopDialOptions() []grpc.DialOption {
+	//lint:ignore SA1019 the reference's commands dial so
 	return append(s.DialOptions(), grpc.WithBlock())
 }
 
