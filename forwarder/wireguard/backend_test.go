@@ -5,6 +5,7 @@ package wireguard
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -61,10 +62,12 @@ func TestTraffic(t *testing.T) {
 func checkNoUnderlaySocket(ns *netns.Handle) error {
 	return ns.Do(func() error {
 		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 51820})
-		if err == nil {
-			err = c.Close()
+		if err != nil {
+			v4, _ := os.ReadFile("/proc/thread-self/net/udp")
+			v6, _ := os.ReadFile("/proc/thread-self/net/udp6")
+			return fmt.Errorf("%w\n%s%s", err, v4, v6)
 		}
-		return err
+		return c.Close()
 	})
 }
 
