@@ -4,10 +4,7 @@ package forwarder
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/base32"
 	"net/netip"
-	"strings"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc/peer"
@@ -98,7 +95,7 @@ func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, c *networkservic
 		return err
 	}
 	if k.Name == "" {
-		k.Name = interfaceName(c.GetNetworkService())
+		k.Name = mechanism.InterfaceName(c.GetNetworkService(), "client "+c.GetId())
 	}
 	l.name = k.Name
 	l.mech = k.With(l.mech)
@@ -112,21 +109,6 @@ func (f *Forwarder) checkSpace(space, id string) error {
 			WithFix("give the workload a namespace of its own ('nsm connect ... -- COMMAND'), or name the identity with --node-users at the forwarder")
 	}
 	return nil
-}
-
-// interfaceName makes a name for an interface that nobody named: the beginning
-// of the service's and what makes it unique (§2.13).
-func interfaceName(service string) string {
-	safe := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
-			return r
-		}
-		return -1
-	}, service)
-	var b [3]byte
-	_, _ = rand.Read(b[:]) // never fails
-	suffix := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:4]
-	return safe[:min(len(safe), 10)] + "-" + suffix
 }
 
 // openLeftVXLAN answers a client's forwarder: this side chooses the VNI, and
@@ -336,7 +318,7 @@ func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *n
 			return err
 		}
 		if k.Name == "" {
-			k.Name = interfaceName(got.GetNetworkService())
+			k.Name = mechanism.InterfaceName(got.GetNetworkService(), "endpoint "+got.GetId())
 		}
 		r.name = k.Name
 		r.mech = k.With(m)

@@ -4,10 +4,7 @@ package endpoint
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"os"
-	"strings"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
@@ -58,24 +55,10 @@ func offerInterface(ctx context.Context, r *Request, netns *os.File) error {
 	}
 	name := m.Params["name"]
 	if !r.Known && name == "" || mechanism.CheckInterfaceName(name) != nil {
-		name = InterfaceName(r.Connection.GetNetworkService(), r.Connection.GetId())
+		name = mechanism.InterfaceName(r.Connection.GetNetworkService(), r.Connection.GetId())
 	}
 	r.Connection.Mechanism = hop.MechanismMessage(mechanism.Kernel{NetNS: url, Name: name}.With(m))
 	return nil
-}
-
-// InterfaceName is the name of the endpoint's interface of a connection: the
-// beginning of the service's name and what tells connections apart. It is the
-// same for the same connection, so a restarted endpoint finds its interfaces.
-func InterfaceName(service, id string) string {
-	safe := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
-			return r
-		}
-		return -1
-	}, service)
-	sum := sha256.Sum256([]byte(service + "\x00" + id))
-	return safe[:min(len(safe), 8)] + "-" + hex.EncodeToString(sum[:3])
 }
 
 // MTU limits the MTU of each connection, in bytes.

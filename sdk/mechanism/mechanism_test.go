@@ -5,6 +5,7 @@ package mechanism
 import (
 	"errors"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -103,6 +104,25 @@ func TestChoose(t *testing.T) {
 		if got.Type != tt.want || !errors.Is(err, tt.err) {
 			t.Errorf("%s: %v, %v", tt.name, got, err)
 		}
+	}
+}
+
+func TestInterfaceName(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, service := range []string{"db", "database", "", "a/b:c d", "ünï", "--x"} {
+		for id := range 10_000 {
+			name := InterfaceName(service, strconv.Itoa(id))
+			if err := CheckInterfaceName(name); err != nil || strings.HasPrefix(name, "-") {
+				t.Fatal(name, err)
+			}
+			if seen[name] {
+				t.Fatalf("connection %d of %q has another one's name, %s", id, service, name)
+			}
+			seen[name] = true
+		}
+	}
+	if got := InterfaceName("database", "id"); got != InterfaceName("database", "id") || !strings.HasPrefix(got, "databa-") {
+		t.Errorf("named %q", got)
 	}
 }
 
