@@ -224,8 +224,14 @@ func allFailed(service string, failures []error) error {
 	for i, err := range failures {
 		texts[i] = err.Error()
 	}
-	if last := nserr.From(failures[len(failures)-1]); len(failures) == 1 && last.Reason != nserr.Internal && last.Reason != nserr.PeerDown {
-		return last.Reason.Errorf("%w", failures[0]).WithFix("%s", last.HowToFix())
+	if len(failures) == 1 {
+		if e := nserr.From(failures[0]); e.Reason != nserr.Internal && e.Reason != nserr.PeerDown {
+			return e.Reason.Errorf("%w", failures[0]).WithFix("%s", e.HowToFix())
+		}
 	}
-	return nserr.EndpointsFailed.Errorf("all %d endpoints of %s have failed: %s", len(failures), service, strings.Join(texts, "; "))
+	text := fmt.Sprintf("all %d endpoints of %s have failed: %s", len(failures), service, strings.Join(texts, "; "))
+	if e := hop.CommonCause(failures); e != nil {
+		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix())
+	}
+	return nserr.EndpointsFailed.Errorf("%s", text)
 }

@@ -279,5 +279,9 @@ func allFailed(failures []error) error {
 	for i, err := range failures {
 		texts[i] = err.Error()
 	}
-	return nserr.ForwardersFailed.Errorf("all forwarders have failed: %s", strings.Join(texts, "; "))
+	text := "all forwarders have failed: " + strings.Join(texts, "; ")
+	if e := hop.CommonCause(failures); e != nil {
+		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix())
+	}
+	return nserr.ForwardersFailed.Errorf("%s", text)
 }
