@@ -260,7 +260,7 @@ func TestPinnedEndpoint(t *testing.T) {
 	Run(t, func(t *testing.T, m *Mesh) {
 		a, b := m.Node("a"), m.Node("b")
 		a.Serve(Service{Name: "db", Endpoint: "one"})
-		b.Serve(Service{Name: "db", Endpoint: "two", CIDR: "10.61.0.0/24"})
+		two := b.Serve(Service{Name: "db", Endpoint: "two", CIDR: "10.61.0.0/24"})
 		c := a.Client("web")
 		for range 4 {
 			w, err := c.Ask(t.Context(), client.Request{Service: "db", Interface: "nsm-1", Endpoint: "two"})
@@ -272,6 +272,21 @@ func TestPinnedEndpoint(t *testing.T) {
 			}
 			c.Close(w)
 		}
+		w, err := c.Ask(t.Context(), client.Request{Service: "db", Endpoint: "two"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		two.Vanish()
+		Pass(2 * time.Minute)
+		if tries, _, err := w.Status(); err == nil || tries == 0 {
+			t.Errorf("connected to %s while two was away", w.Connection().GetNetworkServiceEndpointName())
+		}
+		two.Restart()
+		Pass(time.Minute)
+		if _, _, err := w.Status(); err != nil || w.Connection().GetNetworkServiceEndpointName() != "two" {
+			t.Errorf("when two is back: %v, connected to %s", err, w.Connection().GetNetworkServiceEndpointName())
+		}
+		c.Close(w)
 		if _, err := c.Ask(t.Context(), client.Request{Service: "db", Endpoint: "three"}); nserr.From(err).Reason != nserr.UnknownEndpoint {
 			t.Errorf("an endpoint that does not exist: %v", err)
 		}

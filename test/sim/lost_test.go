@@ -96,3 +96,24 @@ func TestClientComesBack(t *testing.T) {
 		m.CheckEmpty()
 	})
 }
+
+// When the endpoint has gone while the client was away, the client gets another.
+func TestClientComesBackToAnotherEndpoint(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		a, b := m.Node("a"), m.Node("b")
+		one := a.Serve(Service{Name: "db", Endpoint: "one"})
+		c := a.Client("web")
+		c.Connect("kernel://db/nsm-1")
+		c.Vanish()
+		one.Vanish()
+		b.Serve(Service{Name: "db", Endpoint: "two", CIDR: "10.61.0.0/24"})
+		Pass(2 * time.Minute) // until the registration of one has ended
+		c = a.Client("web")
+		w := c.Connect("kernel://db/nsm-1")
+		if got := w.Connection().GetNetworkServiceEndpointName(); got != "two" {
+			t.Errorf("connected to %s", got)
+		}
+		c.Close(w)
+		m.CheckEmpty()
+	})
+}

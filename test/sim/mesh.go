@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -137,6 +138,23 @@ func (m *Mesh) file() *os.File {
 	}
 	m.files = append(m.files, f)
 	return f
+}
+
+// mark returns a function that closes the files that are opened after mark.
+func (m *Mesh) mark() (closeNew func()) {
+	files, spaces := len(m.files), maps.Clone(m.spaces)
+	return func() {
+		for _, f := range m.files[files:] {
+			_ = f.Close()
+		}
+		m.files = m.files[:files]
+		for name, f := range m.spaces {
+			if spaces[name] == nil {
+				_ = f.Close()
+				delete(m.spaces, name)
+			}
+		}
+	}
 }
 
 // part is what every part of the mesh has: an identity, and a way to others.

@@ -4,6 +4,7 @@ package sim
 
 import (
 	"context"
+	"crypto/x509"
 	"os"
 	"sync"
 	"time"
@@ -60,6 +61,17 @@ func (r *Raw) RequestWith(url string, req *networkservice.NetworkServiceRequest,
 	ctx, cancel := context.WithTimeout(r.mesh.t.Context(), rawTimeout)
 	defer cancel()
 	return networkservice.NewNetworkServiceClient(r.dial(url)).Request(rpc.WithFiles(ctx, files...), req)
+}
+
+// requestWithToken sends a request with a token that one likes, "" for none.
+func (r *Raw) requestWithToken(url string, req *networkservice.NetworkServiceRequest, token string, expires time.Time) error {
+	p := *r.part
+	p.tokens = nil
+	if token != "" {
+		p.tokens = func(*x509.Certificate) (string, time.Time, error) { return token, expires, nil }
+	}
+	_, err := (&Raw{&Stranger{&p}, r.space}).Request(url, req)
+	return err
 }
 
 // Close closes a connection as it is.

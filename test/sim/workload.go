@@ -12,6 +12,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/sdk/client"
 	"github.com/openvwire/nsm/sdk/endpoint"
@@ -29,7 +30,8 @@ type Service struct {
 	CIDR     string            // default 10.60.0.0/24
 	Labels   map[string]string // of the endpoint
 	With     []endpoint.Middleware
-	Pool     *ipam.Pool // in place of CIDR: what an endpoint of that name had before
+	Lie      func(*networkservice.Connection) *networkservice.Connection // what becomes of each answer
+	Pool     *ipam.Pool                                                  // in place of CIDR: what an endpoint of that name had before
 }
 
 // Endpoint is a running endpoint.
@@ -71,7 +73,14 @@ func (n *Node) Serve(s Service) *Endpoint {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.listen(url, e.Server.Register)
+	p.listen(url, func(r grpc.ServiceRegistrar) {
+		if s.Lie == nil {
+			e.Server.Register(r)
+			return
+		}
+		rpc.RegisterNetworkService(r, liar{e.Server, s.Lie})
+		rpc.RegisterMonitorConnection(r, e.Server.Monitor())
+	})
 	labels := make(map[string]string)
 	for k, v := range s.Labels {
 		labels[k] = v
@@ -92,6 +101,20 @@ func (n *Node) Serve(s Service) *Endpoint {
 	n.endpoints = append(n.endpoints, e)
 	synctest.Wait() // every manager knows it
 	return e
+}
+
+// liar answers with what becomes of an honest answer.
+type liar struct {
+	*endpoint.Server
+	lie func(*networkservice.Connection) *networkservice.Connection
+}
+
+func (l liar) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	got, err := l.Server.Request(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return l.lie(got), nil
 }
 
 // Vanish ends the endpoint without a word, as a SIGKILL does.

@@ -90,6 +90,13 @@ func (k *Kernel) AddLink(key, name string) {
 	k.namespace(key).links[name] = &link{kind: "dummy", mtu: 1500}
 }
 
+// RemoveLink takes it out again.
+func (k *Kernel) RemoveLink(key, name string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.namespace(key).links, name)
+}
+
 // SetIPv6Off sets disable_ipv6 for links to come.
 func (k *Kernel) SetIPv6Off(key string, off bool) {
 	k.mu.Lock()
