@@ -104,6 +104,7 @@ func apply(t *testing.T, n *lab.Node, spec string) {
 
 // Labels of the client select endpoints by their labels.
 func TestLabels(t *testing.T) {
+	needTUN(t)
 	l := newMesh(t, lab.Config{})
 	a := l.Node("a")
 	apply(t, a, `

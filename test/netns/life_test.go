@@ -17,6 +17,8 @@ import (
 // A client that dies takes nothing with it; when its token nears its end all
 // nodes remove the wire, and not before.
 func TestClientKilled(t *testing.T) {
+	t.Parallel() // it mostly waits
+	needTUN(t)
 	l := newMesh(t, lab.Config{})
 	a, b := l.Node("a"), l.Node("b")
 	serve(t, workload(t, a, "near"), "near", "--cidr", "10.60.1.0/24")
@@ -69,6 +71,8 @@ func TestClientKilled(t *testing.T) {
 
 // A wire outlives several lives of its client's token.
 func TestRefresh(t *testing.T) {
+	t.Parallel() // it mostly waits
+	needTUN(t)
 	l := newMesh(t, lab.Config{})
 	a, b := l.Node("a"), l.Node("b")
 	server, client := workload(t, b, "db"), workload(t, a, "web")
@@ -104,6 +108,9 @@ func TestEndpointRestart(t *testing.T) {
 	a, b := l.Node("a"), l.Node("b")
 	for _, tt := range []struct{ name, payload string }{{"wireguard", "IP"}, {"vxlan", "ETHERNET"}} {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.payload == "IP" {
+				needTUN(t)
+			}
 			unchanged(t, l)
 			server := workload(t, b, "db")
 			args := []string{tt.name, "--name", tt.name, "--payload", tt.payload, "--cidr", "10.60.0.0/24,fd00:60::/64"}
@@ -137,6 +144,7 @@ func hostPrefixes(addrs []netip.Addr) (list []string) {
 
 // A second machine joins with a token that works once.
 func TestUpAndJoin(t *testing.T) {
+	needTUN(t)
 	l := newLab(t, lab.Config{Nodes: []string{"a", "b", "c"}})
 	a, b, c := l.Node("a"), l.Node("b"), l.Node("c")
 	start := time.Now()

@@ -82,6 +82,16 @@ func newMesh(t *testing.T, c lab.Config) *lab.Lab {
 	return l
 }
 
+// needTUN skips a test of what a machine without TUN devices cannot have.
+func needTUN(t *testing.T) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("userspace WireGuard needs TUN devices: %v", err)
+	}
+	f.Close()
+}
+
 // unchanged checks at the end of the test, when what it has started since is
 // stopped, that the kernel has what it had at this moment.
 func unchanged(t *testing.T, l *lab.Lab) {

@@ -43,6 +43,9 @@ func TestMatrix(t *testing.T) {
 	} {
 		for family, cidr := range families {
 			t.Run(fmt.Sprintf("%s/%s/%s", kind.mechanism, kind.payload, family), func(t *testing.T) {
+				if kind.mechanism == "WIREGUARD" {
+					needTUN(t)
+				}
 				unchanged(t, l)
 				server, client := workload(t, kind.endpoint, "db"), workload(t, a, "web")
 				service := strings.ToLower(kind.mechanism + "-" + kind.payload + "-" + family)
@@ -120,6 +123,7 @@ func TestWhoseNamespace(t *testing.T) {
 
 // A file of excluded prefixes counts as it is at the time of a request.
 func TestExcludedPrefixes(t *testing.T) {
+	needTUN(t)
 	l := newMesh(t, lab.Config{})
 	a := l.Node("a")
 	serve(t, workload(t, l.Node("b"), "db"), "db", "--cidr", "10.60.0.0/24")
@@ -180,6 +184,9 @@ func TestMTU(t *testing.T) {
 		{"vxlan", b, []string{"--payload", "ETHERNET"}, 1400 - 50},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if strings.HasPrefix(tt.name, "wireguard") {
+				needTUN(t)
+			}
 			unchanged(t, l)
 			server, client := workload(t, tt.endpoint, "db"), workload(t, a, "web")
 			serve(t, server, append([]string{tt.name, "--cidr", "10.60.0.0/24,fd00:60::/64"}, tt.args...)...)
@@ -274,6 +281,7 @@ func dontFragment(c *net.UDPConn, six bool) error {
 // An endpoint's policies send some of the client's packets over the wire, by
 // protocol and port, and leave the others alone.
 func TestPolicyRoutes(t *testing.T) {
+	needTUN(t)
 	l := newMesh(t, lab.Config{})
 	a, b := l.Node("a"), l.Node("b")
 	server, client := workload(t, b, "proxy"), workload(t, a, "web")
