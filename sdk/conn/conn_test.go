@@ -172,11 +172,28 @@ func TestRefreshBeatsExpiry(t *testing.T) {
 }
 
 func TestClosedTableTakesNoWork(t *testing.T) {
-	table := NewTable[record](nothing)
-	table.Close()
-	if err := table.Do(t.Context(), "c", func(*Turn[record]) error { return nil }); !errors.Is(err, nserr.Stopping) {
-		t.Errorf("error = %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		table := NewTable[record](nothing)
+		refused := func() {
+			err := table.Do(t.Context(), "c", func(*Turn[record]) error { t.Error("got a turn"); return nil })
+			if !errors.Is(err, nserr.Stopping) {
+				t.Errorf("error = %v", err)
+			}
+		}
+		end := make(chan struct{})
+		var all sync.WaitGroup
+		all.Go(func() {
+			_ = table.Do(t.Context(), "c", func(*Turn[record]) error { <-end; return nil })
+		})
+		synctest.Wait()
+		all.Go(refused) // waits for its turn when Close comes
+		synctest.Wait()
+		all.Go(table.Close)
+		synctest.Wait()
+		close(end)
+		all.Wait()
+		refused()
+	})
 }
 
 func TestDecide(t *testing.T) {

@@ -46,7 +46,6 @@ const (
 	Refresh  Action = iota // Request again on the same path
 	Reselect               // give the path up and Request another
 	Either                 // Refresh and, if that fails, Reselect
-	GiveUp                 // the connection's life is over; close what is left
 )
 
 // Decision is an action and its time. At is never before now.
@@ -76,8 +75,8 @@ const (
 // The rules (protocol.md §2.8, §5.1, with back-off where the reference has none):
 //
 //   - established: refresh at a fraction of the shortest segment life;
-//   - the control plane is gone but packets flow: the same path again;
-//   - the path is down or packets are lost: another path;
+//   - the path is down, or the control plane is gone: the same path again, at once;
+//   - packets are lost, or a hop asks for it: another path, at once;
 //   - an attempt failed: try again with back-off, on the same path while
 //     packets flow or it is too early to tell, then on another one. The same
 //     path is still asked first: what was away may be back, and packets may have
@@ -95,7 +94,7 @@ func Decide(s State, e Event, data Data, now time.Time, random float64) Decision
 		return Decision{Reselect, now}
 	case PathDown, PeerLost:
 		// Neither says that packets have stopped: a hop that restarts looks the
-		// same as one that died. The same path is asked first.
+		// same as one that died (docs/adr/0003).
 		return Decision{Refresh, now}
 	}
 	wait := backoff(s.Attempts, random)

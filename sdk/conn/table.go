@@ -63,7 +63,8 @@ type Turn[R any] struct {
 	entry *entry[R]
 }
 
-// Do runs f when id's turn comes. A caller whose context ends leaves the queue.
+// Do runs f when id's turn comes. A caller whose context ends leaves the queue, and
+// so does everybody when the table is closed.
 func (t *Table[R]) Do(ctx context.Context, id string, f func(*Turn[R]) error) error {
 	if id == "" {
 		return nserr.SegmentID.Errorf("connection id is empty")
@@ -77,8 +78,13 @@ func (t *Table[R]) Do(ctx context.Context, id string, f func(*Turn[R]) error) er
 	case e.turn <- struct{}{}:
 	case <-ctx.Done():
 		return nserr.TimedOut.Errorf("waiting for the turn of connection %s: %w", id, context.Cause(ctx))
+	case <-t.ctx.Done():
+		return errClosed
 	}
 	defer func() { <-e.turn }()
+	if t.ctx.Err() != nil { // both were there, and select chose the turn
+		return errClosed
+	}
 
 	turn := &Turn[R]{ID: id, Record: e.record, table: t, entry: e}
 	defer func() {
@@ -89,11 +95,13 @@ func (t *Table[R]) Do(ctx context.Context, id string, f func(*Turn[R]) error) er
 	return f(turn)
 }
 
+var errClosed = nserr.Stopping.Errorf("no new work is taken")
+
 func (t *Table[R]) acquire(id string) (*entry[R], error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return nil, nserr.Stopping.Errorf("no new work is taken")
+		return nil, errClosed
 	}
 	e := t.entries[id]
 	if e == nil {
