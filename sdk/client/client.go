@@ -24,9 +24,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -83,13 +86,14 @@ type Config struct {
 type Client struct {
 	config  Config
 	log     *slog.Logger
-	manager *peer.Peer // nil once the client is closed; set to that under mu, when no wire is left
+	manager *peer.Peer // nil until Open has succeeded
 	named   bool       // somebody gave the client its name, so it may have had wires before
 	closers []func()
 
-	mu    sync.Mutex
-	next  int            // number of the next connection; guarded by mu
-	wires map[*Wire]bool // guarded by mu; not closed yet
+	mu     sync.Mutex
+	closed bool           // takes no more wires; guarded by mu
+	next   int            // number of the next connection; guarded by mu
+	wires  map[*Wire]bool // guarded by mu; not closed yet
 }
 
 // Open returns a client that is ready to connect. It waits for an identity.
@@ -176,10 +180,12 @@ func randomHex(n int) string {
 // them, then the client.
 func (c *Client) Close() error {
 	c.mu.Lock()
-	left := make([]*Wire, 0, len(c.wires))
-	for w := range c.wires {
-		left = append(left, w)
+	if c.closed {
+		c.mu.Unlock()
+		return nil
 	}
+	c.closed = true
+	left := slices.Collect(maps.Keys(c.wires))
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -190,32 +196,22 @@ func (c *Client) Close() error {
 	}
 	wg.Wait()
 	c.release()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (c *Client) release() {
-	c.mu.Lock()
-	manager := c.manager
-	c.manager = nil
-	c.mu.Unlock()
-	if manager != nil {
-		manager.Release()
+	if c.manager != nil {
+		c.manager.Release()
 	}
-	for i := len(c.closers) - 1; i >= 0; i-- {
-		c.closers[i]()
+	for _, f := range slices.Backward(c.closers) {
+		f()
 	}
-	c.closers = nil
 }
 
 func (c *Client) register(w *Wire) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.manager == nil {
+	if c.closed {
 		return nserr.Stopping.Errorf("the client is closed")
 	}
 	c.wires[w] = true

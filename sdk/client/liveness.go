@@ -44,11 +44,11 @@ func (l *Liveness) fill() {
 }
 
 // prober pings the far end of one wire. Its methods are for the wire's run
-// goroutine, except lost's receiver.
+// goroutine, except data and hear, which anybody may call.
 type prober struct {
 	config Liveness
 	netns  *os.File
-	lost   func() // called once for each time that answers cease; must not block
+	lost   func() // called from another goroutine, once for each time that answers cease; must not block
 
 	targets []netip.Addr  // being pinged
 	stop    func()        // ends the pinging of targets and waits; nil when there is none
@@ -117,8 +117,8 @@ func (p *prober) hear(sent int64) {
 
 // data returns what is known about packets.
 func (p *prober) data(now time.Time) conn.Data {
-	heard, last := p.heard.Load(), p.heard.Load()
-	timeout := p.config.Timeout
+	heard := p.heard.Load()
+	last, timeout := heard, p.config.Timeout
 	if since := p.anxious.Load(); since != 0 {
 		timeout = min(timeout, max(anxiousTimeout, time.Duration(anxiousTrips*p.rtt.Load())))
 		last = max(heard, since) // what was asked before does not count
@@ -284,24 +284,24 @@ func (s *pingSocket) send(seq uint16) {
 // echoHeader is the length of an echo message before its payload (RFC 792, RFC 4443).
 const echoHeader = 8
 
-// maxErrors is how many errors in a row end receive: one that reading does not
-// clear is there for good.
-const maxErrors = 100
+// errorPause is how long receive leaves a socket alone after an error, in case
+// reading does not clear it. Answers wait in the socket meanwhile.
+const errorPause = 10 * time.Millisecond
 
-// receive calls heard with the time that each answer brings back, until the socket is closed. Errors that
-// the kernel reports on the socket, such as host unreachable, are no answers.
+// receive calls heard with the time that each answer brings back, until the
+// socket is closed. Errors that the kernel reports on the socket, such as host
+// unreachable, are no answers; they may come for as long as the far end is away.
 func (s *pingSocket) receive(heard func(sent int64)) {
 	b := make([]byte, 128)
-	for failed := 0; failed < maxErrors; {
+	for {
 		n, err := s.file.Read(b)
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return
 		case err != nil:
-			failed++
+			time.Sleep(errorPause)
 			continue
 		}
-		failed = 0
 		if n >= echoHeader+8 && (s.v4 && b[0] == byte(ipv4.ICMPTypeEchoReply) || !s.v4 && b[0] == byte(ipv6.ICMPTypeEchoReply)) {
 			heard(int64(binary.BigEndian.Uint64(b[echoHeader:])))
 		}

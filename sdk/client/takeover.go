@@ -14,31 +14,33 @@ import (
 // answer the wire is made anew.
 const takeOverTimeout = 2 * time.Second
 
-// takeOver looks whether the manager knows the connection from an earlier life of
-// this client, and goes on from there: the Request that follows is a refresh, and
-// the interface stays as it is (protocol.md §5.2, "NSC container restart").
+// takeOver reports whether the manager knows the connection from an earlier life
+// of this client. The wire goes on from there: the Request that follows is a
+// refresh, and the interface stays as it is (protocol.md §5.2, "NSC container
+// restart").
 //
 // The manager shows an identity its own connections only, and binds each to the
 // identity that opened it, so nobody else's can be taken over.
-func (w *Wire) takeOver(ctx context.Context) {
+func (w *Wire) takeOver(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, takeOverTimeout)
 	defer cancel()
 	stream, err := networkservice.NewMonitorConnectionClient(w.client.manager.Conn()).MonitorConnections(ctx, &networkservice.MonitorScopeSelector{
 		PathSegments: []*networkservice.PathSegment{{Name: w.client.config.Name, Id: w.id}},
 	})
 	if err != nil {
-		return
+		return false
 	}
 	initial, err := stream.Recv()
 	if err != nil {
-		return
+		return false
 	}
 	for _, c := range initial.GetConnections() {
 		if w.resumes(c) {
 			w.client.log.Info("taking over the wire of an earlier life", "connection", w.id, "endpoint", c.GetNetworkServiceEndpointName())
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // resumes makes c, as the manager sees it, what the wire asks for, if it is the
@@ -50,7 +52,7 @@ func (w *Wire) resumes(c *networkservice.Connection) bool {
 		c.GetNetworkService() != w.conn.GetNetworkService() {
 		return false
 	}
-	if want := w.conn.GetNetworkServiceEndpointName(); want != "" && want != c.GetNetworkServiceEndpointName() {
+	if w.pinned != "" && w.pinned != c.GetNetworkServiceEndpointName() {
 		return false
 	}
 	c = proto.Clone(c).(*networkservice.Connection)

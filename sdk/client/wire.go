@@ -58,6 +58,7 @@ type Wire struct {
 	id     string
 	prefs  []*networkservice.Mechanism // owned by whoever has turn
 	named  bool                        // the interface has the name that was asked for
+	pinned string                      // the one endpoint wanted; "" = any
 	netns  *os.File
 	retry  bool
 
@@ -115,7 +116,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		r.ID = fmt.Sprintf("%s-%d", c.config.Name, c.number())
 	}
 	w := &Wire{
-		client: c, id: r.ID, netns: netns, retry: r.Retry, named: r.Interface != "",
+		client: c, id: r.ID, netns: netns, retry: r.Retry, named: r.Interface != "", pinned: r.Endpoint,
 		prefs: []*networkservice.Mechanism{hop.MechanismMessage(
 			mechanism.Kernel{NetNS: url, Name: r.Interface}.With(mechanism.Mechanism{}))},
 		conn: &networkservice.Connection{
@@ -169,16 +170,17 @@ func (w *Wire) open(ctx, life context.Context) error {
 
 // first makes the wire, or fails.
 func (w *Wire) first(ctx context.Context) error {
-	if w.client.named {
-		w.takeOver(ctx)
+	do := conn.Refresh
+	if w.client.named && w.takeOver(ctx) {
+		do = conn.Either // the endpoint may have gone meanwhile
 	}
 	for {
-		err := w.count(w.request(ctx, false))
+		err := w.count(w.act(ctx, do))
 		if err == nil || !w.retry || !mayPass(err) || ctx.Err() != nil {
 			return err
 		}
 		d := conn.Decide(w.state(), conn.Failed, conn.Unknown, time.Now(), rand.Float64())
-		if w.attempts == 1 {
+		if w.tries() == 1 {
 			w.client.log.Info("not connected yet, trying on", "connection", w.id, "error", err)
 		}
 		select {
@@ -218,7 +220,9 @@ func (w *Wire) run(ctx context.Context) {
 				w.prober.suspect()
 			}
 			next = w.decide(e)
-			w.setDown()
+			if e != conn.AskedRefresh {
+				w.setDown()
+			}
 			continue
 		case <-time.After(time.Until(next.At)):
 		}
@@ -323,9 +327,9 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 	defer cancel()
 
 	asked := proto.Clone(w.Connection()).(*networkservice.Connection)
-	if reselect && w.isUp() {
+	if reselect {
 		asked.Mechanism = nil
-		asked.NetworkServiceEndpointName = ""
+		asked.NetworkServiceEndpointName = w.pinned
 		asked.State = networkservice.State_RESELECT_REQUESTED
 	}
 	var at grpcpeer.Peer
