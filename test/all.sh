@@ -58,7 +58,13 @@ unit() { "$tools/gotest" $flags -timeout 15m ./...; }
 interop() { (cd test/interop && "$tools/gotest" $flags -timeout 15m ./...); }
 
 vm() {
-	test/vm/run.sh ./forwarder/wireguard && test/vm/run.sh ./forwarder/kernel -test.run WireGuard
+	mkdir -p .cache
+	{
+		test/vm/run.sh ./forwarder/wireguard && test/vm/run.sh ./forwarder/kernel -test.run WireGuard
+		echo "exit $?"
+	} >.cache/vm.log 2>&1
+	grep -v '^exit ' .cache/vm.log
+	grep -qx 'exit 0' .cache/vm.log
 }
 
 # benches runs each benchmark once.
@@ -112,6 +118,8 @@ for s in $steps; do
 			skipped "vm (the kernel's WireGuard)" "no ${lacking% }; run scripts/deps.sh"
 		else
 			step vm "the kernel's WireGuard, in a virtual machine" vm
+			why=$(sed -n 's/^skipped: //p' "$root/.cache/vm.log" | head -n 1)
+			[ -z "$why" ] || skipped "vm (the kernel's WireGuard)" "$why"
 		fi
 		;;
 	*)
