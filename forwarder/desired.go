@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -219,18 +220,19 @@ func neighborOf(n *networkservice.IpNeighbor) (plan.Neighbor, error) {
 // equalWires reports whether the kernel needs nothing to get from a to b.
 func equalWires(a, b plan.Wire) bool { return reflect.DeepEqual(a, b) }
 
-// samePlaces reports whether both wires are of one kind and stand in the same
-// namespaces, so that one can be made from the other in place.
-func samePlaces(a, b plan.Wire) bool {
-	if a.Kind != b.Kind || len(a.Ends) != len(b.Ends) {
-		return false
+// inPlace reports whether b can be made from a in place: both are of one kind, and
+// each end of a stands where one of b's is to. Of an adopted wire that need not be
+// all: the namespace of an end may not have been found.
+func inPlace(a, b plan.Wire) bool {
+	stays := func(end plan.End) bool {
+		return slices.ContainsFunc(b.Ends, func(e plan.End) bool { return e.NetNS == end.NetNS && e.Side == end.Side })
 	}
-	for i := range a.Ends {
-		if a.Ends[i].NetNS != b.Ends[i].NetNS || a.Ends[i].Side != b.Ends[i].Side {
+	for _, end := range a.Ends {
+		if !stays(end) {
 			return false
 		}
 	}
-	return true
+	return a.Kind == b.Kind
 }
 
 func parseMAC(text string) (net.HardwareAddr, error) {

@@ -164,7 +164,7 @@ func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wir
 		if equalWires(t.Record.desired, want) {
 			return nil
 		}
-		if !samePlaces(t.Record.desired, want) { // a link in a namespace that the wire leaves is not seen from the new ones
+		if !inPlace(t.Record.desired, want) { // a link in a namespace that the wire leaves is not seen from the new ones
 			if err := f.config.Kernel.Remove(ctx, t.Record.desired); err != nil {
 				return err
 			}

@@ -3,8 +3,10 @@
 package plan
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -105,7 +107,8 @@ type Found struct {
 	LinkKind string // as rtnetlink names it: veth, vxlan, wireguard, tun
 }
 
-// Wires groups the ends found into wires: enough of each to remove it.
+// Wires groups the ends found, in whatever order they come, into wires: enough of
+// each to remove it, with the client's end first, as in every Wire.
 func Wires(found []Found) []Wire {
 	var wires []Wire
 	index := make(map[string]int) // by wire id
@@ -117,6 +120,9 @@ func Wires(found []Found) []Wire {
 			wires = append(wires, Wire{ID: f.Tag.ID, Owner: f.Tag.Owner, Kind: kindOf(f.LinkKind)})
 		}
 		wires[i].Ends = append(wires[i].Ends, End{NetNS: f.NetNS, Name: f.Name, Side: f.Tag.Side})
+	}
+	for _, w := range wires {
+		slices.SortStableFunc(w.Ends, func(a, b End) int { return cmp.Compare(a.Side, b.Side) })
 	}
 	return wires
 }

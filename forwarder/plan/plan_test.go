@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -250,13 +251,19 @@ func TestMTU(t *testing.T) {
 }
 
 func TestWires(t *testing.T) {
-	wires := plan.Wires([]plan.Found{
-		{Tag: plan.Tag{Owner: "f", ID: "1", Side: plan.Client}, NetNS: "4:1", Name: "a", LinkKind: "veth"},
-		{Tag: plan.Tag{Owner: "f", ID: "2", Side: plan.Client}, NetNS: "4:1", Name: "b", LinkKind: "tun"},
+	wires := plan.Wires([]plan.Found{ // namespaces are found in any order
 		{Tag: plan.Tag{Owner: "f", ID: "1", Side: plan.Endpoint}, NetNS: "4:2", Name: "c", LinkKind: "veth"},
+		{Tag: plan.Tag{Owner: "f", ID: "2", Side: plan.Client}, NetNS: "4:1", Name: "b", LinkKind: "tun"},
+		{Tag: plan.Tag{Owner: "f", ID: "1", Side: plan.Client}, NetNS: "4:1", Name: "a", LinkKind: "veth"},
 	})
-	if len(wires) != 2 || len(wires[0].Ends) != 2 || wires[0].Ends[1].NetNS != "4:2" || wires[0].Kind != plan.KindVeth || wires[1].Kind != plan.KindWireGuard {
-		t.Errorf("%+v", wires)
+	want := []plan.Wire{
+		{ID: "1", Owner: "f", Kind: plan.KindVeth, Ends: []plan.End{
+			{NetNS: "4:1", Name: "a", Side: plan.Client}, {NetNS: "4:2", Name: "c", Side: plan.Endpoint},
+		}},
+		{ID: "2", Owner: "f", Kind: plan.KindWireGuard, Ends: []plan.End{{NetNS: "4:1", Name: "b", Side: plan.Client}}},
+	}
+	if !reflect.DeepEqual(wires, want) {
+		t.Errorf("got %+v, want %+v", wires, want)
 	}
 }
 
