@@ -3,17 +3,13 @@
 package interop
 
 import (
-	"io"
 	"sync"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/openvwire/nsm/nsmgr"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/path"
-	"github.com/openvwire/nsm/sdk/peer"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
@@ -27,33 +23,32 @@ type managerPart struct {
 // ourManager runs our manager on a Unix socket and on a loopback TCP port.
 func ourManager(t *testing.T, s ref.Security, name, registryURL string) managerPart {
 	t.Helper()
+	return ourManagerAt(t, s, name, registryURL, ref.Socket(t), ref.Loopback)
+}
+
+// ourManagerAt runs our manager at the addresses, such as those of one before.
+func ourManagerAt(t *testing.T, s ref.Security, name, registryURL, socket, public string) managerPart {
+	t.Helper()
 	ctx := soon(t)
-	listeners := make(map[string]string) // address as asked for: as it is
-	clientCreds, serverCreds := credentialsOf(s)
+	_, serverCreds := credentialsOf(s)
 	server := rpc.NewServer(rpc.ServerOptions{Credentials: serverCreds, Logger: quiet})
 	var serving sync.WaitGroup
 	var serve []func()
-	socket := ref.Socket(t)
-	for _, address := range []string{socket, ref.Loopback} {
-		l, err := rpc.Listen(ctx, address)
+	for _, address := range []*string{&socket, &public} {
+		l, err := rpc.Listen(ctx, *address)
 		if err != nil {
 			t.Fatal(err)
 		}
-		listeners[address] = rpc.URL(l.Addr())
+		*address = rpc.URL(l.Addr())
 		serve = append(serve, func() {
 			if err := server.Serve(l); err != nil {
-				t.Errorf("%s on %s: %v", name, address, err)
+				t.Errorf("%s on %s: %v", name, l.Addr(), err)
 			}
 		})
 	}
-	public := listeners[ref.Loopback]
 
 	sockets := rpc.NewSockets()
-	dial := rpc.DialOptions{Credentials: clientCreds, Tokens: tokensOf(s)}
-	pool := peer.NewPool(peer.PoolConfig{Name: name, Logger: quiet, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
-		cc, err := sockets.Dial(url, dial)
-		return cc, cc, err
-	}})
+	pool := ourPool(s, name, sockets)
 	config := nsmgr.Config{
 		Name: name, URL: public, Tokens: tokensOf(s), Peers: pool, Sockets: sockets,
 		Registry: dialOurs(t, s, registryURL), Logger: quiet,
