@@ -61,6 +61,9 @@ func sign(t testing.TB, template, parent *x509.Certificate, public *ecdsa.Public
 	return cert
 }
 
+// certs returns what SVIDs chain to.
+func (a *authority) certs() []*x509.Certificate { return []*x509.Certificate{a.cert} }
+
 // issue makes an SVID for the part with the given name.
 func (a *authority) issue(t testing.TB, name string) *x509svid.SVID {
 	id := spiffeid.RequireFromString(ID(name))
