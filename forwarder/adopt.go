@@ -27,19 +27,19 @@ func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
 	}
 	var errs []error
 	for _, w := range plan.Wires(found) {
+		var holds holdings
+		for _, key := range spaces[w.ID] {
+			holds.add(func() { f.config.Namespaces.Release(key) })
+		}
 		errs = append(errs, f.wires.Do(ctx, w.ID, func(t *conn.Turn[wire]) error {
-			var holds holdings
-			for _, key := range spaces[w.ID] {
-				holds.add(func() { f.config.Namespaces.Release(key) })
+			if t.Record == nil { // else a Request was quicker
+				t.Record = &wire{desired: w, adopted: true}
+				t.Record.holds.take(&holds)
+				t.ExpireAt(time.Now().Add(grace))
 			}
-			if t.Record != nil { // a Request was quicker
-				holds.release()
-				return nil
-			}
-			t.Record = &wire{desired: w, holds: holds, adopted: true}
-			t.ExpireAt(time.Now().Add(grace))
 			return nil
 		}))
+		holds.release()
 	}
 	if len(spaces) > 0 {
 		f.log.Info("wires adopted", "count", len(spaces))

@@ -56,7 +56,7 @@ func (f *Forwarder) passOn(ctx context.Context, call *hop.Call, space string) {
 		f.log.Warn("close of an unknown connection not passed on", "connection", call.Conn.GetId(), "endpoint", name, "error", err)
 		return
 	}
-	candidates := f.keep(found, []string{name}, "")
+	candidates := keep(found, []string{name}, "")
 	defer releaseAll(candidates)
 	for _, c := range candidates {
 		p := f.config.Peers.Get(c.url)

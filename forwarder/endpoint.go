@@ -67,10 +67,11 @@ func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection
 		if err != nil {
 			return nil, err
 		}
-		if len(found) == 0 {
+		named := keep(found, []string{name}, service.GetPayload())
+		if len(named) == 0 {
 			return nil, nserr.UnknownEndpoint.Errorf("endpoint %s of network service %s is not found", name, c.GetNetworkService())
 		}
-		return f.keep(found, []string{name}, service.GetPayload()), nil
+		return named, nil
 	}
 	found, err := f.findEndpoints(ctx, &registry.NetworkServiceEndpoint{NetworkServiceNames: []string{c.GetNetworkService()}})
 	if err != nil {
@@ -82,7 +83,7 @@ func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection
 	}
 	matching := match.Endpoints(hop.MatchesOf(service), c.GetLabels(), hop.EndpointsOf(nses, c.GetNetworkService()))
 	if len(matching) == 0 {
-		f.keep(found, nil, "")
+		letGo(found)
 		if len(found) == 0 {
 			return nil, nserr.NoEndpoint.Errorf("network service endpoint candidates not found: no endpoint of %s is registered", c.GetNetworkService())
 		}
@@ -93,7 +94,7 @@ func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection
 	for _, m := range match.Order(matching, f.turns.next(c.GetNetworkService())) {
 		names = append(names, m.Name)
 	}
-	return f.keep(found, names, service.GetPayload()), nil
+	return keep(found, names, service.GetPayload()), nil
 }
 
 func (f *Forwarder) findService(ctx context.Context, c *networkservice.Connection) (*registry.NetworkService, error) {
@@ -127,7 +128,7 @@ type foundEndpoint struct {
 func (f *Forwarder) findEndpoints(ctx context.Context, template *registry.NetworkServiceEndpoint) (found []foundEndpoint, err error) {
 	defer func() {
 		if err != nil {
-			f.keep(found, nil, "")
+			letGo(found)
 			found = nil
 		}
 	}()
@@ -165,7 +166,7 @@ func (f *Forwarder) findEndpoints(ctx context.Context, template *registry.Networ
 
 // keep returns the named endpoints as candidates, in the order of the names, and
 // lets go of the others.
-func (f *Forwarder) keep(found []foundEndpoint, names []string, payload string) []candidate {
+func keep(found []foundEndpoint, names []string, payload string) []candidate {
 	out := make([]candidate, 0, len(names))
 	for _, name := range names {
 		i := slices.IndexFunc(found, func(e foundEndpoint) bool { return e.nse.GetName() == name })
@@ -176,10 +177,14 @@ func (f *Forwarder) keep(found []foundEndpoint, names []string, payload string) 
 		c.holds.take(&found[i].holds)
 		out = append(out, c)
 	}
+	letGo(found)
+	return out
+}
+
+func letGo(found []foundEndpoint) {
 	for i := range found {
 		found[i].holds.release()
 	}
-	return out
 }
 
 // holdSocketAgain gives the next state of a wire its own hold on the socket of

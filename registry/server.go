@@ -36,7 +36,7 @@ import (
 )
 
 // DefaultMaxExpiry is how long a registration of an endpoint lasts at most
-// (§4.4). Endpoints renew it after two thirds.
+// (§4.4). Ours renew it after half of that, the reference's after two thirds.
 const DefaultMaxExpiry = time.Minute
 
 // Config says what a Server is made of. The stores remain the caller's: close

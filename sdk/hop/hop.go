@@ -187,11 +187,6 @@ func Anew(last, asked *networkservice.Connection) bool {
 		last != nil && last.GetNetworkService() != asked.GetNetworkService()
 }
 
-// OwnSegment returns the segment that conn's index points to, nil if none.
-func OwnSegment(conn *networkservice.Connection) *networkservice.PathSegment {
-	return conn.GetCurrentPathSegment()
-}
-
 // PathOf returns conn's path as a value.
 func PathOf(conn *networkservice.Connection) path.Path {
 	p := path.Path{Index: int(conn.GetPath().GetIndex())}

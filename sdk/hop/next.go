@@ -47,7 +47,7 @@ func Ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRe
 		return nil, err
 	}
 	if err := CheckReply(req.GetConnection(), got); err != nil {
-		CloseAt(ctx, p, req.GetConnection())
+		_ = CloseAt(ctx, p, req.GetConnection())
 		return nil, err
 	}
 	return got, nil
@@ -123,7 +123,8 @@ func (n *Next) lastWith(call *Call) *networkservice.Connection {
 // CloseSoon is Close that waits no longer than the given time for an answer: the
 // next hop may be dead, and somebody waits for another path. It goes on in the
 // background, counted in running, and reports whether the answer came in time.
-// If not, the caller trims its path: a late Close must not meet its new Request.
+// If not, the caller trims its path: what comes next is a first Request, which Ask
+// takes back if nobody answers.
 func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, running *sync.WaitGroup) (answered bool) {
 	if n.Peer == nil {
 		return true

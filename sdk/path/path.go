@@ -133,15 +133,6 @@ func Enter(p Path, connID, name string, mint func() string) (Path, error) {
 	return out, nil
 }
 
-// Leave is the path as the caller of the hop at p.Index gets it back: every
-// segment, with Index one lower.
-func Leave(p Path) Path {
-	if p.Index > 0 {
-		p.Index--
-	}
-	return p
-}
-
 // Trim cuts what is behind Index. The hop where a path ends does so, and nobody
 // else, so that the tail of an earlier route does not stay for ever.
 func Trim(p Path) Path {

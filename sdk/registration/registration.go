@@ -2,8 +2,8 @@
 
 // Package registration keeps an endpoint registered.
 //
-// A registration expires unless it is renewed. Keep renews it in time, and at
-// once when the registry that held it comes back after a restart: it follows its
+// A registration expires unless it is renewed. What Start returns renews it in
+// time, and at once when the registry that held it comes back after a restart: it follows its
 // own entry, so it notices when that is gone (protocol.md §4.5). Forwarders and
 // endpoints alike use it.
 package registration
