@@ -24,14 +24,12 @@ import (
 // services and one for endpoints keep it current, so that a Request asks nobody.
 // What the registry said stays known while the registry is away.
 type catalog struct {
-	log       *slog.Logger
 	services  *view[*registry.NetworkService]
 	endpoints *view[*registry.NetworkServiceEndpoint]
 }
 
-func newCatalog(log *slog.Logger) *catalog {
+func newCatalog() *catalog {
 	return &catalog{
-		log:       log,
 		services:  newView[*registry.NetworkService](func(*registry.NetworkService) []string { return nil }),
 		endpoints: newView((*registry.NetworkServiceEndpoint).GetNetworkServiceNames),
 	}
@@ -125,11 +123,6 @@ type finder[T query.Object] func(ctx context.Context, watch bool) (stream[T], er
 // stream gives one object after the other; deleted is only set when watching.
 type stream[T query.Object] func() (object T, deleted bool, err error)
 
-// opened waits until the registry has begun to watch, so that a snapshot taken
-// afterwards misses nothing. The reference says so only with its first object,
-// hence the bound.
-const openedTimeout = 300 * time.Millisecond
-
 func findServices(cc grpc.ClientConnInterface) finder[*registry.NetworkService] {
 	client := registry.NewNetworkServiceRegistryClient(cc)
 	return func(ctx context.Context, watching bool) (stream[*registry.NetworkService], error) {
@@ -164,6 +157,12 @@ func findEndpoints(cc grpc.ClientConnInterface) finder[*registry.NetworkServiceE
 	}
 }
 
+// openedTimeout bounds waitOpened: the reference says that it watches only with its
+// first object.
+const openedTimeout = 300 * time.Millisecond
+
+// waitOpened waits until the registry has begun to watch, so that a snapshot taken
+// afterwards misses nothing.
 func waitOpened(ctx context.Context, s grpc.ClientStream) {
 	opened := make(chan struct{})
 	go func() { // ends with the stream at the latest, which ends with follow's context

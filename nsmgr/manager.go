@@ -114,7 +114,7 @@ func New(c Config) (*Manager, error) {
 	}
 	m.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: m.monitor}
 	m.wires = conn.NewTable[wire](m.expire)
-	m.catalog = newCatalog(m.log)
+	m.catalog = newCatalog()
 	m.locals = newLocals(m.forgetEndpoint)
 	m.admin = admin.New(admin.Config{
 		Name: c.Name, URL: c.URL, Labels: c.Labels, ForwarderService: c.ForwarderService,
@@ -169,7 +169,6 @@ func (m *Manager) WaitReady(ctx context.Context) error {
 // clients, and whoever comes after this manager gets them with the next refresh.
 func (m *Manager) Stop() {
 	m.cancel()
-	m.running.Wait()
 	for _, id := range m.wires.IDs() {
 		_ = m.wires.Do(context.Background(), id, func(t *conn.Turn[wire]) error {
 			if t.Record != nil {
@@ -181,4 +180,5 @@ func (m *Manager) Stop() {
 	}
 	m.wires.Close()
 	m.locals.close()
+	m.running.Wait() // for Closes that go on in the background, too
 }
