@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/internal/backoff"
 )
@@ -25,6 +26,9 @@ const (
 	settle = time.Second
 	// steady is how long a stream must have lived for the back-off to start over.
 	steady = 5 * time.Second
+	// maxState bounds the first state in bytes, which comes as one message: more than
+	// a node can have connections, at about 1 KiB each.
+	maxState = 64 << 20
 )
 
 // Kind says what an Event means.
@@ -237,7 +241,7 @@ func (m *monitor) follow(ctx context.Context, client networkservice.MonitorConne
 func routineReceive(ctx context.Context, client networkservice.MonitorConnectionClient, name string, events chan<- *networkservice.ConnectionEvent) error {
 	stream, err := client.MonitorConnections(ctx, &networkservice.MonitorScopeSelector{
 		PathSegments: []*networkservice.PathSegment{{Name: name}},
-	})
+	}, grpc.MaxCallRecvMsgSize(maxState))
 	if err != nil {
 		return err
 	}
