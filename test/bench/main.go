@@ -139,10 +139,12 @@ type bench struct {
 
 func (o options) run(ctx context.Context) error {
 	r, err := o.measure(ctx)
+	if r != nil {
+		fmt.Print(r.markdown()) // what there is of it
+	}
 	if err != nil {
 		return err
 	}
-	fmt.Print(r.markdown())
 	if o.json != "" {
 		err = errors.Join(err, r.writeJSON(o.json))
 	}
@@ -189,7 +191,7 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 		b.progress("data plane, %s", k.title)
 		c, err := b.dataPlane(ctx, k)
 		if err != nil {
-			return nil, err
+			return r, err
 		}
 		r.DataPlane = append(r.DataPlane, *c)
 	}
@@ -200,7 +202,7 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 		b.progress("set-up, %s", k.title)
 		s, err := b.setUp(ctx, k)
 		if err != nil {
-			return nil, err
+			return r, err
 		}
 		r.SetUp = append(r.SetUp, s...)
 	}
