@@ -93,7 +93,7 @@ func (p *prober) follow(own, peers []netip.Addr) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	for _, s := range sockets {
-		running.Go(func() { s.receive(p.hear) })
+		running.Go(func() { s.receive(ctx, p.hear) })
 	}
 	hurry := make(chan struct{}, 1)
 	p.hurry = hurry
@@ -291,7 +291,7 @@ const errorPause = 10 * time.Millisecond
 // receive calls heard with the time that each answer brings back, until the
 // socket is closed. Errors that the kernel reports on the socket, such as host
 // unreachable, are no answers; they may come for as long as the far end is away.
-func (s *pingSocket) receive(heard func(sent int64)) {
+func (s *pingSocket) receive(ctx context.Context, heard func(sent int64)) {
 	b := make([]byte, 128)
 	for {
 		n, err := s.file.Read(b)
@@ -299,7 +299,11 @@ func (s *pingSocket) receive(heard func(sent int64)) {
 		case errors.Is(err, os.ErrClosed):
 			return
 		case err != nil:
-			time.Sleep(errorPause)
+			select {
+			case <-time.After(errorPause):
+			case <-ctx.Done():
+				return
+			}
 			continue
 		}
 		if n >= echoHeader+8 && (s.v4 && b[0] == byte(ipv4.ICMPTypeEchoReply) || !s.v4 && b[0] == byte(ipv6.ICMPTypeEchoReply)) {
