@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forwarder
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/forwarder/kernel/memkernel"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func localLeg(space, name string) *leg {
+	return &leg{mech: mechanism.Kernel{Name: name}.With(mechanism.Mechanism{}), space: space, name: name}
+}
+
+func vxlanLeg() *leg {
+	return &leg{
+		mech: mechanism.VXLAN{}.With(mechanism.Mechanism{}), vni: 7, mtu: 1446,
+		local: netip.MustParseAddrPort("192.0.2.1:4789"), remote: netip.MustParseAddrPort("192.0.2.2:4789"),
+	}
+}
+
+func wireGuardLeg() *leg {
+	return &leg{
+		mech: mechanism.WireGuard{}.With(mechanism.Mechanism{}), mtu: 1440,
+		local: netip.MustParseAddrPort("192.0.2.1:51820"), remote: netip.MustParseAddrPort("192.0.2.2:51821"),
+		private: mechanism.Key{1}, peer: mechanism.Key{2},
+	}
+}
+
+func connectionOf(payload string, ip *networkservice.IPContext, mtu uint32) *networkservice.Connection {
+	return &networkservice.Connection{Id: "u", Payload: payload, Context: &networkservice.ConnectionContext{IpContext: ip, MTU: mtu}}
+}
+
+func prefixesOf(texts ...string) (out []netip.Prefix) {
+	for _, t := range texts {
+		out = append(out, netip.MustParsePrefix(t))
+	}
+	return out
+}
+
+// Each side gets its half of the context, and a tunnel has the end that is here.
+func TestDesired(t *testing.T) {
+	ip := &networkservice.IPContext{
+		SrcIpAddrs: []string{"10.0.0.1/32", "fd00::1"}, DstIpAddrs: []string{"10.0.0.0/32", "fd00::/128"},
+		SrcRoutes: []*networkservice.Route{{Prefix: "10.0.0.0/32"}, {Prefix: "172.16.5.1/12"}, {Prefix: "172.30.0.0/16", NextHop: "10.0.0.9"}},
+		DstRoutes: []*networkservice.Route{{Prefix: "fd00::1"}},
+		Policies:  []*networkservice.PolicyRoute{{Proto: "tcp", DstPort: "80-90"}},
+	}
+	addr := netip.MustParseAddr
+	client := plan.End{
+		NetNS: "4:1", Name: "nsm-1", Side: plan.Client, MTU: 1300, Addrs: prefixesOf("10.0.0.1/32", "fd00::1/128"),
+		Routes: []plan.Route{
+			{Dst: netip.MustParsePrefix("10.0.0.0/32")}, // a host route to the other end has link scope
+			{Dst: netip.MustParsePrefix("172.16.0.0/12"), Via: addr("10.0.0.0"), OnLink: true},
+			{Dst: netip.MustParsePrefix("172.30.0.0/16"), Via: addr("10.0.0.9"), OnLink: true},
+		},
+		Policies: []plan.Policy{{
+			Proto: "tcp", DstPort: plan.PortRange{From: 80, To: 90},
+			Routes: []plan.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: addr("10.0.0.0"), OnLink: true}},
+		}},
+	}
+	endpoint := plan.End{
+		NetNS: "4:2", Name: "db-1", Side: plan.Endpoint, MTU: 1300, Addrs: prefixesOf("10.0.0.0/32", "fd00::/128"),
+		Routes: []plan.Route{{Dst: netip.MustParsePrefix("fd00::1/128")}},
+	}
+	for _, tt := range []struct {
+		name        string
+		left, right *leg
+		payload     string
+		want        plan.Wire
+	}{
+		{"veth", localLeg("4:1", "nsm-1"), localLeg("4:2", "db-1"), "IP",
+			plan.Wire{ID: "u", Owner: "f", Kind: plan.KindVeth, Payload: plan.IP, Ends: []plan.End{client, endpoint}}},
+		{"VXLAN at the client", localLeg("4:1", "nsm-1"), vxlanLeg(), "ETHERNET",
+			plan.Wire{ID: "u", Owner: "f", Kind: plan.KindVXLAN, Payload: plan.Ethernet, Ends: []plan.End{client},
+				VXLAN: &plan.VXLAN{VNI: 7, Local: addr("192.0.2.1"), Remote: addr("192.0.2.2"), Port: 4789}}},
+		{"WireGuard at the endpoint", wireGuardLeg(), localLeg("4:2", "db-1"), "",
+			plan.Wire{ID: "u", Owner: "f", Kind: plan.KindWireGuard, Payload: plan.IP, Ends: []plan.End{endpoint},
+				WireGuard: &plan.WireGuard{PrivateKey: mechanism.Key{1}, Port: 51820, PeerKey: mechanism.Key{2}, Endpoint: netip.MustParseAddrPort("192.0.2.2:51821"), Keepalive: keepalive}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := desired("f", "u", tt.left, tt.right, connectionOf(tt.payload, ip, 1300))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+				cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+				t.Error(diff)
+			}
+			if err := got.Validate(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// The MTU is the least that anybody knows of, and the answer says it.
+func TestDesiredMTU(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		right *leg
+		asked uint32
+		want  uint32
+	}{
+		{"nobody asks", localLeg("4:2", "e"), 0, defaultMTU},
+		{"somebody asks", localLeg("4:2", "e"), 9000, 9000},
+		{"the tunnel", wireGuardLeg(), 0, 1440},
+		{"the tunnel takes less", wireGuardLeg(), 9000, 1440},
+		{"somebody wants less", wireGuardLeg(), 1300, 1300},
+	} {
+		c := connectionOf("IP", nil, tt.asked)
+		w, err := desired("f", "u", localLeg("4:1", "c"), tt.right, c)
+		if err != nil || c.GetContext().GetMTU() != tt.want || w.Ends[0].MTU != int(tt.want) {
+			t.Errorf("%s: context %d, link %v, want %d (%v)", tt.name, c.GetContext().GetMTU(), w.Ends, tt.want, err)
+		}
+	}
+}
+
+// Whatever an endpoint answers: what passes the checks where it comes in can be
+// configured, a second time without a step, and removed without a trace.
+func FuzzDesired(f *testing.F) {
+	for _, c := range []*networkservice.Connection{
+		{},
+		connectionOf("ETHERNET", &networkservice.IPContext{SrcIpAddrs: []string{"10.0.0.1", "10.0.0.1/32"}, DstIpAddrs: []string{"fd00::1"}}, 9000),
+		connectionOf("IP", &networkservice.IPContext{
+			SrcIpAddrs: []string{"10.0.0.1/24"}, DstIpAddrs: []string{"10.0.0.2"},
+			SrcRoutes:   []*networkservice.Route{{Prefix: "0.0.0.0/0"}, {Prefix: "::/0", NextHop: "fd00::9"}, {Prefix: "0.0.0.0/0", NextHop: "10.0.0.7"}},
+			Policies:    []*networkservice.PolicyRoute{{From: "10.0.0.1", Proto: "17", SrcPort: "1-9"}, {From: "fd00::/64"}},
+			IpNeighbors: []*networkservice.IpNeighbor{{Ip: "10.0.0.2", HardwareAddress: "02:00:00:00:00:01"}},
+		}, 1280),
+	} {
+		raw, err := proto.Marshal(c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for shape := range uint8(4) {
+			f.Add(raw, shape)
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw []byte, shape uint8) {
+		c := new(networkservice.Connection)
+		if proto.Unmarshal(raw, c) != nil || hop.Validate(c) != nil {
+			return
+		}
+		left, right := localLeg("4:1", "c"), localLeg("4:2", "e")
+		switch shape % 4 {
+		case 1:
+			right = vxlanLeg()
+		case 2:
+			right = wireGuardLeg()
+		case 3:
+			left = wireGuardLeg()
+		}
+		w, err := desired("f", "u", left, right, c)
+		if err == nil {
+			err = w.Validate()
+		}
+		if err != nil {
+			switch nserr.From(err).Reason {
+			case nserr.MTUTooSmall, nserr.PayloadMismatch: // known only with the addresses, and with the legs
+			default:
+				t.Errorf("%v\npassed hop.Validate, and then: %v", c, err)
+			}
+			return
+		}
+		k := memkernel.New("f")
+		if _, err := k.Apply(t.Context(), w); err != nil {
+			t.Fatalf("%+v cannot be applied: %v", w, err)
+		}
+		if steps, err := k.Apply(t.Context(), w); err != nil || len(steps) != 0 {
+			t.Errorf("%+v is applied again in steps %v, %v", w, steps, err)
+		}
+		if err := k.Remove(t.Context(), w); err != nil || k.Links() != 0 || k.Rules() != 0 {
+			t.Errorf("%d links and %d rules are left of %+v: %v", k.Links(), k.Rules(), w, err)
+		}
+	})
+}
