@@ -43,10 +43,6 @@ const settle = 50 * time.Millisecond
 // exist. It fails with nserr.BadFlag when the file is there and makes no sense.
 func OpenExcluded(path string, log *slog.Logger) (*ExcludedFile, error) {
 	f := &ExcludedFile{path: path, log: log, done: make(chan struct{})}
-	f.current.Store(&[]netip.Prefix{})
-	if err := f.read(); err != nil {
-		return nil, err
-	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return nil, nserr.StateDir.Errorf("cannot watch %s: %w", path, err)
@@ -55,6 +51,10 @@ func OpenExcluded(path string, log *slog.Logger) (*ExcludedFile, error) {
 	if err := watcher.Add(filepath.Dir(path)); err != nil {
 		_ = watcher.Close()
 		return nil, nserr.StateDir.Errorf("cannot watch %s: %w", filepath.Dir(path), err)
+	}
+	if err := f.read(); err != nil { // after the watch has begun, so that no change is missed
+		_ = watcher.Close()
+		return nil, err
 	}
 	f.watcher = watcher
 	go f.follow()
@@ -90,6 +90,8 @@ func (f *ExcludedFile) follow() {
 			again = nil
 			if err := f.read(); err != nil {
 				f.log.Error("excluded prefixes not changed", "file", f.path, "error", err)
+			} else {
+				f.log.Info("excluded prefixes read", "file", f.path, "count", len(f.Prefixes()))
 			}
 		}
 	}
@@ -119,6 +121,11 @@ func ParseExcluded(text []byte) ([]netip.Prefix, error) {
 	}
 	if err := yaml.UnmarshalStrict(text, &file); err != nil {
 		return nil, nserr.BadFlag.Errorf("not a list of prefixes: %w", err)
+	}
+	for i, p := range file.Prefixes {
+		if !p.IsValid() { // what an empty string is read as
+			return nil, nserr.BadFlag.Errorf("not a list of prefixes: entry %d is empty", i+1)
+		}
 	}
 	return file.Prefixes, nil
 }
