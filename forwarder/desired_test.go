@@ -184,3 +184,27 @@ func FuzzDesired(f *testing.F) {
 		}
 	})
 }
+
+// A wire that an earlier life has left is made whole in place, in whatever order
+// its ends were found and even if one was not; one that has moved is not.
+func TestInPlace(t *testing.T) {
+	client, endpoint := plan.End{NetNS: "4:1", Side: plan.Client}, plan.End{NetNS: "4:2", Side: plan.Endpoint}
+	moved := plan.End{NetNS: "4:3", Side: plan.Endpoint}
+	veth := func(ends ...plan.End) plan.Wire { return plan.Wire{Kind: plan.KindVeth, Ends: ends} }
+	want := veth(client, endpoint)
+	for name, tt := range map[string]struct {
+		has  plan.Wire
+		stay bool
+	}{
+		"the same":             {want, true},
+		"in another order":     {veth(endpoint, client), true},
+		"one end not found":    {veth(endpoint), true},
+		"an end has moved":     {veth(client, moved), false},
+		"the sides have":       {veth(plan.End{NetNS: "4:2", Side: plan.Client}, plan.End{NetNS: "4:1", Side: plan.Endpoint}), false},
+		"another kind of wire": {plan.Wire{Kind: plan.KindVXLAN, Ends: []plan.End{client}}, false},
+	} {
+		if got := inPlace(tt.has, want); got != tt.stay {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

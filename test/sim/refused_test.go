@@ -36,13 +36,13 @@ func TestWhyNoEndpoint(t *testing.T) {
 		m.Apply(a, &api.NetworkService{Name: "db"})
 		refused(nserr.NoEndpoint, "db")
 
-		fails := func(why string) []endpoint.Middleware {
+		fails := func(reason *nserr.Reason, why string) []endpoint.Middleware {
 			return []endpoint.Middleware{func(endpoint.Handler) endpoint.Handler {
-				return endpoint.Funcs{OnRequest: func(context.Context, *endpoint.Request) error { return nserr.Busy.Errorf("%s", why) }}
+				return endpoint.Funcs{OnRequest: func(context.Context, *endpoint.Request) error { return reason.Errorf("%s", why) }}
 			}}
 		}
-		a.Serve(Service{Name: "db", Endpoint: "one", With: fails("the disk is full")})
-		a.Serve(Service{Name: "db", Endpoint: "two", With: fails("the lights are out"), CIDR: "10.61.0.0/24"})
+		a.Serve(Service{Name: "db", Endpoint: "one", With: fails(nserr.Busy, "the disk is full")})
+		a.Serve(Service{Name: "db", Endpoint: "two", With: fails(nserr.NotAllowed, "the lights are out"), CIDR: "10.61.0.0/24"})
 		m.Apply(a, &api.NetworkService{Name: "db", Matches: []*api.Match{{Routes: []*api.Destination{to(0, "role", "primary")}}}})
 		refused(nserr.NoMatch, "2 endpoints")
 		m.Apply(a, &api.NetworkService{Name: "db"})
