@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -51,8 +50,4 @@ func closeFiles(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close()
 	}
-}
-
-func cloneConnection(c *networkservice.Connection) *networkservice.Connection {
-	return proto.Clone(c).(*networkservice.Connection)
 }

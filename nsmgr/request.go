@@ -14,6 +14,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/nsmgr/route"
 	"github.com/openvwire/nsm/sdk/conn"
@@ -119,7 +120,7 @@ func (m *Manager) ask(ctx context.Context, t *conn.Turn[wire], f forwarder, call
 	}
 	t.Record.binding, t.Record.failing = call.Binding, nil
 	t.Record.forwarder = f.nse.GetName()
-	t.Record.next.Hold(p, cloneConnection(got), m.monitor)
+	t.Record.next.Hold(p, proto.CloneOf(got), m.monitor)
 	t.ExpireAt(call.Expiry(ctx))
 	m.monitor.Publish(got)
 	return got, nil
