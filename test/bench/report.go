@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -66,8 +67,16 @@ func (r *Report) markdown() string {
 }
 
 func (r *Report) heading() string {
-	return fmt.Sprintf("%s; %s; %s; %s; load average before the run %s\n\n", r.Date, r.Kernel, r.CPU, r.Build, r.Load)
+	h := fmt.Sprintf("%s; %s; %s; %s; load average before the run %s\n\n", r.Date, r.Kernel, r.CPU, r.Build, r.Load)
+	if load, err := strconv.ParseFloat(r.Load, 64); err == nil && load >= 1 {
+		h += busy
+	}
+	return h
 }
+
+// busy is what a reader must know of a run on a machine that had other things to do.
+const busy = "**The machine was busy with other things.** Times and throughput are worse than on an idle one, and ratios spread; " +
+	"those of CPU and of the median round trip suffer least.\n\n"
 
 func (r *Report) dataPlaneTable() string {
 	if len(r.DataPlane) == 0 {
