@@ -194,7 +194,7 @@ func (w *Wire) first(ctx context.Context) error {
 // mayPass reports whether the same Request may succeed later.
 func mayPass(err error) bool {
 	switch nserr.From(err).Reason {
-	case nserr.UnknownService, nserr.NoEndpoint, nserr.NoMatch, nserr.UnknownEndpoint, nserr.EndpointsFailed,
+	case nserr.UnknownService, nserr.NoEndpoint, nserr.NoMatch, nserr.UnknownEndpoint, nserr.EndpointGone, nserr.EndpointsFailed,
 		nserr.NoForwarder, nserr.ForwardersFailed, nserr.ForwarderGone, nserr.AddressesExhausted,
 		nserr.PeerDown, nserr.TimedOut, nserr.Busy, nserr.Stopping, nserr.NoIdentity:
 		return true
@@ -341,6 +341,7 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 		}
 		return err
 	}
+	rpc.DiscardReplyFile(&at, got.GetMechanism().GetParameters()["inodeURL"]) // our own, sent back by some
 	if err := w.client.config.Verify(hop.PathOf(got), rpc.PeerCert(&at), time.Now()); err != nil {
 		if !w.isUp() {
 			_ = w.sendClose(context.WithoutCancel(ctx), got)
