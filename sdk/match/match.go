@@ -157,18 +157,37 @@ func render(text string, client Labels) string {
 	return b.String()
 }
 
-// plain admits text and substitutions only: a loop in a foreign service must
-// not run in our forwarder.
+// plain admits text and substitutions only, {{.key}} or {{index . "key"}}: neither
+// a loop in a foreign service nor a function that makes much out of little, such
+// as printf, must run in our forwarder.
 func plain(t *template.Template) bool {
 	if t.Tree == nil || len(t.Templates()) > 1 {
 		return false
 	}
 	for _, n := range t.Tree.Root.Nodes {
-		if n.Type() != parse.NodeText && n.Type() != parse.NodeAction {
+		switch n := n.(type) {
+		case *parse.TextNode:
+		case *parse.ActionNode:
+			if len(n.Pipe.Decl) > 0 || len(n.Pipe.Cmds) != 1 || !substitutes(n.Pipe.Cmds[0]) {
+				return false
+			}
+		default:
 			return false
 		}
 	}
 	return true
+}
+
+// substitutes reports whether a command is the value of one label.
+func substitutes(c *parse.CommandNode) bool {
+	switch len(c.Args) {
+	case 1:
+		return c.Args[0].Type() == parse.NodeField
+	case 3:
+		f, ok := c.Args[0].(*parse.IdentifierNode)
+		return ok && f.Ident == "index" && c.Args[1].Type() == parse.NodeDot && c.Args[2].Type() == parse.NodeString
+	}
+	return false
 }
 
 // Equal reports whether two rule lists are the same.
