@@ -10,13 +10,14 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice/payload"
 	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // Limits of what is registered and of what is asked for. They are far above
 // what the published examples use, and keep one object below some 100 KiB in
-// practice; the message limit of the server bounds the rest.
+// practice; MaxObject bounds the rest.
 const (
 	MaxName     = 253  // bytes of a name, as in DNS
 	MaxURL      = 2048 // bytes
@@ -24,6 +25,10 @@ const (
 	MaxLabels   = 1024 // labels of one endpoint, or of all selectors of one network service
 	MaxLabel    = 4096 // bytes of a label's key and value together
 	MaxMatches  = 256  // matches of one network service, and routes of one match
+
+	// MaxObject bounds an object as a message, in bytes. What every manager and
+	// every forwarder is sent must stay far below what they take in one message.
+	MaxObject = 256 << 10
 )
 
 // checkService validates a network service to be registered.
@@ -76,6 +81,9 @@ func checkServiceBounds(ns *api.NetworkService) error {
 	}
 	if err := labels.check(); err != nil {
 		return nserr.BadService.Errorf("network service %.40q: %w", ns.GetName(), err)
+	}
+	if n := proto.Size(ns); n > MaxObject {
+		return nserr.BadService.Errorf("network service %.40q has %d bytes, at most %d are allowed", ns.GetName(), n, MaxObject)
 	}
 	return nil
 }
@@ -132,6 +140,9 @@ func checkEndpointBounds(nse *api.NetworkServiceEndpoint) error {
 	}
 	if err := labels.check(); err != nil {
 		return nserr.BadEndpoint.Errorf("endpoint %q: %w", nse.GetName(), err)
+	}
+	if n := proto.Size(nse); n > MaxObject {
+		return nserr.BadEndpoint.Errorf("endpoint %.40q has %d bytes, at most %d are allowed", nse.GetName(), n, MaxObject)
 	}
 	return nil
 }

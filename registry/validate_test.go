@@ -25,6 +25,15 @@ func manyLabels(n int) map[string]string {
 	return labels
 }
 
+// longLabels are few enough and short enough each, and too large together.
+func longLabels() map[string]string {
+	labels := make(map[string]string)
+	for i := range registry.MaxObject / registry.MaxLabel {
+		labels[fmt.Sprintf("%04d", i)] = strings.Repeat("v", registry.MaxLabel-4)
+	}
+	return labels
+}
+
 func manyNames(n int) (names []string) {
 	for i := range n {
 		names = append(names, fmt.Sprint(i))
@@ -79,6 +88,7 @@ func TestBadEndpoints(t *testing.T) {
 		{"too many services", endpoint("e", manyNames(2*registry.MaxServices+1)...), "network services"},
 		{"too many labels", withLabels(manyLabels(registry.MaxLabels + 1)), "labels"},
 		{"a long label", withLabels(map[string]string{"k": strings.Repeat("v", registry.MaxLabel)}), "longer than 4096"},
+		{"too large in all", withLabels(longLabels()), "bytes"},
 		{"no expiry", &api.NetworkServiceEndpoint{Name: "e", NetworkServiceNames: []string{"s"}, Url: "tcp://h", ExpirationTime: noTime}, "not a time"},
 		{"no initial time", &api.NetworkServiceEndpoint{Name: "e", NetworkServiceNames: []string{"s"}, Url: "tcp://h", InitialRegistrationTime: noTime}, "not a time"},
 	} {
@@ -124,6 +134,7 @@ func TestBadServices(t *testing.T) {
 		{"a malformed source template", withMatch(&api.Match{SourceSelector: map[string]string{"k": "{{nofunc}}"}}), `template of label "k"`},
 		{"too many matches", &api.NetworkService{Name: "s", Matches: many}, "matches"},
 		{"too many routes", withMatch(&api.Match{Routes: routes}), "routes"},
+		{"too large in all", withMatch(&api.Match{SourceSelector: longLabels()}), "bytes"},
 		{"too many labels", withMatch(&api.Match{SourceSelector: manyLabels(600), Metadata: &api.Metadata{Labels: manyLabels(600)}}), "labels"},
 	} {
 		_, err := c.services.Register(t.Context(), tt.ns)
