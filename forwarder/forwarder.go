@@ -78,7 +78,8 @@ type Config struct {
 
 	// MayUseNode reports whether an identity may have interfaces, and with them
 	// routes, in the node's own network namespace, where this process runs. Any
-	// local user can name it, so by default nobody may.
+	// local user can name it, so by default nobody may. It is asked for the node's
+	// manager too, through which clients send their namespaces.
 	MayUseNode func(id string) bool
 
 	VXLANPort     uint16 // default 4789, the same on all nodes

@@ -55,7 +55,7 @@ func (f *Forwarder) openLeft(ctx context.Context, known *wire, call *hop.Call, p
 	}()
 	switch chosen.Type {
 	case mechanism.TypeKernel:
-		return l, f.openLeftKernel(ctx, l, call.Conn, call.Binding.Owner)
+		return l, f.openLeftKernel(ctx, l, call)
 	case mechanism.TypeVXLAN:
 		return l, f.openLeftVXLAN(l, known)
 	default:
@@ -75,7 +75,7 @@ func (f *Forwarder) supportsLeft(m mechanism.Mechanism, payload string) bool {
 	return false
 }
 
-func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, c *networkservice.Connection, owner string) error {
+func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, call *hop.Call) error {
 	k, err := l.mech.Kernel()
 	if err != nil {
 		return err
@@ -91,22 +91,29 @@ func (f *Forwarder) openLeftKernel(ctx context.Context, l *leg, c *networkservic
 		return err
 	}
 	l.holds.add(func() { f.config.Namespaces.Release(l.space) })
-	if err := f.checkSpace(l.space, owner); err != nil {
+	if err := f.checkSpace(l.space, call.Senders()...); err != nil {
 		return err
 	}
 	if k.Name == "" {
-		k.Name = mechanism.InterfaceName(c.GetNetworkService(), "client "+c.GetId())
+		k.Name = mechanism.InterfaceName(call.Conn.GetNetworkService(), "client "+call.Conn.GetId())
 	}
 	l.name = k.Name
 	l.mech = k.With(l.mech)
 	return nil
 }
 
-// checkSpace refuses the node's own namespace to whom it is not for.
-func (f *Forwarder) checkSpace(space, id string) error {
-	if space == f.config.Namespaces.Self().Key() && !f.config.MayUseNode(id) {
-		return nserr.NotAllowed.Errorf("%s may not have interfaces in the node's own network namespace", id).
-			WithFix("give the workload a namespace of its own ('nsm connect ... -- COMMAND'), or name the identity with --node-users at the forwarder")
+// checkSpace refuses the node's own namespace unless it is for all of those who
+// have sent it. Who the connection's owner is does not count: that is the word of
+// hops in between.
+func (f *Forwarder) checkSpace(space string, senders ...string) error {
+	if space != f.config.Namespaces.Self().Key() {
+		return nil
+	}
+	for _, id := range senders {
+		if !f.config.MayUseNode(id) {
+			return nserr.NotAllowed.Errorf("%s may not have interfaces in the node's own network namespace", id).
+				WithFix("give the workload a namespace of its own ('nsm connect ... -- COMMAND'), or name the identity with --node-users at the forwarder")
+		}
 	}
 	return nil
 }
@@ -314,7 +321,7 @@ func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *n
 			return err
 		}
 		r.holds.add(func() { f.config.Namespaces.Release(r.space) })
-		if err := f.checkSpace(r.space, hop.NextID(got)); err != nil {
+		if err := f.checkSpace(r.space, hop.NextID(got, rpc.PeerCert(at))); err != nil {
 			return err
 		}
 		if k.Name == "" {

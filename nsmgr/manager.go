@@ -58,6 +58,10 @@ type Config struct {
 	// ForwarderService is the network service that forwarders offer. Default
 	// "forwarder", as NSM_FORWARDER_NETWORK_SERVICE_NAME.
 	ForwarderService string
+	// MayForward reports whether an identity may register a forwarder: whoever is
+	// one gets the Requests of everybody on this node, with their namespaces. nil
+	// means nobody may.
+	MayForward func(id string) bool
 	// EndpointExpiry is the longest time for which an endpoint is registered.
 	// Default 1 min (protocol.md §4.4).
 	EndpointExpiry time.Duration
@@ -103,6 +107,9 @@ func New(c Config) (*Manager, error) {
 	}
 	if c.Policy == nil {
 		c.Policy = hop.Strict{}
+	}
+	if c.MayForward == nil {
+		c.MayForward = func(string) bool { return false }
 	}
 	if c.Name == "" || c.URL == "" || c.Tokens == nil || c.Peers == nil || c.Sockets == nil || c.Registry == nil {
 		return nil, nserr.BadFlag.Errorf("a manager needs a name, a URL, tokens, peers, sockets and a registry")

@@ -5,6 +5,7 @@ package nsmgr
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
@@ -143,11 +144,26 @@ func (s *endpointRegistry) Register(ctx context.Context, nse *registry.NetworkSe
 	if err != nil {
 		return nil, err
 	}
+	if err := s.m.checkForwarder(nse, r.owner); err != nil {
+		return nil, err
+	}
 	err = s.m.locals.turns.Do(ctx, nse.GetName(), func(t *conn.Turn[local]) error {
 		out, err = s.register(ctx, t, r, nse)
 		return err
 	})
 	return out, err
+}
+
+// checkForwarder refuses forwarders, and addresses that only parts of the manager's
+// own process have, to whom they are not for.
+func (m *Manager) checkForwarder(nse *registry.NetworkServiceEndpoint, owner string) error {
+	_, labelled := nse.GetNetworkServiceLabels()[m.config.ForwarderService]
+	is := labelled || slices.Contains(nse.GetNetworkServiceNames(), m.config.ForwarderService)
+	if (is || strings.HasPrefix(nse.GetUrl(), "inproc://")) && !m.config.MayForward(owner) {
+		return nserr.NotAllowed.Errorf("%s may not register %q as a forwarder: it would get the Requests of everybody here", owner, nse.GetName()).
+			WithFix("name the identity with --forwarders at the manager")
+	}
+	return nil
 }
 
 func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r *registration, nse *registry.NetworkServiceEndpoint) (*registry.NetworkServiceEndpoint, error) {

@@ -25,10 +25,17 @@ type Policy interface {
 // Strict is the policy of the reference (§2.6, common and server), natively:
 // every token decodes and has not expired, the audience of each is the subject
 // of the next, and the caller's is signed with the key of its certificate.
-type Strict struct{}
+//
+// Nothing of that proves the tokens before the caller's, the owner's among them:
+// who may send such a path is trusted to have checked them.
+type Strict struct {
+	// MaySpeakFor reports whether the caller, a manager say, may send what owner
+	// has registered with it. nil means nobody may for anybody else.
+	MaySpeakFor func(caller, owner string) bool
+}
 
 // Check implements Policy.
-func (Strict) Check(caller rpc.Caller, raws []string, now time.Time) error {
+func (p Strict) Check(caller rpc.Caller, raws []string, now time.Time) error {
 	if len(raws) < 2 || raws[len(raws)-2] == "" {
 		return nserr.NoToken.Errorf("caller %q sent no token", caller.ID)
 	}
@@ -39,7 +46,21 @@ func (Strict) Check(caller rpc.Caller, raws []string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	return previous.VerifiedBy(caller.Cert)
+	if err := previous.VerifiedBy(caller.Cert); err != nil {
+		return err
+	}
+	if len(raws) == 2 {
+		return nil
+	}
+	owner, err := token.Parse(raws[0])
+	if err != nil {
+		return err
+	}
+	if p.MaySpeakFor == nil || !p.MaySpeakFor(previous.Subject, owner.Subject) {
+		return nserr.NotAllowed.Errorf("%s may not register for %s", previous.Subject, owner.Subject).
+			WithFix("register without a path, or name the identity with --managers at the registry")
+	}
+	return nil
 }
 
 // admission is what a call brings with it, beside its message.

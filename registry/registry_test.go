@@ -110,6 +110,9 @@ type fixture struct {
 	local     *rpc.Local
 }
 
+// speaking lets the manager register for others.
+var speaking = registry.Strict{MaySpeakFor: func(caller, _ string) bool { return caller == "spiffe://test/manager" }}
+
 func newFixture(t testing.TB) *fixture {
 	a := newAuthority(t)
 	f := &fixture{
@@ -118,7 +121,7 @@ func newFixture(t testing.TB) *fixture {
 		services:  memory.New[*api.NetworkService](),
 		endpoints: memory.New[*api.NetworkServiceEndpoint](),
 	}
-	f.srv = registry.New(registry.Config{Name: "test", Tokens: f.registry.tokens(), Services: f.services, Endpoints: f.endpoints})
+	f.srv = registry.New(registry.Config{Name: "test", Tokens: f.registry.tokens(), Policy: speaking, Services: f.services, Endpoints: f.endpoints})
 	f.local = rpc.NewLocal(rpc.LocalOptions{Identity: f.registry.identity})
 	f.srv.Register(f.local)
 	t.Cleanup(func() {

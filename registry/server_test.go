@@ -156,6 +156,7 @@ func TestStrict(t *testing.T) {
 		}{
 			{"an endpoint", f.as(nse), nil, nil},
 			{"a manager for an endpoint", f.as(manager), []string{nse.tokenFor(t, &manager)}, nil},
+			{"anybody for an endpoint", f.as(other), []string{nse.tokenFor(t, &other)}, nserr.NotAllowed},
 			{"no token", clientsOf(f.local.Dial(rpc.LocalCaller{Identity: nse.identity})), nil, nserr.NoToken},
 			{"no certificate", clientsOf(f.local.Dial(rpc.LocalCaller{Tokens: nse.tokens()})), nil, nserr.ForeignToken},
 			{"the token of another", caller(nse, other), nil, nserr.ForeignToken},

@@ -154,11 +154,9 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 }
 
 // nodeUsers are the identities that may have wires in the node's own namespace:
-// the node's root, who can do so anyway, and those named.
+// the node's parts and root, who can do so anyway, and those named.
 func nodeUsers(p *part, named []string) func(id string) bool {
-	return func(id string) bool {
-		return hop.Strict{Observers: append([]string{p.id(), rootOf(p)}, named...)}.IsObserver(id)
-	}
+	return func(id string) bool { return isOwn(p, id) || listed(named, id) }
 }
 
 // registerForwarder makes the forwarder known to its manager and keeps it so

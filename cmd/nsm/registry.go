@@ -8,17 +8,20 @@ import (
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/internal/statedir"
 	"github.com/openvwire/nsm/registry"
 	"github.com/openvwire/nsm/registry/memory"
+	"github.com/openvwire/nsm/sdk/identity"
 )
 
 type registryConfig struct {
 	daemonConfig
 	identityConfig
 	Name         string        `flag:"name" env:"NSM_NAME" default:"registry" help:"own name, for the log"`
+	Managers     []string      `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs, besides the parts and root of each node, that may register for others; ID/* means everything below ID"`
 	ListenOn     []string      `flag:"listen-on" env:"NSM_LISTEN_ON" default:"tcp://:5002" help:"URLs to serve on"`
 	StateDir     string        `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm/registry" help:"directory for what a restart must not lose; empty = nothing is kept"`
 	ExpirePeriod time.Duration `flag:"expire-period" env:"NSM_EXPIRE_PERIOD" default:"1m" help:"longest time for which an endpoint stays registered without a renewal"`
@@ -39,7 +42,7 @@ func newRegistry(a *app) *cobra.Command {
 		}
 		p := newPart(source, cfg.MaxTokenLifetime, d.log)
 		defer p.close()
-		r, err := openRegistry(p, cfg.Name, cfg.StateDir, cfg.ExpirePeriod)
+		r, err := openRegistry(p, cfg.Name, cfg.StateDir, cfg.ExpirePeriod, cfg.Managers)
 		if err != nil {
 			return err
 		}
@@ -56,7 +59,7 @@ func newRegistry(a *app) *cobra.Command {
 
 // openRegistry starts a registry that is closed with p, and returns what puts
 // its services on a server.
-func openRegistry(p *part, name, stateDir string, expiry time.Duration) (register func(grpc.ServiceRegistrar), err error) {
+func openRegistry(p *part, name, stateDir string, expiry time.Duration, managers []string) (register func(grpc.ServiceRegistrar), err error) {
 	file := func(string) string { return "" }
 	if stateDir != "" {
 		dir, err := statedir.Open(stateDir)
@@ -76,10 +79,39 @@ func openRegistry(p *part, name, stateDir string, expiry time.Duration) (registe
 		return nil, err
 	}
 	server := registry.New(registry.Config{
-		Name: name, Tokens: p.tokens, Services: services, Endpoints: endpoints, Logger: p.log, MaxExpiry: expiry,
+		Name: name, Tokens: p.tokens, Policy: registry.Strict{MaySpeakFor: spokesmen(p, managers)}, Services: services, Endpoints: endpoints, Logger: p.log, MaxExpiry: expiry,
 	})
 	p.later(server.Close)
 	return server.Register, nil
+}
+
+// spokesmen are those who may register for others: those named, who may for
+// everybody, whoever is the registry itself, and the parts and root of each node,
+// who may for everybody that is not on another node.
+func spokesmen(p *part, named []string) func(caller, owner string) bool {
+	return func(caller, owner string) bool {
+		if listed(named, caller) || caller == p.id() {
+			return true
+		}
+		id, err := spiffeid.FromString(caller)
+		if err != nil {
+			return false
+		}
+		own, err := spiffeid.FromString(p.id())
+		if err != nil || !id.MemberOf(own.TrustDomain()) {
+			return false
+		}
+		node, trusted, _ := identity.NodeOf(id)
+		if !trusted {
+			return false
+		}
+		of, err := spiffeid.FromString(owner)
+		if err != nil {
+			return false
+		}
+		elsewhere, _, placed := identity.NodeOf(of)
+		return !placed || elsewhere == node
+	}
 }
 
 // openStore opens a store that is closed with p; without a path it keeps nothing.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 
@@ -33,6 +34,7 @@ type upConfig struct {
 	ManagerListenOn  string        `flag:"manager-listen-on" env:"NSM_MANAGER_LISTEN_ON" default:"tcp://:5001" help:"where managers of other nodes reach this one"`
 	Advertise        string        `flag:"advertise" env:"NSM_ADVERTISE" help:"URL under which they do; default an address of this machine"`
 	RegistryURL      string        `flag:"registry-url" env:"NSM_REGISTRY_URL" help:"the domain's registry; default with --join: port 5002 of the authority's machine, else one that runs in here"`
+	Managers         []string      `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs, besides the parts and root of each node, that may register with the registry for others; ID/* means everything below ID"`
 	RegistryListenOn string        `flag:"registry-listen-on" env:"NSM_REGISTRY_LISTEN_ON" default:"tcp://:5002" help:"where the registry that runs in here serves other nodes"`
 	MaxTokenLifetime time.Duration `flag:"max-token-lifetime" env:"NSM_MAX_TOKEN_LIFETIME" default:"10m" help:"how long a token is valid, hence how long a wire lives without a refresh"`
 }
@@ -179,7 +181,7 @@ func (c *upConfig) openRegistry(ctx context.Context, d *daemon, p, manager *part
 		d.ready("registry", "(elsewhere) "+c.RegistryURL, "client "+manager.id())
 		return manager.dial(c.RegistryURL)
 	}
-	register, err := openRegistry(p, "registry", filepath.Join(c.StateDir, "registry"), 0)
+	register, err := openRegistry(p, "registry", filepath.Join(c.StateDir, "registry"), 0, c.Managers)
 	if err != nil {
 		return nil, err
 	}
@@ -211,6 +213,29 @@ func rootOf(p *part) string {
 	}
 	return id.String()
 }
+
+// isOwn reports whether id is p's own, or that of another part of its node or of
+// the node's root.
+func isOwn(p *part, id string) bool {
+	if id == p.id() {
+		return true
+	}
+	own, err := spiffeid.FromString(p.id())
+	if err != nil {
+		return false
+	}
+	other, err := spiffeid.FromString(id)
+	if err != nil || !other.MemberOf(own.TrustDomain()) {
+		return false
+	}
+	here, _, _ := identity.NodeOf(own)
+	node, trusted, _ := identity.NodeOf(other)
+	return trusted && node == here
+}
+
+// listed reports whether an identity is one of those named; ID/* means everything
+// below ID.
+func listed(named []string, id string) bool { return hop.Strict{Observers: named}.IsObserver(id) }
 
 func (c *upConfig) tunnelAddress() string {
 	if c.TunnelIP.IsValid() {

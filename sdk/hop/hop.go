@@ -23,11 +23,13 @@ package hop
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -234,10 +236,30 @@ func SetMetric(conn *networkservice.Connection, key, value string) {
 	s.Metrics = metrics
 }
 
-// NextID is the SPIFFE ID of the hop behind conn's own segment, as its token
-// says; CheckReply has seen that there is one.
-func NextID(conn *networkservice.Connection) string {
-	return subject(conn.GetNextPathSegment().GetToken())
+// NextID is the SPIFFE ID of the hop behind conn's own segment: whom the
+// certificate that it has shown names, or on a connection without TLS, which only
+// tests have, what its token says. CheckReply has seen that there is one.
+func NextID(conn *networkservice.Connection, cert *x509.Certificate) string {
+	if cert == nil {
+		return subject(conn.GetNextPathSegment().GetToken())
+	}
+	id, err := x509svid.IDFromCert(cert)
+	if err != nil {
+		return ""
+	}
+	return id.String()
+}
+
+// Senders are those whom a Request comes from as far as this hop can tell: its
+// caller, whom TLS has proved, and whom the caller names as its own, unless the
+// path begins with the caller. What the path says of those before them need not
+// be true.
+func (c *Call) Senders() []string {
+	ids := []string{c.Binding.Caller}
+	if i := int(c.Conn.GetPath().GetIndex()) - 2; i >= 0 {
+		ids = append(ids, subject(c.Conn.GetPath().GetPathSegments()[i].GetToken()))
+	}
+	return ids
 }
 
 func subject(raw string) string {

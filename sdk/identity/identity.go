@@ -26,6 +26,7 @@ package identity
 import (
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -75,6 +76,17 @@ func AuthorityID(td spiffeid.TrustDomain) spiffeid.ID {
 // everything below /node/<node>/.
 func NodeID(td spiffeid.TrustDomain, node string, part ...string) (spiffeid.ID, error) {
 	return spiffeid.FromSegments(td, append([]string{"node", node}, part...)...)
+}
+
+// NodeOf returns the node that an ID with such a path is of. trusted reports
+// whether whoever has it has that node in hand anyway: its agent, another part of
+// it, or its root. ok is false for an ID that names no node.
+func NodeOf(id spiffeid.ID) (node string, trusted, ok bool) {
+	s := strings.Split(id.Path(), "/") // "", "node", name, part…
+	if len(s) < 4 || s[1] != "node" {
+		return "", false, false
+	}
+	return s[2], len(s) == 4 || len(s) == 5 && s[3] == "uid" && s[4] == "0", true
 }
 
 // UserID is the ID of a process for which there is no better name: the user

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -246,7 +247,9 @@ func (m *Mesh) StartRegistry() {
 		endpoints: memory.New[*api.NetworkServiceEndpoint](),
 	}
 	r.server = registry.New(registry.Config{
-		Name: "registry", Tokens: r.tokens, Services: r.services, Endpoints: r.endpoints, Logger: r.log,
+		Name: "registry", Tokens: r.tokens, Policy: registry.Strict{MaySpeakFor: func(caller, _ string) bool {
+			return strings.HasPrefix(caller, ID("manager-"))
+		}}, Services: r.services, Endpoints: r.endpoints, Logger: r.log,
 	})
 	r.listen(RegistryURL, r.server.Register)
 	m.registry = r

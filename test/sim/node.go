@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing/synctest"
 
@@ -34,6 +35,7 @@ type Node struct {
 	forwarders []*Forwarder
 	endpoints  []*Endpoint
 	clients    []*Client
+	mayForward sync.Map // IDs that may register as forwarders
 }
 
 // Kernel is a memkernel that counts what it is asked to do.
@@ -132,7 +134,8 @@ func (n *Node) StartManager() {
 	n.mesh.t.Helper()
 	p := n.mesh.newPart("manager-" + n.Name)
 	m, err := nsmgr.New(nsmgr.Config{
-		Name: p.name, URL: n.ManagerURL(), Labels: map[string]string{"nodeName": n.Name},
+		MayForward: func(id string) bool { _, ok := n.mayForward.Load(id); return ok },
+		Name:       p.name, URL: n.ManagerURL(), Labels: map[string]string{"nodeName": n.Name},
 		Tokens: p.tokens, Policy: p.policy, Peers: p.peers, Sockets: p.sockets,
 		Registry: p.dial(RegistryURL),
 		Excluded: func() []netip.Prefix {
@@ -180,6 +183,7 @@ func (n *Node) StartForwarder(name string, labels map[string]string) *Forwarder 
 	t := n.mesh.t
 	t.Helper()
 	p := n.mesh.newPart(name)
+	n.mayForward.Store(ID(name), true)
 	namespaces, err := netns.NewTable()
 	if err != nil {
 		t.Fatal(err)
@@ -187,6 +191,7 @@ func (n *Node) StartForwarder(name string, labels map[string]string) *Forwarder 
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: n.TunnelIP, Tokens: p.tokens, Policy: p.policy, Peers: p.peers,
 		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: adopter{n.Kernel, n.mesh, namespaces}, Namespaces: namespaces, Logger: p.log,
+		MayUseNode: func(id string) bool { return id == ID("root") || id == ID("manager-"+n.Name) },
 	})
 	if err != nil {
 		t.Fatal(err)
