@@ -92,22 +92,29 @@ func (n *Node) Start(ctx context.Context, part string, args ...string) (*Process
 	return n.NetNS.start(ctx, startOptions{label: n.Name + "-" + part, node: n.Name, ready: ready}, append(argv, args...)...)
 }
 
+// unique is a name that is the node's and the lab's. Forwarders have one: those
+// of two labs are on one machine in truth, see each other's workloads in /proc,
+// and tell by their names which links are their own.
+func (n *Node) unique() string {
+	return n.Name + "-" + n.lab.Name[strings.LastIndex(n.lab.Name, "-")+1:]
+}
+
 func (n *Node) arguments(part string) []string {
 	tcp := func(port int) string { return fmt.Sprintf("tcp://%s:%d", n.Addr, port) }
-	authority := []string{"--node", n.Name, "--authority-listen-on", tcp(5007), "--authority-advertise", n.Addr.String() + ":5007"}
+	authority := []string{"--authority-listen-on", tcp(5007), "--authority-advertise", n.Addr.String() + ":5007"}
 	state := filepath.Join(n.Dir, part)
 	switch part {
 	case "authority":
-		return append(authority, "--state-dir", state)
+		return append(authority, "--node", n.Name, "--state-dir", state)
 	case "registry":
 		return []string{"--listen-on", tcp(5002), "--state-dir", state}
 	case "manager":
 		registry := fmt.Sprintf("tcp://%s:5002", n.lab.nodes[0].Addr)
 		return []string{"--name", "manager-" + n.Name, "--registry-url", registry, "--listen-on", n.Manager() + "," + tcp(5001)}
 	case "forwarder":
-		return []string{"--name", "forwarder-" + n.Name, "--tunnel-ip", n.Addr.String(), "--state-dir", state}
+		return []string{"--name", "forwarder-" + n.unique(), "--tunnel-ip", n.Addr.String(), "--state-dir", state}
 	case "up":
-		return append(authority, "--state-dir", state, "--tunnel-ip", n.Addr.String(),
+		return append(authority, "--node", n.unique(), "--state-dir", state, "--tunnel-ip", n.Addr.String(),
 			"--manager-listen-on", tcp(5001), "--registry-listen-on", tcp(5002))
 	}
 	return nil
@@ -153,7 +160,11 @@ func (l *Lab) StartUp(ctx context.Context) error {
 
 // join starts a part with a token of the authority on another node.
 func (n *Node) join(ctx context.Context, authority *Node, part string) (*Process, error) {
-	token, err := authority.Nsm(ctx, "token", "create", "--node", n.Name)
+	node := n.Name
+	if part == "up" {
+		node = n.unique()
+	}
+	token, err := authority.Nsm(ctx, "token", "create", "--node", node)
 	if err != nil {
 		return nil, err
 	}
