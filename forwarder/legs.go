@@ -367,6 +367,7 @@ func (f *Forwarder) receiveSpace(ctx context.Context, known *wire, url string, a
 	}
 	if known != nil && known.right.Params["inodeURL"] == url {
 		if space := spaceOf(known); f.config.Namespaces.Hold(space) == nil {
+			rpc.DiscardReplyFile(at, url)
 			return space, nil
 		}
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/nsmgr/route"
@@ -104,14 +106,16 @@ func (m *Manager) leave(ctx context.Context, t *conn.Turn[wire], f forwarder, ca
 // ask sends the request to one forwarder and keeps what it answers.
 func (m *Manager) ask(ctx context.Context, t *conn.Turn[wire], f forwarder, call *hop.Call, req *networkservice.NetworkServiceRequest, files []*os.File) (*networkservice.Connection, error) {
 	p := m.config.Peers.Get(f.url)
+	var at peer.Peer
 	got, err := hop.Ask(rpc.WithFiles(ctx, files...), p, &networkservice.NetworkServiceRequest{
 		Connection:           call.Conn,
 		MechanismPreferences: req.GetMechanismPreferences(),
-	})
+	}, grpc.Peer(&at))
 	if err != nil {
 		p.Release()
 		return nil, err
 	}
+	rpc.DiscardReplyFile(&at, got.GetMechanism().GetParameters()["inodeURL"]) // the client's, sent back by some
 	got.State = networkservice.State_UP
 	if t.Record == nil {
 		t.Record = &wire{}

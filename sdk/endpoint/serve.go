@@ -13,6 +13,7 @@ import (
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 // Request completes a connection with the handler (protocol.md §2.7). The path
@@ -24,6 +25,7 @@ func (s *Server) Request(ctx context.Context, req *networkservice.NetworkService
 	if err := hop.ValidatePreferences(req.GetMechanismPreferences()); err != nil {
 		return nil, err
 	}
+	rpc.DiscardFile(ctx, req.GetConnection().GetMechanism().GetParameters()["inodeURL"]) // our own, sent back
 	call, err := s.hop.Admit(ctx, req.GetConnection())
 	if err != nil {
 		return nil, err
@@ -79,6 +81,7 @@ func (s *Server) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 
 // Close closes a connection (§2.9). Closing what is not known succeeds.
 func (s *Server) Close(ctx context.Context, c *networkservice.Connection) (*emptypb.Empty, error) {
+	rpc.DiscardFile(ctx, c.GetMechanism().GetParameters()["inodeURL"])
 	call, err := s.hop.Admit(ctx, c)
 	if err != nil {
 		return nil, err

@@ -71,6 +71,24 @@ func ReceiveReplyFile(ctx context.Context, p *peer.Peer, inodeURL string) (*os.F
 	return receive(ctx, linkOf(p.AuthInfo), inodeURL)
 }
 
+// DiscardFile closes the descriptor that came with the request being served and
+// has the inode URL, if one did: peers send theirs with every refresh and Close,
+// whether or not it is wanted. Unlike ReceiveFile it waits for nothing.
+func DiscardFile(ctx context.Context, inodeURL string) { discard(servedLink(ctx), inodeURL) }
+
+// DiscardReplyFile is DiscardFile for the descriptors of a reply.
+func DiscardReplyFile(p *peer.Peer, inodeURL string) { discard(linkOf(p.AuthInfo), inodeURL) }
+
+func discard(l *link, inodeURL string) {
+	i, err := parseInodeURL(inodeURL)
+	if err != nil || l == nil {
+		return
+	}
+	if f, _ := l.inbox.take(i); f != nil {
+		_ = f.Close()
+	}
+}
+
 func receive(ctx context.Context, l *link, inodeURL string) (*os.File, error) {
 	i, err := parseInodeURL(inodeURL)
 	if err != nil {
