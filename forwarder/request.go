@@ -72,7 +72,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 	defer left.holds.release()
 	if c, ok := f.stay(call.Conn, known); ok {
 		defer c.holds.release()
-		out, err := f.connect(ctx, t, known, call, left, c)
+		out, err := f.connectTwice(ctx, t, known, call, left, c)
 		if err == nil || !errors.Is(err, nserr.EndpointGone) || ctx.Err() != nil {
 			return out, err
 		}
@@ -87,10 +87,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 
 	var failures []error
 	for i := range candidates {
-		out, err := f.connect(ctx, t, known, call, left, &candidates[i])
-		if errors.Is(err, plan.ErrVNITaken) { // the other side chose it by chance, and will not again
-			out, err = f.connect(ctx, t, known, call, left, &candidates[i])
-		}
+		out, err := f.connectTwice(ctx, t, known, call, left, &candidates[i])
 		if err == nil {
 			return out, nil
 		}
@@ -100,6 +97,18 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 		}
 	}
 	return nil, allFailed(call.Conn.GetNetworkService(), failures)
+}
+
+// connectTwice is connect, and again after a failure that is one of chance: a VNI
+// that is in use here, which the other side will not choose again; a descriptor that
+// did not come, as the reference now and then forgets one when it answers several
+// Requests at once.
+func (f *Forwarder) connectTwice(ctx context.Context, t *conn.Turn[wire], known *wire, call *hop.Call, left *leg, c *candidate) (*networkservice.Connection, error) {
+	out, err := f.connect(ctx, t, known, call, left, c)
+	if errors.Is(err, plan.ErrVNITaken) || errors.Is(err, nserr.NoDescriptor) {
+		out, err = f.connect(ctx, t, known, call, left, c)
+	}
+	return out, err
 }
 
 // connect tries one endpoint: ask it for the right leg, make the wire, remember
