@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/edwarnicke/grpcfd"
 	"github.com/golang/protobuf/ptypes/empty"
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/networkservicemesh/api/pkg/api/networkservice/mechanisms/common"
@@ -29,9 +32,8 @@ import (
 )
 
 // calls is how many Requests with a file each go over one connection, atOnce
-// how many of them are under way together. More would be unfair: grpcfd panics
-// when more descriptors wait than the next write has bytes, and the smallest
-// HTTP/2 frame has 9 (31 over TLS).
+// how many of them are under way together. More would be unfair to the reference's
+// client, which does not bound them itself: see TestBurstDoesNotPanicReference.
 const (
 	calls  = 100
 	atOnce = 8
@@ -114,6 +116,48 @@ func TestDescriptorsToReference(t *testing.T) {
 			defer reply.Close()
 			return checkReply(t, id, "/proc/self/fd/"+strconv.Itoa(int(reply.Fd())))
 		})
+	})
+}
+
+// grpcfd sends what descriptors wait along with whatever it writes next, and panics
+// when that has fewer bytes. Here 64 calls at once are made over one connection of
+// ours to a server of the reference's, each handler queues a descriptor, and the
+// next write is a frame of flow control, 13 bytes: more than a few calls under way
+// would end this process.
+func TestBurstDoesNotPanicReference(t *testing.T) {
+	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
+		file := newFiles(t).write("reply")
+		at := ref.Serve(t, "server", []grpc.ServerOption{as("server").ServerOption()}, []string{ref.Socket(t)},
+			func(context.Context, []string) func(*grpc.Server) {
+				return func(s *grpc.Server) {
+					networkservice.RegisterNetworkServiceServer(s, handler(func(ctx context.Context, conn *networkservice.Connection) error {
+						sender, ok := grpcfd.FromContext(ctx)
+						if !ok {
+							return fmt.Errorf("no descriptors over this connection")
+						}
+						sender.SendFilename(file)
+						conn.Labels = nil
+						select { // as long as more requests come in
+						case <-time.After(20 * time.Millisecond):
+						case <-ctx.Done():
+						}
+						return nil
+					}))
+				}
+			})
+		client := networkservice.NewNetworkServiceClient(dialOurs(t, as("client"), at.URL()))
+		large := strings.Repeat("x", 20<<10) // a few of them make the server open its window
+		var running sync.WaitGroup
+		for range 64 {
+			running.Go(func() {
+				request := requestWith("id", "file:///dev/null")
+				request.Connection.Labels = map[string]string{"large": large}
+				if _, err := client.Request(soon(t), request); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		running.Wait()
 	})
 }
 
