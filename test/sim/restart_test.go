@@ -92,3 +92,23 @@ func TestRestarts(t *testing.T) {
 		}
 	}
 }
+
+// Identities rotate while a wire lives: other keys, the same names.
+func TestRotation(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		r := newRig(m, "IP", true)
+		before, steps := View(r.w), r.steps()
+		for _, p := range []*part{r.c.part, r.a.Manager.part, r.a.Forwarder().part, r.b.Manager.part, r.b.Forwarder().part, r.e.part, m.registry.part} {
+			p.Rotate()
+			Pass(3 * time.Minute)
+			if tries, _, err := r.w.Status(); err != nil || tries != 0 || !Up(r.w) {
+				t.Errorf("after the rotation of %s: %d tries, %v", p.name, tries, err)
+			}
+		}
+		if diff := cmp.Diff(before, View(r.w)); diff != "" || r.steps() != steps {
+			t.Errorf("the wire has changed in %d steps (-before +after):\n%s", r.steps()-steps, diff)
+		}
+		r.c.Close(r.w)
+		m.CheckEmpty()
+	})
+}

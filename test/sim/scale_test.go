@@ -131,7 +131,7 @@ func TestDisorder(t *testing.T) {
 				// Always the same id: what a lost Close has left is taken over.
 				request := client.Request{ID: "the-wire", Service: "db", Interface: "nsm-1"}
 				wires := make([]*client.Wire, len(clients))
-				for range 30 {
+				for range 20 {
 					for i, c := range clients {
 						switch {
 						case wires[i] == nil:
