@@ -48,6 +48,7 @@ func TestReferenceClientLeavesOurDeadEndpoint(t *testing.T) {
 // The reference's endpoint dies, on a node of ours or of the reference's: our
 // client hears of it and goes to the other one, and on our node packets flow there.
 func TestOurClientLeavesReferencesDeadEndpoint(t *testing.T) {
+	t.Parallel() // mostly it waits
 	for _, node := range []string{"our node", "reference node"} {
 		t.Run(node, func(t *testing.T) {
 			onBoth(t, func(t *testing.T, as func(string) ref.Security) {
@@ -94,6 +95,7 @@ func TestOurClientLeavesReferencesDeadEndpoint(t *testing.T) {
 // An endpoint closes a connection by itself: its DELETE is a DOWN for the client,
 // whichever make the hops between are, and the client gets it back.
 func TestDeleteIsDown(t *testing.T) {
+	t.Parallel() // mostly it waits
 	t.Run("our endpoint, reference node, our client", func(t *testing.T) {
 		onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 			node := newReferenceNode(t, as)

@@ -50,6 +50,7 @@ var segmentsOfTwoNodes = []string{"client", "manager-a", "forwarder-a", "manager
 // forwarder answers, and our kernel has exactly what was agreed on. A refresh
 // changes nothing, neither here nor in what the reference sees.
 func TestReferenceNodeBehindOurs(t *testing.T) {
+	t.Parallel() // mostly it waits
 	twoNodes(t, func(t *testing.T, as func(string) ref.Security, service *registry.NetworkService, mechanism string) {
 		reg := refRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
 		near := ourManager(t, as("manager-a"), "manager-a", reg.url)
@@ -97,6 +98,7 @@ func TestReferenceNodeBehindOurs(t *testing.T) {
 // The reference's node is the near one: its forwarder offers the tunnel, ours
 // answers and makes it at our endpoint.
 func TestOurNodeBehindReference(t *testing.T) {
+	t.Parallel() // mostly it waits
 	twoNodes(t, func(t *testing.T, as func(string) ref.Security, service *registry.NetworkService, mechanism string) {
 		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
 		near := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.url})

@@ -37,6 +37,7 @@ func ipService(name string) *registry.NetworkService {
 // the client's refresh keeps the wire, and watchers of the reference's manager see
 // an empty first state, every refresh, and the end.
 func TestOurWorkloadsOnReferenceNode(t *testing.T) {
+	t.Parallel() // mostly it waits
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		node := newReferenceNode(t, as)
 		server := ourEndpoint(t, as("endpoint"), "nse", ipService("echo"), "10.30.0.0/24", node.manager.URL())

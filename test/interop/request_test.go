@@ -30,6 +30,7 @@ const (
 // namespaces with the addresses of the reference's IPAM, packets flow, the
 // client's own refresh keeps it, and Close removes it.
 func TestReferenceWorkloadsOnOurNode(t *testing.T) {
+	t.Parallel() // mostly it waits
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
 		manager := ourManager(t, as("manager"), "manager", reg.url)
@@ -46,6 +47,11 @@ func TestReferenceWorkloadsOnOurNode(t *testing.T) {
 		conn := mustRequest(t, client, "id", "echo")
 		if got, want := names(conn.GetPath()), []string{"client", "manager", "forwarder", "nse"}; !slices.Equal(got, want) {
 			t.Errorf("path %v, want %v", got, want)
+		}
+		for _, segment := range conn.GetPath().GetPathSegments() {
+			if segment.GetExpires() == nil {
+				t.Errorf("segment %s does not say when it expires", segment.GetName())
+			}
 		}
 		if got := conn.GetMechanism().GetParameters()["inodeURL"]; got != "file://"+workload.path() {
 			t.Errorf("the client's namespace came back as %q", got)
