@@ -26,20 +26,23 @@ func MutualTLS(svid x509svid.Source, bundle x509bundle.Source) (client, server c
 	// A resumed session would skip the verification of the peer's SVID.
 	serverConfig.SessionTicketsDisabled = true
 	// NewTLS adds TLS 1.2 as the least version and h2 as the protocol.
-	return &transport{credentials.NewTLS(clientConfig), svid}, &transport{credentials.NewTLS(serverConfig), svid}
+	q := newQuota()
+	return &transport{credentials.NewTLS(clientConfig), svid, q}, &transport{credentials.NewTLS(serverConfig), svid, q}
 }
 
 // Plaintext returns credentials without any security, for assembling parts in
 // tests. Descriptors pass as over TLS. No command-line flag leads here.
 func Plaintext() (client, server credentials.TransportCredentials) {
-	return &transport{insecure.NewCredentials(), nil}, &transport{insecure.NewCredentials(), nil}
+	q := newQuota()
+	return &transport{insecure.NewCredentials(), nil, q}, &transport{insecure.NewCredentials(), nil, q}
 }
 
 // transport puts a fileConn below other credentials when the connection is a Unix
 // socket, and a linkInfo around their AuthInfo.
 type transport struct {
 	credentials.TransportCredentials
-	svid x509svid.Source // nil for plaintext
+	svid  x509svid.Source // nil for plaintext
+	quota *quota
 }
 
 func (t *transport) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -57,8 +60,17 @@ func (t *transport) handshake(raw net.Conn, inner func(net.Conn) (net.Conn, cred
 	if !ok {
 		return inner(raw)
 	}
-	fc := newFileConn(u)
-	conn, info, err := inner(fc)
+	fc, err := newFileConn(u, t.quota)
+	if err != nil {
+		u.Close()
+		return nil, nil, err
+	}
+	var conn net.Conn
+	var info credentials.AuthInfo
+	err = fc.handshake(func() (err error) {
+		conn, info, err = inner(fc)
+		return err
+	})
 	if err != nil {
 		fc.Close()
 		return nil, nil, err
@@ -67,7 +79,7 @@ func (t *transport) handshake(raw net.Conn, inner func(net.Conn) (net.Conn, cred
 }
 
 func (t *transport) Clone() credentials.TransportCredentials {
-	return &transport{t.TransportCredentials.Clone(), t.svid}
+	return &transport{t.TransportCredentials.Clone(), t.svid, t.quota}
 }
 
 // leaf returns the certificate that a handshake would show now, nil when there is none.

@@ -28,6 +28,7 @@ import (
 type fileConn struct {
 	*net.UnixConn
 	inbox *inbox
+	leave func() // gives the place in the quota back
 
 	ancillary [ancillaryRoom]byte // of the one reader, which is TLS or gRPC's loop
 
@@ -41,8 +42,23 @@ type fileConn struct {
 // ancillaryRoom is CMSG_SPACE of filesPerRead descriptors: a header and 4 bytes each.
 const ancillaryRoom = unix.SizeofCmsghdr + 4*filesPerRead
 
-func newFileConn(c *net.UnixConn) *fileConn {
-	return &fileConn{UnixConn: c, inbox: newInbox()}
+// newFileConn counts the connection in q, which may be nil, until Close.
+func newFileConn(c *net.UnixConn, q *quota) (*fileConn, error) {
+	uid, leave, err := q.enter(c)
+	if err != nil {
+		return nil, err
+	}
+	fc := &fileConn{UnixConn: c, inbox: newInbox(), leave: leave}
+	fc.inbox.quota, fc.inbox.uid = q, uid
+	return fc, nil
+}
+
+// handshake runs f; descriptors that come meanwhile, before anybody knows from
+// whom, are closed.
+func (c *fileConn) handshake(f func() error) error {
+	c.inbox.setShut(true)
+	defer c.inbox.setShut(false)
+	return f()
 }
 
 // send queues duplicates of files for the next Write. The caller keeps its files
@@ -128,6 +144,7 @@ func (c *fileConn) Close() error {
 	c.mu.Unlock()
 	closeAll(files)
 	c.inbox.close()
+	c.leave()
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,11 +183,20 @@ func TestFilesThatCannotPass(t *testing.T) {
 	}
 }
 
+func fileConnOf(t *testing.T, u *net.UnixConn) *fileConn {
+	t.Helper()
+	c, err := newFileConn(u, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // What we write is what grpcfd writes (§2.14): with each of the first bytes of a
 // write one descriptor, then the rest.
 func TestWriteFormat(t *testing.T) {
 	a, b := socketPair(t)
-	c := newFileConn(a)
+	c := fileConnOf(t, a)
 	defer c.Close()
 	files := []*os.File{tempFile(t, "0"), tempFile(t, "1"), tempFile(t, "2")}
 	if err := c.send(files); err != nil {
@@ -220,7 +230,7 @@ func TestWriteFormat(t *testing.T) {
 // A sender may put several descriptors into one message, and data of any length with it.
 func TestReadFormat(t *testing.T) {
 	a, b := socketPair(t)
-	c := newFileConn(b)
+	c := fileConnOf(t, b)
 	defer c.Close()
 	var files []*os.File
 	var fds []int
@@ -260,7 +270,7 @@ func TestReadFormat(t *testing.T) {
 // Closing a connection closes what was sent to it and what it has not sent.
 func TestCloseClosesFiles(t *testing.T) {
 	a, b := socketPair(t)
-	sender, receiver := newFileConn(a), newFileConn(b)
+	sender, receiver := fileConnOf(t, a), fileConnOf(t, b)
 	arrived, queued := tempFile(t, ""), tempFile(t, "")
 	if err := sender.send([]*os.File{arrived}); err != nil {
 		t.Fatal(err)

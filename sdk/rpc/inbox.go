@@ -18,7 +18,11 @@ import (
 //
 // The same file may be in it several times, once for each request that sent it.
 type inbox struct {
+	quota *quota // nil: none
+	uid   uint32 // who sends
+
 	mu      sync.Mutex
+	shut    bool // not open yet
 	closed  bool
 	files   []arrival     // oldest first, at most maxFiles
 	changed chan struct{} // closed and replaced at each arrival; closed for good by close
@@ -35,6 +39,13 @@ func newInbox() *inbox {
 	return &inbox{changed: make(chan struct{})}
 }
 
+// setShut makes b close whatever comes, or no longer.
+func (b *inbox) setShut(shut bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.shut = shut
+}
+
 // put takes ownership of f. Files that cannot be kept are closed.
 func (b *inbox) put(f *os.File) {
 	i, err := inodeOf(f)
@@ -44,11 +55,11 @@ func (b *inbox) put(f *os.File) {
 	}
 	var drop *os.File
 	b.mu.Lock()
-	switch {
-	case b.closed:
+	switch room := !b.closed && !b.shut && len(b.files) < maxFiles && b.quota.add(b.uid, 0, 1); {
+	case b.closed, b.shut, !room && len(b.files) == 0:
 		drop = f
 	default:
-		if len(b.files) == maxFiles {
+		if !room {
 			drop = b.files[0].file
 			b.files = slices.Delete(b.files, 0, 1)
 		}
@@ -95,6 +106,7 @@ func (b *inbox) take(i inode) (*os.File, <-chan struct{}) {
 	case at >= 0:
 		f := b.files[at].file
 		b.files = slices.Delete(b.files, at, at+1)
+		b.quota.add(b.uid, 0, -1)
 		return f, nil
 	case b.closed:
 		return nil, nil
@@ -112,6 +124,7 @@ func (b *inbox) expire() {
 	}
 	due := slices.Clone(b.files[:n])
 	b.files = slices.Delete(b.files, 0, n)
+	b.quota.add(b.uid, 0, -n)
 	b.scheduleLocked()
 	b.mu.Unlock()
 	for _, a := range due {
@@ -138,6 +151,7 @@ func (b *inbox) close() {
 	b.mu.Lock()
 	files := b.files
 	b.files = nil
+	b.quota.add(b.uid, 0, -len(files))
 	if !b.closed {
 		b.closed = true
 		close(b.changed)

@@ -68,6 +68,11 @@ const (
 	// is also how many Requests may come at once: all the clients of a node share
 	// the connection from its manager to its forwarder.
 	maxFiles = 1024
+	// maxUserFiles and maxUserConns bound what one user may hold of a part over Unix
+	// sockets, unclaimed descriptors and connections, whatever else is possible: far
+	// below the limit of open files that a daemon has.
+	maxUserFiles = 2 * maxFiles
+	maxUserConns = 2048
 	// filesPerRead is the ancillary room of one recvmsg in descriptors (§2.14).
 	filesPerRead = 64
 
