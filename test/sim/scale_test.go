@@ -3,6 +3,7 @@
 package sim
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -99,10 +100,12 @@ func (f *Forwarder) numbers(t *testing.T) (vnis map[uint32]bool, ports map[uint1
 	return vnis, ports
 }
 
+var seeds = flag.Uint64("seeds", 3, "how many kinds of disorder TestDisorder tries")
+
 // Messages are lost and doubled, parts restart, clients come and go; with every
 // seed the mesh is clean in the end, once messages pass again.
 func TestDisorder(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range *seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			Run(t, func(t *testing.T, m *Mesh) {
 				var mu sync.Mutex
