@@ -134,7 +134,11 @@ func ValidateContext(c *networkservice.ConnectionContext) error {
 	if len(ip.GetPolicies()) > maxPolicies {
 		return nserr.BadContext.Errorf("policies has %d entries, at most %d are allowed", len(ip.GetPolicies()), maxPolicies)
 	}
+	total := 0
 	for _, p := range ip.GetPolicies() {
+		if total += len(p.GetRoutes()); total > maxRoutes {
+			return nserr.BadContext.Errorf("policies have more than %d routes together", maxRoutes)
+		}
 		if err := validatePolicy(p); err != nil {
 			return nserr.BadContext.Errorf("policies: %w", err)
 		}
