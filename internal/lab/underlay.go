@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -104,8 +105,46 @@ func up(name string) error {
 	return nil
 }
 
-// AddAddress gives a link of the namespace an address, usable at once.
+// AddAddress gives a link of the namespace an address that is usable when it
+// returns, if the link is up.
 func (ns *NetNS) AddAddress(link string, prefix netip.Prefix) error {
+	if prefix.Addr().Is4() {
+		return ns.addAddress(link, prefix)
+	}
+	// The kernel finishes an IPv6 address in the background, after the link has
+	// its carrier, and announces it then.
+	announced, stop := make(chan netlink.AddrUpdate), make(chan struct{})
+	if err := ns.Do(func() error { return netlink.AddrSubscribe(announced, stop) }); err != nil {
+		return err
+	}
+	defer func() {
+		close(stop)
+		for range announced { // until the subscription has ended
+		}
+	}()
+	if err := ns.addAddress(link, prefix); err != nil {
+		return err
+	}
+	limit := time.After(addressLimit)
+	for {
+		select {
+		case u, ok := <-announced:
+			if !ok {
+				return fmt.Errorf("address %s: the kernel tells no more", prefix)
+			}
+			if addr, _ := netip.AddrFromSlice(u.LinkAddress.IP); u.NewAddr && addr == prefix.Addr() {
+				return nil
+			}
+		case <-limit:
+			return fmt.Errorf("address %s is not usable after %v", prefix, addressLimit)
+		}
+	}
+}
+
+// addressLimit bounds the wait for an address, which takes milliseconds.
+const addressLimit = 10 * time.Second
+
+func (ns *NetNS) addAddress(link string, prefix netip.Prefix) error {
 	return ns.Do(func() error {
 		dev, err := netlink.LinkByName(link)
 		if err != nil {
