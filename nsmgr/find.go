@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/query"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -38,9 +39,12 @@ func (s *serviceRegistry) Find(q *registry.NetworkServiceQuery, stream registry.
 }
 
 // Find answers from the catalog, with the addresses that hold on this node: a
-// local endpoint's own, another node's manager for the rest (§3.6).
+// local endpoint's own, another node's manager for the rest (§3.6). A socket that
+// came as a descriptor goes on to forwarders only: others would bypass manager and
+// forwarder with it.
 func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream registry.NetworkServiceEndpointRegistry_FindServer) error {
 	template := q.GetNetworkServiceEndpoint()
+	connects := s.m.config.MayForward(hop.Identity(rpc.CallerFrom(stream.Context())))
 	sent := 0
 	send := func(nse *registry.NetworkServiceEndpoint, deleted bool) error {
 		if !deleted {
@@ -53,7 +57,7 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 			return nil
 		}
 		if isInode(nse.GetUrl()) {
-			if err := s.sendSocket(stream.Context(), nse.GetUrl()); err != nil {
+			if !connects || s.sendSocket(stream.Context(), nse.GetUrl()) != nil {
 				// A caller that cannot take descriptors, one on TCP, cannot use a
 				// local socket either; it gets the public address.
 				nse = proto.Clone(nse).(*registry.NetworkServiceEndpoint)

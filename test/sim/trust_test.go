@@ -11,6 +11,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/openvwire/nsm/sdk/client"
@@ -57,6 +58,35 @@ func TestForwarderOfAStranger(t *testing.T) {
 		}
 		if n := a.Manager.Usage().Endpoints; n != 1 {
 			t.Errorf("the manager knows %d endpoints, want its forwarder alone", n)
+		}
+	})
+}
+
+// Forwarders alone are given the sockets of endpoints.
+func TestSocketsOfOthers(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		r := newRig(m, "IP", false)
+		for _, tt := range []struct {
+			who  grpc.ClientConnInterface
+			want string
+		}{
+			{m.Stranger("mallory").dial(r.a.ManagerURL()), r.a.ManagerURL()},
+			{r.a.Forwarder().dial(r.a.ManagerURL()), r.e.url},
+		} {
+			stream, err := api.NewNetworkServiceEndpointRegistryClient(tt.who).Find(t.Context(),
+				&api.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &api.NetworkServiceEndpoint{Name: r.e.name}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := 0
+			if err := rpc.Drain(stream, func(f *api.NetworkServiceEndpointResponse) error {
+				if found++; f.GetNetworkServiceEndpoint().GetUrl() != tt.want {
+					t.Errorf("the endpoint is at %s, want %s", f.GetNetworkServiceEndpoint().GetUrl(), tt.want)
+				}
+				return nil
+			}); err != nil || found != 1 {
+				t.Errorf("%d endpoints, %v", found, err)
+			}
 		}
 	})
 }
