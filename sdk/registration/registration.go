@@ -161,11 +161,18 @@ func (r *Registration) untilRenewal(lost bool) time.Duration {
 }
 
 // lostWithin follows the own entry for the given time. It returns true at once
-// when the entry is gone or can no longer be followed.
+// when the entry is gone or can no longer be followed, and soon when it is not
+// there at all.
 func (r *Registration) lostWithin(ctx context.Context, d time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	stream, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Find(ctx, &registry.NetworkServiceEndpointQuery{
+	watching, forget := context.WithCancel(ctx)
+	defer forget()
+	// A registry that came back empty before this watch was opened has nothing to
+	// tell, ever.
+	unseen := time.AfterFunc(confirmAfter, forget)
+	defer unseen.Stop()
+	stream, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Find(watching, &registry.NetworkServiceEndpointQuery{
 		NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{Name: r.registered.GetName()},
 		Watch:                  true,
 	})
@@ -174,6 +181,7 @@ func (r *Registration) lostWithin(ctx context.Context, d time.Duration) bool {
 		if got, err = stream.Recv(); got.GetDeleted() {
 			break
 		}
+		unseen.Stop()
 	}
 	if ctx.Err() != nil {
 		return false
