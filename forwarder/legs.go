@@ -375,6 +375,10 @@ func (f *Forwarder) receiveSpace(ctx context.Context, known *wire, url string, a
 	if err != nil {
 		return "", err
 	}
+	if err := rpc.ReplySender(at).MayHandOver(file); err != nil {
+		_ = file.Close()
+		return "", err
+	}
 	return f.config.Namespaces.Add(file)
 }
 

@@ -42,6 +42,9 @@ func receiveNetNS(ctx context.Context, req *networkservice.NetworkServiceRequest
 			return files, err
 		}
 		files = append(files, f)
+		if err := rpc.SenderFrom(ctx).MayHandOver(f); err != nil {
+			return files, err
+		}
 	}
 	return files, nil
 }

@@ -62,6 +62,11 @@ type Config struct {
 	// one gets the Requests of everybody on this node, with their namespaces. nil
 	// means nobody may.
 	MayForward func(id string) bool
+	// MayRelay reports whether an identity may send Requests that, as it says,
+	// others have opened: forwarders and managers of other nodes. Nothing proves
+	// the beginning of a path but its neighbours' honesty. nil means that everybody
+	// may, as in the reference.
+	MayRelay func(id string) bool
 	// EndpointExpiry is the longest time for which an endpoint is registered.
 	// Default 1 min (protocol.md §4.4).
 	EndpointExpiry time.Duration

@@ -39,6 +39,9 @@ func (m *Manager) Request(ctx context.Context, req *networkservice.NetworkServic
 	if err != nil {
 		return nil, err
 	}
+	if err := m.checkOwner(call); err != nil {
+		return nil, err
+	}
 	var out *networkservice.Connection
 	err = m.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
 		var err error
@@ -289,4 +292,25 @@ func allFailed(failures []error) error {
 		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix())
 	}
 	return nserr.ForwardersFailed.Errorf("%s", text)
+}
+
+// checkOwner refuses a Request that claims to be on behalf of another identity,
+// unless the caller is trusted to relay, or is a pass-through endpoint: then its
+// path has led through this manager before, on behalf of the same identity.
+func (m *Manager) checkOwner(call *hop.Call) error {
+	owner, caller := call.Binding.Owner, call.Binding.Caller
+	if owner == caller || m.config.MayRelay == nil || m.config.MayRelay(caller) {
+		return nil
+	}
+	path := call.Conn.GetPath()
+	for _, s := range path.GetPathSegments()[:path.GetIndex()] {
+		if s.GetName() != m.config.Name {
+			continue
+		}
+		if v, ok := m.monitor.Get(s.GetId()); ok && len(v.Identities()) > 0 && v.Identities()[0] == owner {
+			return nil
+		}
+	}
+	return nserr.NotAllowed.Errorf("%s may not request on behalf of %s", caller, owner).
+		WithFix("begin the path with your own segment, or name the identity with --managers at the manager")
 }

@@ -23,6 +23,7 @@ type managerSettings struct {
 	Excluded  string   `flag:"excluded-prefixes-file" env:"NSM_EXCLUDED_PREFIXES_FILE" default:"/var/lib/networkservicemesh/config/excluded_prefixes.yaml" help:"YAML file of prefixes that endpoints must not use; followed as it changes"`
 	Forwarder string   `flag:"forwarder-network-service-name" env:"NSM_FORWARDER_NETWORK_SERVICE_NAME" default:"forwarder" help:"network service that forwarders offer"`
 	Trusted   []string `flag:"forwarders" env:"NSM_FORWARDERS" help:"SPIFFE IDs, besides this node's parts and root, that may register as forwarders; ID/* means everything below ID"`
+	Managers  []string `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs, besides the parts and root of each node, that may send Requests of others, and register for others; ID/* means everything below ID"`
 	Observers []string `flag:"observers" env:"NSM_OBSERVERS" help:"SPIFFE IDs that may see all wires; ID/* means everything below ID"`
 }
 
@@ -90,6 +91,7 @@ func openManager(p *part, c managerSettings, name, advertise string, labels map[
 		Tokens: p.tokens, Policy: hop.Strict{Observers: c.Observers},
 		Peers: p.pool(name, local), Sockets: p.sockets, Registry: registry,
 		Excluded: excluded, ForwarderService: c.Forwarder, Logger: p.log,
+		MayRelay:   func(id string) bool { return isPart(p, id) || listed(c.Managers, id) },
 		MayForward: func(id string) bool { return isOwn(p, id) || listed(c.Trusted, id) },
 	})
 	if err != nil {

@@ -34,7 +34,6 @@ type upConfig struct {
 	ManagerListenOn  string        `flag:"manager-listen-on" env:"NSM_MANAGER_LISTEN_ON" default:"tcp://:5001" help:"where managers of other nodes reach this one"`
 	Advertise        string        `flag:"advertise" env:"NSM_ADVERTISE" help:"URL under which they do; default an address of this machine"`
 	RegistryURL      string        `flag:"registry-url" env:"NSM_REGISTRY_URL" help:"the domain's registry; default with --join: port 5002 of the authority's machine, else one that runs in here"`
-	Managers         []string      `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs, besides the parts and root of each node, that may register with the registry for others; ID/* means everything below ID"`
 	RegistryListenOn string        `flag:"registry-listen-on" env:"NSM_REGISTRY_LISTEN_ON" default:"tcp://:5002" help:"where the registry that runs in here serves other nodes"`
 	MaxTokenLifetime time.Duration `flag:"max-token-lifetime" env:"NSM_MAX_TOKEN_LIFETIME" default:"10m" help:"how long a token is valid, hence how long a wire lives without a refresh"`
 }
@@ -231,6 +230,24 @@ func isOwn(p *part, id string) bool {
 	here, _, _ := identity.NodeOf(own)
 	node, trusted, _ := identity.NodeOf(other)
 	return trusted && node == here
+}
+
+// isPart reports whether id is p's own, or that of a part or root of any node of
+// p's domain.
+func isPart(p *part, id string) bool {
+	if id == p.id() {
+		return true
+	}
+	own, err := spiffeid.FromString(p.id())
+	if err != nil {
+		return false
+	}
+	other, err := spiffeid.FromString(id)
+	if err != nil || !other.MemberOf(own.TrustDomain()) {
+		return false
+	}
+	_, trusted, _ := identity.NodeOf(other)
+	return trusted
 }
 
 // listed reports whether an identity is one of those named; ID/* means everything

@@ -75,7 +75,7 @@ func (t *transport) handshake(raw net.Conn, inner func(net.Conn) (net.Conn, cred
 		fc.Close()
 		return nil, nil, err
 	}
-	return conn, linkInfo{info, &link{send: fc.send, inbox: fc.inbox}}, nil
+	return conn, linkInfo{info, &link{send: fc.send, inbox: fc.inbox, sender: fc.sender}}, nil
 }
 
 func (t *transport) Clone() credentials.TransportCredentials {

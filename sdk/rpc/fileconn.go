@@ -37,6 +37,8 @@ type fileConn struct {
 	mu     sync.Mutex
 	queue  []*os.File // duplicates that wait for the next Write, at most maxFiles
 	closed bool       // queue stays empty
+
+	sender Sender // at the other end; constant
 }
 
 // ancillaryRoom is CMSG_SPACE of filesPerRead descriptors: a header and 4 bytes each.
@@ -44,12 +46,13 @@ const ancillaryRoom = unix.SizeofCmsghdr + 4*filesPerRead
 
 // newFileConn counts the connection in q, which may be nil, until Close.
 func newFileConn(c *net.UnixConn, q *quota) (*fileConn, error) {
-	uid, leave, err := q.enter(c)
+	who, leave, err := q.enter(c)
 	if err != nil {
 		return nil, err
 	}
 	fc := &fileConn{UnixConn: c, inbox: newInbox(), leave: leave}
-	fc.inbox.quota, fc.inbox.uid = q, uid
+	fc.sender = who
+	fc.inbox.quota, fc.inbox.uid = q, who.UID
 	return fc, nil
 }
 

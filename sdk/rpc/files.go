@@ -16,6 +16,8 @@ import (
 type link struct {
 	send  func([]*os.File) error // duplicates files and sends them off
 	inbox *inbox                 // what the other side sent
+
+	sender Sender // zero within the process
 }
 
 // noLink is the answer on connections that cannot carry descriptors.

@@ -244,7 +244,7 @@ func (c *localConn) begin(ctx context.Context, method string, opts []grpc.CallOp
 		server: c.server, name: method, method: m, opts: opts,
 		header: make(chan struct{}), done: make(chan struct{}),
 		files: toServer,
-		peer:  localInfo{server.ID, server.Cert, &link{toServer.sendTo, toClient}},
+		peer:  localInfo{server.ID, server.Cert, &link{send: toServer.sendTo, inbox: toClient}},
 	}
 	md, err := c.metadata(ctx, call)
 	if err != nil {
@@ -255,7 +255,7 @@ func (c *localConn) begin(ctx context.Context, method string, opts []grpc.CallOp
 	call.ctx, call.cancel = context.WithCancel(base)
 	call.ctx = peer.NewContext(call.ctx, &peer.Peer{
 		Addr: localAddr{}, LocalAddr: localAddr{},
-		AuthInfo: localInfo{caller.ID, caller.Cert, &link{toClient.sendTo, toServer}},
+		AuthInfo: localInfo{caller.ID, caller.Cert, &link{send: toClient.sendTo, inbox: toServer}},
 	})
 	call.ctx = metadata.NewIncomingContext(call.ctx, md)
 	call.ctx = grpc.NewContextWithServerTransportStream(call.ctx, call)

@@ -45,10 +45,10 @@ func (q *quota) add(uid uint32, conns, files int) (ok bool) {
 }
 
 // enter counts a connection, with the user at its other end, until leave.
-func (q *quota) enter(c *net.UnixConn) (uid uint32, leave func(), err error) {
+func (q *quota) enter(c *net.UnixConn) (who Sender, leave func(), err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return 0, nil, err
+		return Sender{}, nil, err
 	}
 	var cred *unix.Ucred
 	var credErr error
@@ -57,10 +57,10 @@ func (q *quota) enter(c *net.UnixConn) (uid uint32, leave func(), err error) {
 		err = credErr
 	}
 	if err != nil {
-		return 0, nil, err
+		return Sender{}, nil, err
 	}
 	if !q.add(cred.Uid, 1, 0) {
-		return 0, nil, nserr.Busy.Errorf("user %d has %d connections already", cred.Uid, maxUserConns)
+		return Sender{}, nil, nserr.Busy.Errorf("user %d has %d connections already", cred.Uid, maxUserConns)
 	}
-	return cred.Uid, sync.OnceFunc(func() { q.add(cred.Uid, -1, 0) }), nil
+	return Sender{PID: cred.Pid, UID: cred.Uid}, sync.OnceFunc(func() { q.add(cred.Uid, -1, 0) }), nil
 }

@@ -117,6 +117,29 @@ func TestForgedRegistration(t *testing.T) {
 	})
 }
 
+// On whose behalf a Request comes is what the path says. Only parts of the mesh are
+// believed: an endpoint may decide by it who is let in.
+func TestRequestOnBehalfOfAnother(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		r := newRig(m, "IP", false)
+		mallory := m.Raw("mallory")
+		hour := time.Now().Add(time.Hour)
+		req := mallory.Message("db")
+		req.Connection.Id = "m"
+		req.Connection.Path = &networkservice.Path{Index: 1, PathSegments: []*networkservice.PathSegment{
+			{Name: "root", Id: "r", Token: mallory.Forge(ID("root"), ID("mallory"), hour), Expires: timestamppb.New(hour)},
+			{Name: "mallory", Id: "m"},
+		}}
+		if _, err := mallory.Request(r.a.ManagerURL(), req); !errors.Is(err, nserr.NotAllowed) {
+			t.Errorf("error is %v, want NotAllowed", err)
+		}
+		req = mallory.Message("db")
+		if _, err := mallory.Request(r.a.ManagerURL(), req); err != nil {
+			t.Errorf("as itself: %v", err)
+		}
+	})
+}
+
 // The node's own namespace is for those who may use it. That the path says so is
 // no proof, be it the client's that a stranger pretends to pass on or that in an
 // endpoint's answer.
@@ -124,7 +147,6 @@ func TestNodeNamespaceOfAStranger(t *testing.T) {
 	Run(t, func(t *testing.T, m *Mesh) {
 		r := newRig(m, "IP", false)
 		host := own(t)
-		links := r.a.Kernel.Links()
 
 		mallory := m.Raw("mallory")
 		url, err := rpc.InodeURL(host)
@@ -176,7 +198,7 @@ func TestNodeNamespaceOfAStranger(t *testing.T) {
 		}
 
 		root := r.a.Client("root")
-		links = r.a.Kernel.Links()
+		links := r.a.Kernel.Links()
 		w, err := root.Ask(t.Context(), client.Request{Service: "db", Interface: "nsm-2", NetNS: host})
 		if err != nil {
 			t.Fatalf("root itself: %v", err)
