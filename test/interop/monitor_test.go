@@ -47,12 +47,14 @@ func watch(t *testing.T, cc grpc.ClientConnInterface, name, id string) (changes,
 // until returns the first connection told of from now on that is as wanted.
 func (c changes) until(what string, want func(typ networkservice.ConnectionEventType, conn *networkservice.Connection) bool) *networkservice.Connection {
 	c.t.Helper()
+	var seen []string
 	for {
 		event, err := c.stream.Recv()
 		if err != nil {
-			c.t.Fatalf("waiting for %s: %v", what, err)
+			c.t.Fatalf("waiting for %s: %v; until then %q", what, err, seen)
 		}
 		for _, conn := range event.GetConnections() {
+			seen = append(seen, event.GetType().String()+" "+conn.GetState().String()+" "+conn.GetNetworkServiceEndpointName())
 			if want(event.GetType(), conn) {
 				return conn
 			}
