@@ -3,6 +3,7 @@
 package rpc
 
 import (
+	"bufio"
 	"errors"
 	"net"
 	"os"
@@ -12,7 +13,6 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,8 +76,12 @@ func TestMayHandOverNamespaceOfOwnMaking(t *testing.T) {
 	if err != nil || os.Getuid() != 0 {
 		t.Skip("needs root and unshare(1) to make a namespace as another user")
 	}
-	c := exec.Command(unshare, "-Un", "sleep", "60")
+	c := exec.Command(unshare, "-Un", "sh", "-c", "echo inside; exec sleep 60")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -85,19 +89,10 @@ func TestMayHandOverNamespaceOfOwnMaking(t *testing.T) {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}()
-	home, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		t.Fatal(err)
+	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "inside\n" {
+		t.Skip("unprivileged user namespaces are not allowed here")
 	}
 	path := "/proc/" + strconv.Itoa(c.Process.Pid) + "/ns/net"
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if there, err := os.Readlink(path); err == nil && there != home {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Skip("unprivileged user namespaces are not allowed here")
-		}
-	}
 	ns, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
