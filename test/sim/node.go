@@ -185,6 +185,7 @@ func (n *Node) StartForwarder(name string, labels map[string]string) *Forwarder 
 	t.Helper()
 	p := n.mesh.newPart(name)
 	n.mayForward.Store(ID(name), true)
+	n.mesh.relays.Store(ID(name), true)
 	namespaces, err := netns.NewTable()
 	if err != nil {
 		t.Fatal(err)
