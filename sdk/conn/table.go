@@ -82,8 +82,14 @@ func (t *Table[R]) Do(ctx context.Context, id string, f func(*Turn[R]) error) er
 		return errClosed
 	}
 	defer func() { <-e.turn }()
-	if t.ctx.Err() != nil { // both were there, and select chose the turn
+	// select may have chosen the turn although something else was there too. A
+	// caller that has given up may have sent a Close already, which did not find
+	// what this turn would make.
+	if t.ctx.Err() != nil {
 		return errClosed
+	}
+	if ctx.Err() != nil {
+		return nserr.TimedOut.Errorf("the caller of connection %s has given up: %w", id, context.Cause(ctx))
 	}
 
 	turn := &Turn[R]{ID: id, Record: e.record, table: t, entry: e}
