@@ -4,7 +4,6 @@ package forwarder
 
 import (
 	"context"
-	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/networkservicemesh/api/pkg/api/registry"
@@ -74,7 +73,7 @@ func (f *Forwarder) passOn(ctx context.Context, call *hop.Call, space string) {
 // expire closes a connection that nobody refreshed in time.
 func (f *Forwarder) expire(ctx context.Context, id string) {
 	err := f.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
-		if !t.Expired(time.Now()) {
+		if !t.Expired() {
 			return nil
 		}
 		return f.drop(ctx, t, nil, "expired")

@@ -58,7 +58,7 @@ func (m *Manager) passOn(ctx context.Context, call *hop.Call) error {
 // expire closes a connection that nobody refreshed in time.
 func (m *Manager) expire(ctx context.Context, id string) {
 	_ = m.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
-		if t.Expired(time.Now()) {
+		if t.Expired() {
 			m.drop(ctx, t, nil, "expired")
 		}
 		return nil

@@ -212,6 +212,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 		known.release()
 	}
 	kept = true
+	expires = time.Now().Add(time.Until(expires)) // from now on not by the clock, which may be set
 	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), owner: r.owner, expires: expires, release: release}
 	s.m.locals.set(nse.GetName(), t.Record)
 	s.m.catalog.endpoints.put(got) // only now can whoever watches be told where it is
@@ -283,7 +284,7 @@ func (s *endpointRegistry) Unregister(ctx context.Context, nse *registry.Network
 // has its own timer.
 func (m *Manager) forgetEndpoint(ctx context.Context, name string) {
 	_ = m.locals.turns.Do(ctx, name, func(t *conn.Turn[local]) error {
-		if !t.Expired(time.Now()) {
+		if !t.Expired() {
 			return nil
 		}
 		m.locals.set(name, nil)

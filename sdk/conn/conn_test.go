@@ -105,7 +105,7 @@ func TestExpiry(t *testing.T) {
 		expired := make(chan time.Duration, 1)
 		table = NewTable[record](func(ctx context.Context, id string) {
 			err := table.Do(ctx, id, func(turn *Turn[record]) error {
-				if turn.Expired(time.Now()) {
+				if turn.Expired() {
 					expired <- time.Since(start)
 					turn.Record = nil
 				}
@@ -149,7 +149,7 @@ func TestRefreshBeatsExpiry(t *testing.T) {
 		var table *Table[record]
 		table = NewTable[record](func(ctx context.Context, id string) {
 			_ = table.Do(ctx, id, func(turn *Turn[record]) error {
-				closed = closed || turn.Expired(time.Now())
+				closed = closed || turn.Expired()
 				return nil
 			})
 		})
@@ -167,6 +167,33 @@ func TestRefreshBeatsExpiry(t *testing.T) {
 		synctest.Wait()
 		if closed {
 			t.Error("a connection that was just refreshed was closed")
+		}
+	})
+}
+
+// What is due when the timer fires is due whatever the clock of the machine says, which
+// somebody may have set back meanwhile: nothing would ask again.
+func TestExpiryAsksNoClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var table *Table[record]
+		table = NewTable[record](func(ctx context.Context, id string) {
+			_ = table.Do(ctx, id, func(turn *Turn[record]) error {
+				if turn.Expired() {
+					turn.Record = nil
+				}
+				return nil
+			})
+		})
+		defer table.Close()
+		_ = table.Do(t.Context(), "c", func(turn *Turn[record]) error {
+			turn.Record = &record{}
+			turn.ExpireAt(time.Now().Add(time.Minute).Round(0)) // as it comes out of a message
+			return nil
+		})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := table.Len(); n != 0 {
+			t.Errorf("%d connections stay for ever", n)
 		}
 	})
 }

@@ -16,6 +16,7 @@ package conn
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -39,11 +40,18 @@ type Table[R any] struct {
 }
 
 type entry[R any] struct {
-	turn    chan struct{} // holds a token while somebody has the turn; waiters queue in order
-	refs    int           // guarded by Table.mu: callers that have the turn or wait for it
-	record  *R            // owned by whoever has the turn; nil = none
-	timer   *time.Timer   // owned by whoever has the turn; nil = not armed
-	expires time.Time     // when timer fires
+	turn   chan struct{} // holds a token while somebody has the turn; waiters queue in order
+	refs   int           // guarded by Table.mu: callers that have the turn or wait for it
+	record *R            // owned by whoever has the turn; nil = none
+	alarm  *alarm        // owned by whoever has the turn; nil = not armed
+}
+
+// alarm is one arming of a connection's timer. That it rang is what counts, not what
+// a clock says: the machine's may be set while the connection lives, and the one
+// that the timer follows cannot. A machine that was suspended has as much time left as before.
+type alarm struct {
+	timer *time.Timer
+	rang  atomic.Bool
 }
 
 // NewTable returns an empty table. When the time given to Turn.ExpireAt has
@@ -130,20 +138,25 @@ func (t *Table[R]) release(id string, e *entry[R]) {
 // ExpireAt arms the connection's timer, in place of what was armed before.
 func (t *Turn[R]) ExpireAt(at time.Time) {
 	t.disarm()
-	t.entry.expires = at
-	t.entry.timer = time.AfterFunc(time.Until(at), func() { t.table.fire(t.ID) })
+	a := &alarm{}
+	t.entry.alarm = a
+	table, id := t.table, t.ID
+	a.timer = time.AfterFunc(time.Until(at), func() {
+		a.rang.Store(true)
+		table.fire(id)
+	})
 }
 
 // Expired reports whether the time given to ExpireAt has come. A refresh that
 // took the turn first has moved it.
-func (t *Turn[R]) Expired(now time.Time) bool {
-	return t.Record != nil && t.entry.timer != nil && !now.Before(t.entry.expires)
+func (t *Turn[R]) Expired() bool {
+	return t.Record != nil && t.entry.alarm != nil && t.entry.alarm.rang.Load()
 }
 
 func (t *Turn[R]) disarm() {
-	if t.entry.timer != nil {
-		t.entry.timer.Stop()
-		t.entry.timer = nil
+	if t.entry.alarm != nil {
+		t.entry.alarm.timer.Stop()
+		t.entry.alarm = nil
 	}
 }
 
@@ -189,8 +202,8 @@ func (t *Table[R]) Close() {
 	t.running.Wait()
 	for _, e := range entries {
 		e.turn <- struct{}{} // whoever has the turn ends first
-		if e.timer != nil {
-			e.timer.Stop()
+		if e.alarm != nil {
+			e.alarm.timer.Stop()
 		}
 		<-e.turn
 	}

@@ -4,7 +4,6 @@ package endpoint
 
 import (
 	"context"
-	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/protobuf/proto"
@@ -104,7 +103,7 @@ func (s *Server) Close(ctx context.Context, c *networkservice.Connection) (*empt
 
 func (s *Server) expire(ctx context.Context, id string) {
 	_ = s.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
-		if t.Expired(time.Now()) {
+		if t.Expired() {
 			s.drop(ctx, t, "expired")
 		}
 		return nil
