@@ -20,11 +20,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/openvwire/nsm/internal/osthread"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -89,29 +89,23 @@ func (h *Handle) Do(f func() error) error {
 	})
 }
 
-// onThread calls f on a locked thread and restores the thread's network
+// onThread calls f on a thread of its own and restores the thread's network
 // namespace afterwards. f may change it.
 func onThread(f func() error) error {
 	err := fmt.Errorf("netns: the function did not return")
-	done := make(chan struct{})
-	go func() {
-		defer close(done) // also when f calls runtime.Goexit (t.FailNow)
-		runtime.LockOSThread()
+	osthread.Run(func() (clean bool) {
 		home, openErr := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if openErr != nil {
-			runtime.UnlockOSThread()
 			err = nserr.Internal.Errorf("open own network namespace: %w", openErr)
-			return
+			return true
 		}
 		defer func() {
-			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
-				runtime.UnlockOSThread()
-			} // else the runtime ends the thread with this goroutine
+			clean = unix.Setns(home, unix.CLONE_NEWNET) == nil
 			unix.Close(home)
 		}()
 		err = f()
-	}()
-	<-done
+		return clean
+	})
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -273,8 +274,10 @@ func TestDialError(t *testing.T) {
 func TestNoBackoffFromEarlierUsers(t *testing.T) {
 	url := "unix://" + filepath.Join(t.TempDir(), "s")
 	client, server := rpc.Plaintext()
+	var cc *grpc.ClientConn // the last one
 	pool := NewPool(PoolConfig{Name: ownName, Logger: quiet, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
-		cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: client})
+		var err error
+		cc, err = rpc.Dial(url, rpc.DialOptions{Credentials: client})
 		return cc, cc, err
 	}})
 	defer pool.Close()
@@ -286,6 +289,10 @@ func TestNoBackoffFromEarlierUsers(t *testing.T) {
 	}
 	if err := call(); status.Code(err) != codes.Unavailable {
 		t.Fatalf("nobody listens: %v", err)
+	}
+	// gRPC fails the call a moment before it says that it waits.
+	for state := cc.GetState(); state != connectivity.TransientFailure && cc.WaitForStateChange(t.Context(), state); {
+		state = cc.GetState()
 	}
 	l, err := rpc.Listen(t.Context(), url)
 	if err != nil {

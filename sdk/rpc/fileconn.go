@@ -93,13 +93,14 @@ func (c *fileConn) Write(b []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	files := c.dequeue(len(b))
-	defer closeAll(files)
 	for i, f := range files {
 		err := control(f, func(fd int) error {
 			_, _, err := c.WriteMsgUnix(b[i:i+1], unix.UnixRights(fd), nil)
 			return err
 		})
+		_ = f.Close() // the peer's own is under way; whoever has read the message finds no trace of ours
 		if err != nil {
+			closeAll(files[i+1:])
 			return i, err
 		}
 	}

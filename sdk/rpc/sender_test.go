@@ -9,13 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/openvwire/nsm/internal/osthread"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -24,15 +24,12 @@ func otherNetNS(t *testing.T) *os.File {
 	t.Helper()
 	var f *os.File
 	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // the thread ends with the goroutine
+	osthread.Run(func() bool {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			f, err = os.Open("/proc/thread-self/ns/net")
 		}
-	}()
-	<-done
+		return false
+	})
 	if errors.Is(err, unix.EPERM) {
 		t.Skip("making a network namespace needs root")
 	}
