@@ -102,8 +102,8 @@ func maxTime(a, b time.Time) time.Time {
 func expiry(svid *x509svid.SVID) time.Time { return svid.Certificates[0].NotAfter }
 
 // Keep returns a Source for what mint makes. It blocks until there is an SVID:
-// while the authority cannot be reached it tries again until ctx ends; any
-// other failure is final. ctx is for this wait alone.
+// while the authority cannot be reached it tries again until ctx ends, which it
+// says once in the log; any other failure is final. ctx is for this wait alone.
 func Keep(ctx context.Context, mint Mint, bundles *Bundles, log *slog.Logger) (Source, error) {
 	var svid *x509svid.SVID
 	for attempt := 0; ; attempt++ {
@@ -111,8 +111,11 @@ func Keep(ctx context.Context, mint Mint, bundles *Bundles, log *slog.Logger) (S
 		if svid, err = mint(ctx); err == nil {
 			break
 		}
-		if nserr.From(err).Reason.GRPC != codes.Unavailable {
+		if code := nserr.From(err).Reason.GRPC; code != codes.Unavailable && code != codes.DeadlineExceeded {
 			return nil, err
+		}
+		if attempt == 0 {
+			log.Warn("waiting for an identity, the authority cannot be reached", "error", err)
 		}
 		if retry.Wait(ctx, attempt) != nil {
 			return nil, err

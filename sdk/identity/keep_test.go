@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -164,7 +165,10 @@ func TestKeep(t *testing.T) {
 		var down atomic.Bool
 		mint := func(context.Context) (*x509svid.SVID, error) {
 			calls++
-			if calls < 4 || down.Load() {
+			switch {
+			case calls == 2:
+				return nil, nserr.TimedOut.Errorf("stopped")
+			case calls < 4 || down.Load():
 				return nil, nserr.PeerDown.Errorf("away")
 			}
 			return until(time.Now().Add(time.Hour)), nil
@@ -202,6 +206,34 @@ func TestKeep(t *testing.T) {
 		}
 		if _, err := source.GetX509SVID(); !errors.Is(err, nserr.NoIdentity) {
 			t.Errorf("closed source: %v", err)
+		}
+	})
+}
+
+// Whoever waits for an identity says so, once, with the cause and what helps.
+func TestKeepSaysThatItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text strings.Builder
+		log := slog.New(slog.NewTextHandler(&text, nil))
+		calls := 0
+		mint := func(context.Context) (*x509svid.SVID, error) {
+			if calls++; calls < 9 {
+				return nil, nserr.PeerDown.Errorf("connection refused by 10.0.0.1:5007").WithFix("start it")
+			}
+			return until(time.Now().Add(time.Hour)), nil
+		}
+		source, err := identity.Keep(t.Context(), mint, identity.NewBundles(), log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source.Close()
+		if n := strings.Count(text.String(), "waiting for an identity"); n != 1 {
+			t.Errorf("said %d times:\n%s", n, text.String())
+		}
+		for _, part := range []string{"level=WARN", "connection refused by 10.0.0.1:5007", "fix: start it"} {
+			if !strings.Contains(text.String(), part) {
+				t.Errorf("%q is not in %q", part, text.String())
+			}
 		}
 	})
 }

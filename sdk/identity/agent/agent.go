@@ -20,8 +20,10 @@ package agent
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +67,8 @@ type Config struct {
 	StateDir string // directory for agent.json, of this process alone; required
 
 	// Token is what 'nsm token create' printed. It is needed until the node has
-	// joined, and ignored after that unless it is for another trust domain.
+	// joined. After that, one of the same authority says where that is now, and
+	// one of another authority lets the node join that.
 	Token string
 
 	// Socket is where local processes get identities, a URL such as
@@ -84,6 +87,9 @@ type Agent struct {
 	trust  *identity.Bundles
 	client identityv1.AuthorityClient
 	cache  cache
+
+	addresses []string              // of the authority
+	stranger  atomic.Pointer[error] // why whoever answered last there is not the authority; nil if it is
 
 	closing sync.Once
 	close   undo.Stack // everything to stop, in order of its start
@@ -137,7 +143,8 @@ func (a *Agent) start(dir *statedir.Dir, m membership) error {
 	a.td = m.svid.ID.TrustDomain()
 	a.trust = identity.NewBundles(m.bundles.Bundles()...)
 	a.own.Store(m.svid)
-	conn, err := dial(m.addresses, tlsconfig.MTLSClientConfig(&a.own, a.trust, tlsconfig.AuthorizeID(identity.AuthorityID(a.td))))
+	a.addresses = m.addresses
+	conn, err := dial(m.addresses, a.tlsConfig())
 	if err != nil {
 		return err
 	}
@@ -146,16 +153,35 @@ func (a *Agent) start(dir *statedir.Dir, m membership) error {
 
 	a.close.Go(a.watchBundles)
 	a.close.Go(func(ctx context.Context) {
-		renew := func(ctx context.Context) (*x509svid.SVID, error) { return a.issuePath(ctx, m.svid.ID.Path()) }
+		path := m.svid.ID.Path()
+		renew := func(ctx context.Context) (*x509svid.SVID, error) { return a.issuePath(ctx, path) }
 		_ = identity.Follow(ctx, m.svid, renew, a.trust, a.log, func(svid *x509svid.SVID, set *x509bundle.Set) error {
 			a.own.Store(svid)
-			if err := save(dir, membership{addresses: m.addresses, svid: svid, bundles: set}); err != nil {
+			m = m.with(svid, set)
+			if err := save(dir, m); err != nil {
 				a.log.Error("cannot store the identity of this node", "error", err)
 			}
 			return nil
 		}) // ends with ctx alone
 	})
 	return nil
+}
+
+// tlsConfig proves that the agent is one, and notes whether it was the authority
+// that it met.
+func (a *Agent) tlsConfig() *tls.Config {
+	config := tlsconfig.MTLSClientConfig(&a.own, a.trust, tlsconfig.AuthorizeID(identity.AuthorityID(a.td)))
+	verify := config.VerifyPeerCertificate
+	config.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
+		err := verify(raw, chains)
+		if err != nil {
+			a.stranger.Store(&err)
+		} else {
+			a.stranger.Store(nil)
+		}
+		return err
+	}
+	return config
 }
 
 // Close stops serving and waits until everything has ended. It is idempotent.
@@ -216,9 +242,19 @@ func (a *Agent) issue(ctx context.Context, r *identityv1.IssueRequest) (*x509svi
 	}
 	answer, err := a.client.Issue(ctx, r)
 	if err != nil {
-		return nil, rpc.DecodeError(err)
+		return nil, a.explain(rpc.DecodeError(err))
 	}
 	return identity.NewSVID(key, answer.GetChain())
+}
+
+// explain says why the authority is not there, if somebody else is in its place.
+func (a *Agent) explain(err error) error {
+	stranger := a.stranger.Load()
+	if stranger == nil || !errors.Is(err, nserr.PeerDown) && !errors.Is(err, nserr.TimedOut) {
+		return err
+	}
+	return nserr.PeerDown.Errorf("whoever answers at %s is not the authority that this node has joined: %w", strings.Join(a.addresses, ", "), *stranger).
+		WithFix("if the authority was set up anew, make a token with 'nsm token create' on its node and start this one with --join")
 }
 
 // watchBundles follows what the authority trusts until ctx ends.

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -27,13 +28,52 @@ import (
 
 // membership is what makes this machine a node of a domain.
 type membership struct {
-	addresses []string       // of the authority, host:port
+	addresses []string       // of the authority, host:port, best first
 	svid      *x509svid.SVID // of /node/<node>/agent
 	bundles   *x509bundle.Set
+	known     [][sha256.Size]byte // CAs that the domain has and had, oldest first
 }
 
-// membership returns the stored membership if that is still good, and joins
-// with the token otherwise.
+const (
+	maxAddresses = 16
+	maxKnown     = 64
+)
+
+// isOf reports whether a token is of the authority that this is a membership
+// of. Names say nothing about that: most domains are called the same.
+func (m membership) isOf(token jointoken.Token) bool {
+	return token.TrustDomain == m.svid.ID.TrustDomain() && slices.Contains(m.known, token.CA)
+}
+
+// at adds addresses, which are better than those that were there.
+func (m membership) at(addresses []string) membership {
+	for _, old := range m.addresses {
+		if !slices.Contains(addresses, old) {
+			addresses = append(slices.Clip(addresses), old)
+		}
+	}
+	m.addresses = addresses[:min(len(addresses), maxAddresses)]
+	return m
+}
+
+// with replaces what the authority renews.
+func (m membership) with(svid *x509svid.SVID, bundles *x509bundle.Set) membership {
+	m.svid, m.bundles = svid, bundles
+	own, ok := bundles.Get(svid.ID.TrustDomain())
+	if !ok {
+		return m
+	}
+	for _, ca := range own.X509Authorities() {
+		if hash := sha256.Sum256(ca.Raw); !slices.Contains(m.known, hash) {
+			m.known = append(slices.Clip(m.known), hash)
+		}
+	}
+	m.known = m.known[max(0, len(m.known)-maxKnown):]
+	return m
+}
+
+// membership returns the stored membership if that is still good and of the
+// authority that the token is of, and joins with the token otherwise.
 func (a *Agent) membership(ctx context.Context, dir *statedir.Dir, text string) (membership, error) {
 	stored, err := load(dir)
 	if err != nil {
@@ -47,8 +87,10 @@ func (a *Agent) membership(ctx context.Context, dir *statedir.Dir, text string) 
 	}
 	m, why := stored.membership(a.node, time.Now())
 	switch {
-	case why == nil && (text == "" || token.TrustDomain == m.svid.ID.TrustDomain()):
+	case why == nil && text == "":
 		return m, nil
+	case why == nil && m.isOf(token):
+		return m.at(token.Addresses), nil // stored when the agent starts
 	case text == "":
 		return membership{}, nserr.NoIdentity.Errorf("this node has to join: %w", why).
 			WithFix("make a token with 'nsm token create' on the node of the authority, and pass it here")
@@ -122,7 +164,7 @@ func (a *Agent) accept(token jointoken.Token, key *ecdsa.PrivateKey, p *pin, ans
 	if _, _, err := x509svid.Verify(svid.Certificates, bundles); err != nil {
 		return membership{}, nserr.BadAnswer.Errorf("the authority signed what it does not trust: %w", err)
 	}
-	return membership{addresses: token.Addresses, svid: svid, bundles: bundles}, nil
+	return membership{addresses: token.Addresses}.with(svid, bundles), nil
 }
 
 // pin recognises the authority by the hash of its CA, which it shows.

@@ -28,6 +28,7 @@ type state struct {
 	Key       []byte            `json:"key,omitempty"`       // PKCS #8
 	Chain     [][]byte          `json:"chain,omitempty"`     // of the SVID, leaf first
 	Bundles   map[string][]byte `json:"bundles,omitempty"`   // by SPIFFE ID of the trust domain
+	Known     [][]byte          `json:"known,omitempty"`     // SHA-256 of the CAs that the domain has and had since the node joined
 
 	Join *joining `json:"join,omitempty"`
 }
@@ -94,7 +95,13 @@ func (s state) membership(node string, now time.Time) (membership, error) {
 	if until := svid.Certificates[0].NotAfter; !now.Before(until) {
 		return membership{}, fmt.Errorf("its identity has expired at %s", until.Format(time.RFC3339))
 	}
-	return membership{addresses: s.Authority, svid: svid, bundles: bundles}, nil
+	m := membership{addresses: s.Authority}
+	for _, hash := range s.Known {
+		if len(hash) == sha256.Size {
+			m.known = append(m.known, [sha256.Size]byte(hash))
+		}
+	}
+	return m.with(svid, bundles), nil
 }
 
 // key returns the key to join with: that of an attempt with the same token, or
@@ -127,6 +134,9 @@ func save(dir *statedir.Dir, m membership) error {
 	s := state{Authority: m.addresses, Key: key, Bundles: identity.MarshalBundles(m.bundles)}
 	for _, cert := range m.svid.Certificates {
 		s.Chain = append(s.Chain, cert.Raw)
+	}
+	for _, hash := range m.known {
+		s.Known = append(s.Known, hash[:])
 	}
 	return store(dir, s)
 }

@@ -288,6 +288,100 @@ func TestAuthorityAway(t *testing.T) {
 	handshake(t, part, open(t, bc.Socket))
 }
 
+// The authority was set up anew: a new token leads there, although both domains
+// have the same name, and nothing of the old membership stands in its way.
+func TestJoinAnotherOfTheSameName(t *testing.T) {
+	first := run(t, config(t))
+	bc := agentConfig(t, createToken(t, first, "b"))
+	runAgent(t, bc).Close()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ac := config(t)
+	second := run(t, ac)
+	bc.Token = createToken(t, second, "")
+	b := runAgent(t, bc)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	part, err := b.Source(ctx, "/node/b/manager")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer part.Close()
+	handshake(t, part, open(t, ac.Socket))
+}
+
+// The authority has moved: a new token, of the same CA, says where to.
+func TestTokenTellsNewAddress(t *testing.T) {
+	ac := config(t)
+	a := run(t, ac)
+	old := "tcp://" + a.ListenAddr().String()
+	bc := agentConfig(t, createToken(t, a, "b"))
+	joined := bc.Token
+	runAgent(t, bc).Close()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	taken, err := rpc.Listen(t.Context(), old) // by somebody who is not the authority
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	a = run(t, ac)
+	for _, step := range []struct{ name, token string }{
+		{"with the new token", createToken(t, a, "b")},
+		{"without a token", ""},
+		{"with the token of old", joined},
+	} {
+		bc.Token = step.token
+		b := runAgent(t, bc)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		part, err := b.Source(ctx, "/node/b/manager")
+		cancel()
+		if err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		part.Close()
+		b.Close()
+	}
+}
+
+// A node that finds somebody else where its authority was waits, since that may
+// be a mistake of the network, and says what it sees and what helps.
+func TestStrangerAtTheAddress(t *testing.T) {
+	ac := config(t)
+	a := run(t, ac)
+	ac.ListenOn = "tcp://" + a.ListenAddr().String()
+	bc := agentConfig(t, createToken(t, a, ""))
+	runAgent(t, bc).Close()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	anew := config(t)
+	anew.ListenOn = ac.ListenOn
+	run(t, anew)
+	var log strings.Builder
+	bc.Token, bc.Logger = "", newLog(&log)
+	b := runAgent(t, bc)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err := b.Source(ctx, "/node/b/manager")
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if !errors.Is(err, nserr.PeerDown) {
+		t.Errorf("Source() = %v", err)
+	}
+	for _, text := range []string{err.Error(), log.String()} {
+		if !strings.Contains(text, "is not the authority that this node has joined") || !strings.Contains(text, "--join") {
+			t.Errorf("nobody understands %q", text)
+		}
+	}
+	if n := strings.Count(log.String(), "waiting for an identity"); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+}
+
 // A serving workload outlives the authority: an old SVID is served as long as
 // it is valid, also to a stream that comes later.
 func TestAgentServesOldSVID(t *testing.T) {
