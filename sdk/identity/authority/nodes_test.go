@@ -235,6 +235,7 @@ func dialNodes(t *testing.T, a *Authority, svid x509svid.Source) *grpc.ClientCon
 // The node's own SVID is renewed, several times over its life, on connections
 // that are renewed as well.
 func TestAgentRenewsItself(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := config(t)
 	c.AgentTTL, c.TTL = 2*time.Second, time.Second
 	a := run(t, c)
@@ -251,7 +252,7 @@ func TestAgentRenewsItself(t *testing.T) {
 		<-part.Updated()
 		<-workload.Updated()
 	}
-	handshake(t, part, workload)
+	handshakeOfShortLived(t, part, workload)
 }
 
 // While the authority is away the node keeps what it has, restarts included;
@@ -385,8 +386,9 @@ func TestStrangerAtTheAddress(t *testing.T) {
 // A serving workload outlives the authority: an old SVID is served as long as
 // it is valid, also to a stream that comes later.
 func TestAgentServesOldSVID(t *testing.T) {
+	t.Parallel() // it mostly waits
 	ac := config(t)
-	ac.TTL = 4 * time.Second
+	ac.TTL = 8 * time.Second
 	a := run(t, ac)
 	bc := agentConfig(t, createToken(t, a, ""))
 	runAgent(t, bc)
@@ -398,7 +400,7 @@ func TestAgentServesOldSVID(t *testing.T) {
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(1500 * time.Millisecond) // past the first quarter, when the cache would be asked no more
+	<-time.After(2500 * time.Millisecond) // past the first quarter, when the cache would be asked no more
 	if svid, err := open(t, bc.Socket).GetX509SVID(); err != nil || !svid.Certificates[0].Equal(old.Certificates[0]) {
 		t.Errorf("a later stream got %v, %v", svid, err)
 	}
