@@ -22,10 +22,11 @@ import (
 
 // candidate is an endpoint that may be asked.
 type candidate struct {
-	name    string
-	url     string
-	payload string   // of the network service
-	holds   holdings // its socket, if that came as a descriptor
+	name       string
+	url        string
+	payload    string    // of the network service
+	registered time.Time // until when; zero = not known
+	holds      holdings  // its socket, if that came as a descriptor
 }
 
 // local reports whether the endpoint is on this node.
@@ -43,16 +44,21 @@ func (f *Forwarder) stay(c *networkservice.Connection, known *wire) (*candidate,
 	if known == nil || known.next.Peer == nil {
 		return nil, false
 	}
-	has := known.next.Conn
-	if name := c.GetNetworkServiceEndpointName(); name != "" && name != has.GetNetworkServiceEndpointName() {
+	if name := c.GetNetworkServiceEndpointName(); name != "" && name != known.next.Conn.GetNetworkServiceEndpointName() {
 		return nil, false
 	}
+	at := known.endpoint()
+	at.holds = f.holdSocketAgain(at.url)
+	return at, true
+}
+
+// endpoint returns the endpoint that a wire has; it holds nothing.
+func (w *wire) endpoint() *candidate {
 	return &candidate{
-		name:    has.GetNetworkServiceEndpointName(),
-		url:     known.next.Peer.URL(),
-		payload: has.GetPayload(),
-		holds:   f.holdSocketAgain(known.next.Peer.URL()),
-	}, true
+		name:    w.next.Conn.GetNetworkServiceEndpointName(),
+		url:     w.next.Peer.URL(),
+		payload: w.next.Conn.GetPayload(),
+	}
 }
 
 // candidates returns the endpoints to try, in order (protocol.md §3.3).
@@ -94,7 +100,9 @@ func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection
 	for _, m := range match.Order(matching, f.turns.next(c.GetNetworkService())) {
 		names = append(names, m.Name)
 	}
-	return keep(found, names, service.GetPayload()), nil
+	cs := keep(found, names, service.GetPayload())
+	f.suspects.order(cs, time.Now())
+	return cs, nil
 }
 
 func (f *Forwarder) findService(ctx context.Context, c *networkservice.Connection) (*registry.NetworkService, error) {
@@ -174,6 +182,9 @@ func keep(found []foundEndpoint, names []string, payload string) []candidate {
 			continue
 		}
 		c := candidate{name: name, url: found[i].nse.GetUrl(), payload: payload}
+		if at := found[i].nse.GetExpirationTime(); at != nil {
+			c.registered = at.AsTime()
+		}
 		c.holds.take(&found[i].holds)
 		out = append(out, c)
 	}

@@ -97,6 +97,7 @@ type Forwarder struct {
 	wires    *conn.Table[wire]
 	numbers  *numbers
 	turns    turns
+	suspects suspects
 	removals sync.WaitGroup // of wires, from the kernel
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
@@ -59,6 +60,9 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 			return nil, err
 		}
 		if hop.Anew(known.next.Conn, call.Conn) {
+			if known.next.Peer != nil && call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
+				f.suspects.left(known.endpoint(), time.Now())
+			}
 			if !known.next.CloseSoon(f.withSpace(ctx, spaceOf(known)), call, hop.ReselectWait, &f.removals) {
 				f.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
 				hop.Trim(call.Conn)
@@ -139,8 +143,10 @@ func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], known *wire
 		err = nserr.EndpointGone.Errorf("endpoint %s does not answer: %w", c.name, err)
 	}
 	if err != nil {
+		f.suspects.failed(c, err, time.Now())
 		return nil, err
 	}
+	f.suspects.answered(c)
 	if !right.stands { // what stood before stays, and so does its path
 		u.Add(func(ctx context.Context) error {
 			_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(f.withSpace(ctx, right.space), got)
