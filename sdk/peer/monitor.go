@@ -38,7 +38,8 @@ type Kind int
 const (
 	// Update: the peer changed the connection; its state may be DOWN.
 	Update Kind = iota + 1
-	// Down: the peer has closed the connection or does not know it.
+	// Down: the peer has closed the connection, does not know it, or has told that
+	// it is down before anybody has subscribed.
 	Down
 	// Lost: the peer cannot be watched; nothing is known about the connection.
 	Lost
@@ -64,7 +65,8 @@ func (k Kind) String() string {
 type Event struct {
 	Kind Kind
 	// Conn is the peer's view of it, shared and not to be changed. It is nil for
-	// Lost, and for Down when the peer has never heard of the connection.
+	// Lost, and for Down when the peer has never heard of the connection; when
+	// nobody had subscribed it has no more than the state.
 	Conn *networkservice.Connection
 }
 
@@ -132,9 +134,8 @@ type monitor struct {
 	// Of routineMonitor alone:
 	live bool // the first state of the current stream has come
 	lost bool // subscribers have been told so
-	// known has the ids of own connections that the peer knows, valid while live.
-	// The value is the connection when its state is DOWN, else nil.
-	known map[string]*networkservice.Connection
+	// known has the own connections that the peer knows, valid while live.
+	known *known
 }
 
 // subscription is one function for the events of one connection.
@@ -277,7 +278,7 @@ func (m *monitor) becomeLive() {
 	if m.lost {
 		m.log.Info("connections of the peer are watched again")
 	}
-	m.live, m.lost, m.known = true, false, make(map[string]*networkservice.Connection)
+	m.live, m.lost, m.known = true, false, newKnown()
 }
 
 // greet tells newcomers what everybody else knows already: that the peer is lost.
@@ -301,23 +302,21 @@ func (m *monitor) dispatch(e *networkservice.ConnectionEvent) {
 	if initial {
 		m.becomeLive()
 	} else if m.known == nil {
-		m.known = make(map[string]*networkservice.Connection) // no first state; see live
+		m.known = newKnown() // no first state; see live
 	}
 	for _, conn := range e.GetConnections() {
 		id := ownID(conn, m.name)
 		switch {
 		case id == "":
 		case e.GetType() == networkservice.ConnectionEventType_DELETE:
-			delete(m.known, id)
+			m.known.delete(id)
 			m.tellAll(id, Event{Kind: Down, Conn: conn})
 		default:
-			m.known[id] = nil
-			if conn.GetState() == networkservice.State_DOWN {
-				m.known[id] = conn
-			}
+			m.known.set(id, conn.GetState() == networkservice.State_DOWN)
 			m.tellAll(id, Event{Kind: Update, Conn: conn})
 		}
 	}
+	m.trim()
 	if initial {
 		for _, s := range m.all() {
 			if time.Since(s.since) >= settle {
@@ -351,13 +350,20 @@ func (m *monitor) judgeYoung() (next time.Duration, more bool) {
 // judge tells a subscriber whose connection the peer should know by now that it
 // does not, or that it was down before anybody asked.
 func (m *monitor) judge(s *subscription) {
-	conn, known := m.known[s.id]
+	down, known := m.known.get(s.id)
 	switch {
 	case !known && s.told != Down:
 		m.tell(s, Event{Kind: Down})
-	case conn != nil && s.told == 0:
-		m.tell(s, Event{Kind: Update, Conn: conn})
+	case down && s.told == 0:
+		m.tell(s, Event{Kind: Down, Conn: &networkservice.Connection{State: networkservice.State_DOWN}})
 	}
+}
+
+// trim keeps in mind what somebody has subscribed to, and not much more.
+func (m *monitor) trim() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known.trim(len(m.subs)+spare, func(id string) bool { return len(m.subs[id]) > 0 })
 }
 
 func (m *monitor) tellAll(id string, e Event) {
@@ -393,14 +399,4 @@ func (m *monitor) all() []*subscription {
 		all = append(all, subs...)
 	}
 	return all
-}
-
-// ownID returns the id of the segment with the given name, "" when there is none.
-func ownID(conn *networkservice.Connection, name string) string {
-	for _, s := range conn.GetPath().GetPathSegments() {
-		if s.GetName() == name {
-			return s.GetId()
-		}
-	}
-	return ""
 }

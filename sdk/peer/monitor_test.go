@@ -177,7 +177,7 @@ func TestSubscribeWhileStreamRuns(t *testing.T) {
 		broken.expect(t)
 		time.Sleep(time.Nanosecond)
 		unknown.expect(t, "down")
-		broken.expect(t, "update/DOWN")
+		broken.expect(t, "down/DOWN")
 		time.Sleep(time.Minute)
 		for _, l := range []*listener{&known, &late, &unknown, &broken} {
 			l.expect(t)
@@ -247,6 +247,56 @@ func TestSubscribeWithinEvent(t *testing.T) {
 		synctest.Wait()
 		if _, open := h.count(); open != 0 {
 			t.Error("the stream is open without subscriptions")
+		}
+	})
+}
+
+// twice is how the peer sees the own connection when the path passes it and the
+// peer twice, as it does with an endpoint that passes traffic on; the second time
+// has the id "2nd-ID". at is the index.
+func twice(id string, at uint32) *networkservice.Connection {
+	c := &networkservice.Connection{Path: &networkservice.Path{Index: at, PathSegments: []*networkservice.PathSegment{
+		{Name: "client", Id: "client-" + id}, {Name: ownName, Id: id}, {Name: "peer", Id: "peer-" + id},
+		{Name: "middle", Id: "middle-" + id}, {Name: ownName, Id: "2nd-" + id}, {Name: "peer", Id: "peer-2nd-" + id},
+	}}}
+	c.Id = c.Path.PathSegments[at].Id
+	return c
+}
+
+// A path that passes here more than once has a connection for each time; what the
+// peer tells is of the one that its index says. The index is the peer's own, or
+// (the reference has both) that of the hop before it.
+func TestPathPassesTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHop(t)
+		h.first = initial(twice("1", 2), twice("1", 5), twice("2", 1), twice("2", 4))
+		p := newPool(t, h).Get("a")
+		defer p.Release()
+		ids := []string{"1", "2nd-1", "2", "2nd-2"}
+		listeners := make(map[string]*listener)
+		for _, id := range ids {
+			listeners[id] = new(listener)
+			defer p.Subscribe(id, listeners[id].hear)()
+		}
+		time.Sleep(2 * settle)
+		for _, id := range ids {
+			listeners[id].expect(t, "update")
+		}
+		broken := twice("1", 5)
+		broken.State = networkservice.State_DOWN
+		h.send(update(broken))
+		listeners["2nd-1"].expect(t, "update/DOWN")
+		listeners["1"].expect(t)
+		h.send(remove(twice("1", 2)))
+		listeners["1"].expect(t, "down")
+		listeners["2nd-1"].expect(t)
+		// The peer is a hop elsewhere on the path, or nowhere: nothing of ours.
+		elsewhere := twice("2", 3)
+		outside := twice("2", 2)
+		outside.Path.Index = 9
+		h.send(remove(elsewhere, outside))
+		for _, id := range ids {
+			listeners[id].expect(t)
 		}
 	})
 }
