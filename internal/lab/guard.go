@@ -28,7 +28,7 @@ func startGuard(l *Lab) (*guard, error) {
 		return nil, err
 	}
 	defer log.Close()
-	c := exec.Command(l.binary, GuardCommand, l.Name, l.Dir)
+	c := exec.Command(l.program(), GuardCommand, l.Name, l.Dir)
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	g := &guard{cmd: c}

@@ -54,7 +54,10 @@ type Config struct {
 	Name   string   // what all its things are called after; default made up
 	Dir    string   // folder for state, sockets and logs, made by New; default a temporary one
 	MTU    int      // of the underlay in bytes; default 1500
-	Env    []string // added to the environment of every process, KEY=value
+
+	Profiles  bool     // daemons serve profiles, so that their goroutines can be counted
+	StateSize int64    // each state directory is a file system of so many bytes; 0 = part of the machine's
+	Env       []string // added to the environment of every process, KEY=value
 }
 
 // Lab is a running lab. Its methods are safe for concurrent use.
@@ -62,14 +65,17 @@ type Lab struct {
 	Name string
 	Dir  string
 
-	binary     string
 	env        []string
 	mtu        int
+	profiles   bool
+	stateSize  int64
 	nodes      []*Node
+	hub        *NetNS // with the bridge that joins the nodes; nil = there is none
 	namespaces *netns.Table
 	guard      *guard
 
 	mu        sync.Mutex
+	binary    string     // of nsm; guarded by mu
 	processes []*Process // in the order of starting; guarded by mu
 	logs      int        // number of the last log; guarded by mu
 	closed    bool       // guarded by mu
@@ -81,7 +87,7 @@ func New(ctx context.Context, c Config) (_ *Lab, err error) {
 	if err := c.fill(); err != nil {
 		return nil, err
 	}
-	l := &Lab{Name: c.Name, Dir: c.Dir, binary: c.Binary, env: c.Env, mtu: c.MTU}
+	l := &Lab{Name: c.Name, Dir: c.Dir, binary: c.Binary, env: c.Env, mtu: c.MTU, profiles: c.Profiles, stateSize: c.StateSize}
 	if err := os.Mkdir(l.Dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -165,6 +171,32 @@ func (l *Lab) Daemons() (daemons []*Process) {
 		}
 	}
 	return daemons
+}
+
+// Daemon returns the daemon of that node and part that was started last; there is
+// none: it panics.
+func (l *Lab) Daemon(node, part string) *Process {
+	for _, p := range slices.Backward(l.Daemons()) {
+		if p.Node == node && p.Part == part {
+			return p
+		}
+	}
+	panic("lab: no " + part + " on node " + node)
+}
+
+// Use makes another program the lab's nsm: what starts from now on, or starts
+// again, is of that build.
+func (l *Lab) Use(binary string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.binary = binary
+}
+
+// program is the path of nsm.
+func (l *Lab) program() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.binary
 }
 
 // Close ends every process, workloads first and daemons in the reverse order of

@@ -74,14 +74,22 @@ func (n *Node) Workload(name string) (*NetNS, error) {
 // Nsm runs an nsm command on the node to its end and returns what it printed.
 // If it fails the error is an [*ExitError].
 func (n *Node) Nsm(ctx context.Context, args ...string) (stdout string, err error) {
-	return n.NetNS.Run(ctx, append([]string{n.lab.binary}, args...)...)
+	return n.NetNS.Run(ctx, append([]string{n.lab.program()}, args...)...)
 }
 
 // Start starts a daemon of the node ("authority", "registry", "manager",
 // "forwarder", "up") and returns when it is ready. args come after those by
 // which the daemons of a lab find each other, hence override them.
 func (n *Node) Start(ctx context.Context, part string, args ...string) (*Process, error) {
-	argv := append([]string{n.lab.binary, part}, n.arguments(part)...)
+	argv := append([]string{part}, n.arguments(part)...)
+	if n.lab.profiles {
+		argv = append(argv, "--pprof-enabled", "--pprof-listen-on", n.profileAddress(part))
+	}
+	if n.lab.stateSize != 0 && part != "manager" { // which keeps nothing
+		if err := n.mountState(part); err != nil {
+			return nil, err
+		}
+	}
 	last := part
 	if part == "up" {
 		last = "forwarder"
@@ -89,7 +97,7 @@ func (n *Node) Start(ctx context.Context, part string, args ...string) (*Process
 	ready := func(line string) bool {
 		return strings.HasPrefix(line, last) && strings.Contains(line, " listens on ")
 	}
-	return n.NetNS.start(ctx, startOptions{label: n.Name + "-" + part, node: n.Name, ready: ready}, append(argv, args...)...)
+	return n.NetNS.start(ctx, startOptions{label: n.Name + "-" + part, node: n.Name, part: part, nsm: true, ready: ready}, append(argv, args...))
 }
 
 // unique is a name that is the node's and the lab's. Forwarders have one: those
@@ -99,10 +107,13 @@ func (n *Node) unique() string {
 	return n.Name + "-" + n.lab.Name[strings.LastIndex(n.lab.Name, "-")+1:]
 }
 
+// state is the state directory of a daemon.
+func (n *Node) state(part string) string { return filepath.Join(n.Dir, part) }
+
 func (n *Node) arguments(part string) []string {
 	tcp := func(port int) string { return fmt.Sprintf("tcp://%s:%d", n.Addr, port) }
 	authority := []string{"--authority-listen-on", tcp(5007), "--authority-advertise", n.Addr.String() + ":5007"}
-	state := filepath.Join(n.Dir, part)
+	state := n.state(part)
 	switch part {
 	case "authority":
 		return append(authority, "--node", n.Name, "--state-dir", state)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -26,33 +27,48 @@ const stopGrace = 15 * time.Second
 type Process struct {
 	Command string // as a person would type it
 	Node    string // name; empty = a workload's process
+	Part    string // of a daemon: "manager", "forwarder" …
 	PID     int
 	Log     string // path of the file
 
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	ns      *NetNS
+	options startOptions
+	argv    []string
+	cmd     *exec.Cmd
+	done    chan struct{} // closed when it has ended
 }
 
 type startOptions struct {
 	label string                 // for the log's name
 	node  string                 // whose daemon it is; stopped after all workloads
+	part  string                 // of a daemon
+	nsm   bool                   // it is the lab's program: argv begins with its first argument
 	ready func(line string) bool // recognises the line that says that it is ready; nil = at once
+
+	replaces *Process // whose place it takes among the lab's processes; nil = nobody's
 }
 
 // Start starts a process in the namespace and returns when it has printed a
 // line that contains ready; empty = at once.
 func (ns *NetNS) Start(ctx context.Context, ready string, argv ...string) (*Process, error) {
+	return ns.start(ctx, ns.options(ready), argv)
+}
+
+// options are those of a workload's process.
+func (ns *NetNS) options(ready string) startOptions {
 	o := startOptions{label: strings.TrimPrefix(ns.Name, ns.lab.Name+"-")}
 	if ready != "" {
 		o.ready = func(line string) bool { return strings.Contains(line, ready) }
 	}
-	return ns.start(ctx, o, argv...)
+	return o
 }
 
 // StartNsm starts nsm in the namespace and returns when it has printed a line
 // that contains ready; empty = at once.
 func (ns *NetNS) StartNsm(ctx context.Context, ready string, args ...string) (*Process, error) {
-	return ns.Start(ctx, ready, append([]string{ns.lab.binary}, args...)...)
+	o := ns.options(ready)
+	o.nsm = true
+	return ns.start(ctx, o, args)
 }
 
 // Connect starts 'nsm connect' in the namespace and returns when its wires are
@@ -67,17 +83,24 @@ func (ns *NetNS) Serve(ctx context.Context, args ...string) (*Process, error) {
 	return ns.StartNsm(ctx, "nsm: endpoint ", append([]string{"serve"}, args...)...)
 }
 
-func (ns *NetNS) start(ctx context.Context, o startOptions, argv ...string) (*Process, error) {
+func (ns *NetNS) start(ctx context.Context, o startOptions, argv []string) (*Process, error) {
+	whole := argv
+	if o.nsm {
+		whole = append([]string{ns.lab.program()}, argv...)
+	}
 	log, err := ns.lab.createLog(o.label)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	c := exec.Command(argv[0], argv[1:]...)
+	c := exec.Command(whole[0], whole[1:]...)
 	c.Env = ns.env
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is for the lab, which stops things in order
-	p := &Process{Command: commandLine(argv), Log: log.Name(), Node: o.node, cmd: c, done: make(chan struct{})}
+	p := &Process{
+		Command: commandLine(whole), Log: log.Name(), Node: o.node, Part: o.part,
+		ns: ns, options: o, argv: argv, cmd: c, done: make(chan struct{}),
+	}
 	if err := ns.lab.launch(ns, p); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.Command, err)
 	}
@@ -101,7 +124,11 @@ func (l *Lab) launch(ns *NetNS, p *Process) error {
 		return err
 	}
 	p.PID = p.cmd.Process.Pid
-	l.processes = append(l.processes, p)
+	if i := slices.Index(l.processes, p.options.replaces); i >= 0 {
+		l.processes[i] = p
+	} else {
+		l.processes = append(l.processes, p)
+	}
 	go func() {
 		defer close(p.done)
 		_ = p.cmd.Wait() // its exit code stays in the command
@@ -115,6 +142,19 @@ func (l *Lab) createLog(label string) (*os.File, error) {
 	name := fmt.Sprintf("%02d-%s.log", l.logs, label)
 	l.mu.Unlock()
 	return os.OpenFile(filepath.Join(l.Dir, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND|os.O_EXCL, 0o644)
+}
+
+// Restart starts the program again where it was, with the same arguments, and
+// returns when it is ready. If it runs still it is stopped before. It is another
+// process, hence another Process; in the lab it has the place of the first. nsm is
+// what [Lab.Use] has made it.
+func (p *Process) Restart(ctx context.Context) (*Process, error) {
+	if err := p.Stop(); err != nil {
+		return nil, err
+	}
+	o := p.options
+	o.replaces = p
+	return p.ns.start(ctx, o, p.argv)
 }
 
 // Done is closed when the process has ended.
@@ -139,10 +179,11 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Stop ends the process with SIGTERM and waits for it. If it does not end it is
-// killed, which is an error.
+// Stop ends the process with SIGTERM, thawed if it was frozen, and waits for it.
+// If it does not end it is killed, which is an error.
 func (p *Process) Stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.Thaw()
 	select {
 	case <-p.done:
 		return nil

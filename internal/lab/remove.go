@@ -41,9 +41,7 @@ func (l Left) Empty() bool {
 func Find(name, dir string) Left {
 	var left Left
 	for _, pid := range processesOf(name) {
-		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		argv := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
-		left.Processes = append(left.Processes, fmt.Sprintf("%d %s", pid, commandLine(argv)))
+		left.Processes = append(left.Processes, fmt.Sprintf("%d %s", pid, commandLine(argvOf(pid))))
 		left.Sockets = append(left.Sockets, wireguardSockets(pid)...)
 	}
 	left.Namespaces = namespacesOf(name)
@@ -70,7 +68,7 @@ func Remove(name, dir string) error {
 	for _, ns := range namespacesOf(name) {
 		err = errors.Join(err, netns.DeleteNamed(ns))
 	}
-	return errors.Join(err, os.RemoveAll(dir))
+	return errors.Join(err, unmountBelow(dir), os.RemoveAll(dir))
 }
 
 func removeFile(path string) error {
@@ -116,6 +114,7 @@ func signalAll(name string, pids []int, s unix.Signal) (fds []int) {
 			continue
 		}
 		_ = unix.PidfdSendSignal(fd, s, nil, 0)
+		_ = unix.PidfdSendSignal(fd, unix.SIGCONT, nil, 0) // it may be frozen
 		fds = append(fds, fd)
 	}
 	return fds

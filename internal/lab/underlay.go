@@ -22,6 +22,7 @@ func (l *Lab) joinNodes() error {
 	if err != nil {
 		return err
 	}
+	l.hub = hub
 	const bridge = "br0"
 	err = hub.Do(func() error {
 		attrs := netlink.NewLinkAttrs()
