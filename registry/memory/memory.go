@@ -8,7 +8,7 @@
 //	endpoints, err := memory.Open[*api.NetworkServiceEndpoint](memory.Config{Path: dir + "/endpoints.log"})
 //
 // Without a path nothing is written. With one, every change is appended to the
-// file before it takes effect (journal.go), so that a crash of this process
+// file before it takes effect (package journal), so that a crash of this process
 // loses nothing. Sync decides about a crash of the machine: with it each
 // change waits for the disk, which suits network services, as people write
 // them by hand; endpoints come back on their own within a minute, and there
@@ -25,8 +25,10 @@ import (
 	"sync"
 	"time"
 
+	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/openvwire/nsm/internal/journal"
 	"github.com/openvwire/nsm/registry"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/query"
@@ -42,12 +44,13 @@ type Config struct {
 
 // Store implements registry.Store.
 type Store[T registry.Object] struct {
-	log *slog.Logger
+	log  *slog.Logger
+	path string // of the file; "" = none
 
 	// turn holds a token while somebody writes; whoever waits can give up.
 	// The fields below it belong to whoever has the turn.
 	turn    chan struct{}
-	journal *journal // nil without a file
+	journal *journal.Journal // nil without a file
 	closed  bool
 
 	// mu makes byService and objects change together. It is held for as long
@@ -71,7 +74,8 @@ func New[T registry.Object]() *Store[T] {
 // Open returns a store with what its file holds and has not expired. It fails
 // with nserr.StateDir if the file cannot be used, is in use by another process,
 // or is damaged elsewhere than at its end; what was torn off at the end is cut
-// off and reported in the log.
+// off and reported in the log. A file of another version is set aside, and the store
+// begins empty.
 func Open[T registry.Object](c Config) (*Store[T], error) {
 	s := New[T]()
 	if c.Logger != nil {
@@ -81,8 +85,10 @@ func Open[T registry.Object](c Config) (*Store[T], error) {
 		return s, nil
 	}
 	latest := make(map[string]T)
-	j, err := openJournal(c.Path, c.Sync, s.log, func(op operation, payload []byte) error {
-		if op == opDelete {
+	j, err := journal.Open(journal.Config{
+		Path: c.Path, Kind: "NSMREG", Version: 1, Noun: "registry file", Sync: c.Sync, Lost: lost[T](), Logger: s.log,
+	}, func(op journal.Operation, payload []byte) error {
+		if op == journal.Delete {
 			delete(latest, string(payload))
 			return nil
 		}
@@ -95,7 +101,7 @@ func Open[T registry.Object](c Config) (*Store[T], error) {
 	if err != nil {
 		return nil, err
 	}
-	s.journal = j
+	s.journal, s.path = j, c.Path
 	now := time.Now()
 	var none T
 	for _, v := range latest {
@@ -207,9 +213,9 @@ func (s *Store[T]) write(name string, old, v T) error {
 		if err != nil {
 			return nserr.Internal.Errorf("encoding %q: %w", name, err)
 		}
-		return s.journal.append(opPut, payload)
+		return s.journal.Append(journal.Put, payload)
 	}
-	return s.journal.append(opDelete, []byte(name))
+	return s.journal.Append(journal.Delete, []byte(name))
 }
 
 // apply makes the change visible. Caller has the turn, or is alone.
@@ -239,10 +245,10 @@ func (s *Store[T]) apply(name string, old, v T) {
 // compact rewrites the file when most of it is history. Failure is no error
 // for the caller, whose change is written: the old file stays in use.
 func (s *Store[T]) compact() {
-	if s.journal == nil || !s.journal.due() {
+	if s.journal == nil || !s.journal.Due() {
 		return
 	}
-	err := s.journal.rewrite(func(yield func([]byte, error) bool) {
+	err := s.journal.Rewrite(func(yield func([]byte, error) bool) {
 		for _, v := range s.objects.All() {
 			if payload, err := proto.Marshal(v); !yield(payload, err) {
 				return
@@ -250,7 +256,7 @@ func (s *Store[T]) compact() {
 		}
 	})
 	if err != nil {
-		s.log.Warn("registry file stays uncompacted", "file", s.journal.path, "bytes", s.journal.size, "error", err)
+		s.log.Warn("registry file stays uncompacted", "file", s.path, "bytes", s.journal.Size(), "error", err)
 	}
 }
 
@@ -319,7 +325,16 @@ func (s *Store[T]) Close() error {
 	if s.journal == nil {
 		return nil
 	}
-	return s.journal.close()
+	return s.journal.Close()
+}
+
+// lost is what it costs to begin with an empty store, for the log.
+func lost[T registry.Object]() string {
+	var none T
+	if _, services := any(none).(*api.NetworkService); services {
+		return "network services: those that an operator applied must be applied again with 'nsm apply'"
+	}
+	return "endpoints: those that run register again by themselves"
 }
 
 // decode makes an object of a record.

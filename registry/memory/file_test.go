@@ -11,7 +11,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -19,102 +18,11 @@ import (
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"golang.org/x/sys/unix"
 
+	"github.com/openvwire/nsm/internal/journal"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
-
-// replayed makes the records of a file readable.
-func replayed(list *[]string) func(operation, []byte) error {
-	return func(op operation, payload []byte) error {
-		*list = append(*list, fmt.Sprintf("%d:%s", op, payload))
-		return nil
-	}
-}
-
-func TestScan(t *testing.T) {
-	whole := encode(encode([]byte(magic), opPut, []byte("a")), opDelete, []byte("bc"))
-	first := int64(len(encode([]byte(magic), opPut, []byte("a"))))
-	both := []string{"1:a", "2:bc"}
-	flip := func(at int64) []byte {
-		b := bytes.Clone(whole)
-		b[at] ^= 1
-		return b
-	}
-	end := int64(len(whole))
-	for _, tt := range []struct {
-		name string
-		file []byte
-		want []string
-		end  int64
-		err  string
-	}{
-		{"whole", whole, both, end, ""},
-		{"empty", nil, nil, 0, ""},
-		{"magic cut short", whole[:5], nil, 0, ""},
-		{"magic alone", whole[:8], nil, 8, ""},
-		{"zeros alone", make([]byte, 100), nil, 0, ""},
-		{"another file", []byte("#!/bin/sh\n"), nil, 0, "not a registry file"},
-		{"a newer version", []byte("NSMREG\x00\x02"), nil, 0, "not a registry file"},
-		{"last header cut short", whole[:first+11], both[:1], first, ""},
-		{"last body cut short", whole[:end-1], both[:1], first, ""},
-		{"last body damaged", flip(end - 1), both[:1], first, ""},
-		{"zeros at the end", append(bytes.Clone(whole), make([]byte, 1000)...), both, end, ""},
-		{"fewer zeros than a header", append(bytes.Clone(whole), 0, 0), both, end, ""},
-		{"rubbish at the end", append(bytes.Clone(whole), bytes.Repeat([]byte("x"), 50)...), both, end, "damaged record at offset 37"},
-		{"middle body damaged", flip(first - 1), nil, 8, "damaged record at offset 8"},
-		{"middle length damaged", flip(8), nil, 8, "damaged record at offset 8"},
-		{"middle sum damaged", flip(12), nil, 8, "damaged record at offset 8"},
-		{"unknown operation", encode([]byte(magic), 9, nil), nil, 8, "unknown operation 9"},
-		{"a body without operation", []byte(magic + "\x00\x00\x00\x00\x00\x00\x00\x00" + "\x8a\xb2\x28\x8c"), nil, 8, "record of 0 bytes"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			var got []string
-			end, err := scan(bytes.NewReader(tt.file), int64(len(tt.file)), replayed(&got))
-			if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
-				t.Errorf("error %v, want %q", err, tt.err)
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" || end != tt.end {
-				t.Errorf("end %d, want %d; records (-want +got):\n%s", end, tt.end, diff)
-			}
-		})
-	}
-}
-
-// FuzzScan: whatever is in the file, what scan accepts reads the same again
-// when it is cut to its end, and cutting a good file anywhere loses only what
-// is cut.
-func FuzzScan(f *testing.F) {
-	whole := encode(encode([]byte(magic), opPut, []byte("a")), opDelete, []byte("bc"))
-	f.Add(whole, 3)
-	f.Add(whole[:len(whole)-1], 20)
-	f.Add(append(whole, make([]byte, 20)...), 40)
-	f.Add([]byte(magic+"\xff\xff\xff\xff"), 0)
-	f.Fuzz(func(t *testing.T, file []byte, cut int) {
-		var first, second []string
-		end, err := scan(bytes.NewReader(file), int64(len(file)), replayed(&first))
-		if err != nil {
-			return
-		}
-		if end > int64(len(file)) {
-			t.Fatalf("end %d of %d", end, len(file))
-		}
-		again, err := scan(bytes.NewReader(file[:end]), end, replayed(&second))
-		if err != nil || again != end || !slices.Equal(first, second) {
-			t.Fatalf("cut to %d: end %d, %v, records %q, were %q", end, again, err, second, first)
-		}
-		if cut < 0 || int64(cut) > end {
-			return
-		}
-		var part []string
-		if _, err := scan(bytes.NewReader(file[:cut]), int64(cut), replayed(&part)); err != nil {
-			t.Fatalf("cut at %d of a good file: %v", cut, err)
-		}
-		if len(part) > len(first) || !slices.Equal(part, first[:len(part)]) {
-			t.Fatalf("cut at %d: records %q, were %q", cut, part, first)
-		}
-	})
-}
 
 func openServices(t testing.TB, path string) *Store[*api.NetworkService] {
 	t.Helper()
@@ -194,13 +102,18 @@ func TestRefusesToOpen(t *testing.T) {
 			set(t, s, "b", "IP")
 			s.Close()
 			file, _ := os.ReadFile(path)
-			file[len(magic)+headerSize+3] ^= 1
+			file[8+12+3] ^= 1 // in the body of the first record
 			os.WriteFile(path, file, 0o600)
 			return nil
 		}},
 		{"not ours", "passwd", func(path string) io.Closer { os.WriteFile(path, []byte("root:x:0:0"), 0o600); return nil }},
 		{"other objects", "noname", func(path string) io.Closer {
-			os.WriteFile(path, encode([]byte(magic), opPut, []byte{0x12, 0x01, 'x'}), 0o600)
+			j, err := journal.Open(journal.Config{Path: path, Kind: "NSMREG", Version: 1, Noun: "file"}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			j.Append(journal.Put, []byte{0x12, 0x01, 'x'})
+			j.Close()
 			return nil
 		}},
 		{"in use", "used", func(path string) io.Closer { return openServices(t, path) }},
@@ -227,6 +140,40 @@ func TestRefusesToOpen(t *testing.T) {
 	}
 }
 
+// A file of another version costs what is in it, not the start. Both files of a
+// registry say what that is.
+func TestAnotherVersionIsSetAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "services.log")
+	s := openServices(t, path)
+	if err := set(t, s, "a", "IP"); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file[7]++ // its version
+	if err := os.WriteFile(path, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	s, err = Open[*api.NetworkService](Config{Path: path, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatalf("another version is fatal: %v", err)
+	}
+	defer s.Close()
+	if len(contents(s)) != 0 || set(t, s, "b", "IP") != nil {
+		t.Errorf("the new store has %v", contents(s))
+	}
+	if text := log.String(); strings.Count(text, "WARN") != 1 || !strings.Contains(text, path+".aside1") || !strings.Contains(text, "nsm apply") {
+		t.Errorf("the log: %s", text)
+	}
+	if aside, err := os.ReadFile(path + ".aside1"); err != nil || !bytes.Equal(aside, file) {
+		t.Errorf("the file was not kept: %v", err)
+	}
+}
+
 // TestCompaction: much history, little state; the file stays small, and stays
 // right and locked when it is replaced.
 func TestCompaction(t *testing.T) {
@@ -241,10 +188,10 @@ func TestCompaction(t *testing.T) {
 		if err := set(t, s, name, want[name]); err != nil {
 			t.Fatal(err)
 		}
-		largest = max(largest, s.journal.size)
+		largest = max(largest, s.journal.Size())
 	}
 	info, err := os.Stat(path)
-	if err != nil || info.Size() > compactMin || largest > compactMin+20_000 {
+	if err != nil || info.Size() > journal.CompactMin || largest > journal.CompactMin+20_000 {
 		t.Errorf("the file has %d bytes and had up to %d: %v", info.Size(), largest, err)
 	}
 	if other, err := Open[*api.NetworkService](Config{Path: path, Logger: quiet}); !errors.Is(err, nserr.StateDir) {
@@ -295,7 +242,7 @@ func TestDiskFull(t *testing.T) {
 	if after := contents(s); !maps.Equal(before, after) {
 		t.Errorf("a refused change shows: %v, was %v", after, before)
 	}
-	err = s.journal.rewrite(func(yield func([]byte, error) bool) { yield(make([]byte, 100_000), nil) })
+	err = s.journal.Rewrite(func(yield func([]byte, error) bool) { yield(make([]byte, 100_000), nil) })
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("compacting on a full disk: %v", err)
 	}
