@@ -5,6 +5,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -178,22 +179,7 @@ func (s *site) linkIndex(name string) (int, error) {
 
 // hasIPv6 reports whether the wire has anything of IPv6 in a namespace.
 func hasIPv6(w plan.Wire, key string) bool {
-	for _, e := range w.Ends {
-		if e.NetNS != key {
-			continue
-		}
-		for _, a := range e.Addrs {
-			if a.Addr().Is6() {
-				return true
-			}
-		}
-		for _, r := range e.Routes {
-			if r.Dst.Addr().Is6() {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(w.Ends, func(e plan.End) bool { return e.NetNS == key && e.NeedsIPv6() })
 }
 
 // readSysctl reads a short value below /proc/sys as the thread's namespace sees

@@ -49,7 +49,7 @@ func TestFailureLeavesNothing(t *testing.T) {
 		"MTU for IPv6":       {want: nserr.MTUTooSmall, says: "1280", spoil: func(_ *node, w *plan.Wire) { w.Ends[0].MTU = 1279 }},
 		"MTU":                {want: nserr.MTUTooSmall, says: "1280", spoil: func(_ *node, w *plan.Wire) { w.Ends[1].MTU = 575 }},
 		"route, at the end":  {want: nserr.KernelFailed, says: "route append 192.0.2.0/24 via 203.0.113.1", spoil: func(_ *node, w *plan.Wire) { w.Ends[1].Routes = append(w.Ends[1].Routes, unreachable) }},
-		"policy, at the end": {want: nserr.KernelFailed, says: "table 3", spoil: func(_ *node, w *plan.Wire) { w.Ends[1].Policies = noSuchProto }},
+		"policy, at the end": {want: nserr.KernelFailed, says: "table 2", spoil: func(_ *node, w *plan.Wire) { w.Ends[1].Policies = noSuchProto }},
 		"cancelled":          {ctx: cancelled, want: nserr.TimedOut, says: "canceled", spoil: func(*node, *plan.Wire) {}},
 	} {
 		t.Run(name, func(t *testing.T) {

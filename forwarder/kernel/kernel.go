@@ -185,20 +185,26 @@ func (k *Kernel) planAndReserve(w plan.Wire, seen plan.Observed) []plan.Step {
 }
 
 // giveBack frees the table numbers that steps were done with: those of rules
-// deleted, or, if the steps were taken back, of rules added.
+// deleted, or, if the steps were taken back, of rules added. A rule that has only
+// moved keeps its table.
 func (k *Kernel) giveBack(steps []plan.Step, done bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	added, deleted := make(map[table]bool), make(map[table]bool)
 	for _, s := range steps {
 		switch s := s.(type) {
-		case plan.DelRule:
-			if done {
-				delete(k.tables, table{s.NetNS, s.Rule.Table})
-			}
 		case plan.AddRule:
-			if !done {
-				delete(k.tables, table{s.NetNS, s.Rule.Table})
-			}
+			added[table{s.NetNS, s.Rule.Table}] = true
+		case plan.DelRule:
+			deleted[table{s.NetNS, s.Rule.Table}] = true
+		}
+	}
+	if !done {
+		added, deleted = deleted, added
+	}
+	for t := range deleted {
+		if !added[t] {
+			delete(k.tables, t)
 		}
 	}
 }

@@ -119,7 +119,7 @@ func TestPolicies(t *testing.T) {
 	far4, far6 := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8::1")
 	w.Ends[1].Addrs = append(w.Ends[1].Addrs, prefixes("198.51.100.1/32", "2001:db8::1/128")...)
 	w.Ends[0].Policies = []plan.Policy{
-		{Proto: "udp", DstPort: plan.PortRange{From: 7000, To: 7009}}, // from every address, both families
+		{Proto: "udp", DstPort: plan.PortRange{From: 7000, To: 7009}}, // from everywhere, both families
 		{From: prefixes("10.0.0.1/32")[0], Proto: "17", DstPort: plan.PortRange{From: 8000, To: 8000}, Routes: []plan.Route{
 			{Dst: prefixes("198.51.100.0/24")[0], Via: netip.MustParseAddr("10.0.0.2"), OnLink: true},
 		}},
@@ -128,6 +128,7 @@ func TestPolicies(t *testing.T) {
 	mustBeDone(t, n, w)
 
 	from4, from6 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
+	unbound := netip.Addr{} // as nearly every socket is when its route is looked up
 	for _, c := range []struct {
 		from, to netip.Addr
 		port     uint16
@@ -135,6 +136,8 @@ func TestPolicies(t *testing.T) {
 	}{
 		{from4, far4, 7000, true}, {from4, far4, 7009, true}, {from4, far4, 7010, false},
 		{from4, far4, 8000, true}, {from6, far6, 7001, true}, {from6, far6, 8000, false},
+		{unbound, far4, 7000, true}, {unbound, far6, 7001, true}, {unbound, far4, 7010, false},
+		{unbound, far4, 8000, false}, // that policy is for packets from one address
 	} {
 		err := echo(n, client, c.from, n, endpoint, c.to, c.port)
 		if (err == nil) != c.reached {
@@ -155,6 +158,27 @@ func TestPolicies(t *testing.T) {
 	if err := echo(n, client, from6, n, endpoint, far6, 9); err != nil {
 		t.Errorf("new policy: %v", err)
 	}
+	if err := n.Remove(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	if after := n.census(client); before != after {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+}
+
+// A prefix that contains everything is a source that selects nothing: the kernel
+// keeps no such source.
+func TestPolicyFromAnywhere(t *testing.T) {
+	n := newNode(t, "fwd")
+	client, endpoint := n.workload(), n.workload()
+	before := n.census(client)
+	w := vethWire("u1", client, endpoint, plan.IP, 4, 6)
+	w.Ends[0].Policies = []plan.Policy{
+		{From: prefixes("0.0.0.0/0")[0], Proto: "udp"},
+		{From: prefixes("::/0")[0], Proto: "tcp"},
+	}
+	mustApply(t, n, w)
+	mustBeDone(t, n, w)
 	if err := n.Remove(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}

@@ -184,6 +184,7 @@ func mustEcho(t testing.TB, n *node, from, fromAddr string, m *node, to, toAddr 
 	}
 }
 
+// echo does the same with a given port; without fromAddr the socket is not bound.
 func echo(n *node, from string, fromAddr netip.Addr, m *node, to string, toAddr netip.Addr, port uint16) error {
 	var server, client *net.UDPConn
 	err := m.table.Do(to, func() (err error) {
@@ -206,9 +207,12 @@ func echo(n *node, from string, fromAddr netip.Addr, m *node, to string, toAddr 
 	})
 	defer serving.Wait()
 	defer server.Close()
+	var local *net.UDPAddr
+	if fromAddr.IsValid() {
+		local = net.UDPAddrFromAddrPort(netip.AddrPortFrom(fromAddr, 0))
+	}
 	err = n.table.Do(from, func() (err error) {
-		client, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(fromAddr, 0)),
-			net.UDPAddrFromAddrPort(netip.AddrPortFrom(toAddr, port)))
+		client, err = net.DialUDP("udp", local, net.UDPAddrFromAddrPort(netip.AddrPortFrom(toAddr, port)))
 		return err
 	})
 	if err != nil {

@@ -36,6 +36,9 @@ func history(client, endpoint string) []plan.Wire {
 	add(func(c *plan.End) {
 		c.Policies = []plan.Policy{{Proto: "udp"}, {From: prefixes("fd00::/64")[0], SrcPort: plan.PortRange{From: 1, To: 9}}}
 	})
+	add(func(c *plan.End) {
+		c.Policies = []plan.Policy{c.Policies[1], {From: prefixes("0.0.0.0/0")[0], Proto: "sctp"}, c.Policies[0]}
+	})
 	add(func(c *plan.End) { c.Addrs = append(slices.Clone(c.Addrs), prefixes("10.0.0.5/32", "fd00::5/64")...) })
 	add(func(c *plan.End) { c.Addrs = c.Addrs[:2]; c.Routes = c.Routes[:1]; c.Policies = nil })
 	add(func(c *plan.End) {

@@ -230,30 +230,44 @@ func (d *differ) addressing(i int) {
 }
 
 // matchPolicies compares policies and returns what to add and what to remove.
-// A policy whose rule is there keeps its table, with routes added and removed.
+// A policy whose rule is there keeps its table, with routes added and removed; if
+// its place among the policies has changed the rule is made anew.
 func (d *differ) matchPolicies(i int) (add, remove []PolicyTable) {
-	e := d.ends[i]
-	kept := make([]bool, len(d.seen[i].Tables))
+	e, seen := d.ends[i], d.seen[i].Tables
+	kept := make([]bool, len(seen))
+	shared := make(map[int]int) // by priority, hence policy: table of the other family's rule
 	for _, want := range e.policies {
-		have := -1
-		for j, t := range d.seen[i].Tables {
-			if !kept[j] && t.HasRule && len(t.Routes) > 0 && t.Rule.selects(want.Rule) {
-				have = j
-				break
-			}
-		}
+		have := slices.IndexFunc(seen, func(t PolicyTable) bool {
+			return t.HasRule && len(t.Routes) > 0 && t.Rule.selects(want.Rule)
+		})
 		if have < 0 {
-			want.Rule.Table = d.freeTable(e.NetNS)
-			want.Rule.Priority = rulePriority + want.Rule.Table
+			at := want.Rule.Priority
+			if shared[at] == 0 {
+				shared[at] = d.freeTable(e.NetNS)
+			}
+			want.Rule.Table = shared[at]
 			add = append(add, want)
 			continue
 		}
 		kept[have] = true
-		t := d.seen[i].Tables[have]
-		add = append(add, PolicyTable{Rule: t.Rule, Routes: without(want.Routes, t.Routes, same)})
-		remove = append(remove, PolicyTable{Rule: t.Rule, Routes: without(t.Routes, want.Routes, same)})
+		t := seen[have]
+		want.Rule.Table = t.Rule.Table
+		missing, superfluous := without(want.Routes, t.Routes, same), without(t.Routes, want.Routes, same)
+		if t.Rule.Priority == want.Rule.Priority {
+			add = append(add, PolicyTable{Rule: t.Rule, Routes: missing})
+			remove = append(remove, PolicyTable{Rule: t.Rule, Routes: superfluous})
+			continue
+		}
+		// The rule in the right place may be there too, if whoever made it was killed
+		// before it took the other one away.
+		other := slices.IndexFunc(seen, func(t PolicyTable) bool { return t.HasRule && t.Rule == want.Rule })
+		if other >= 0 {
+			kept[other] = true
+		}
+		add = append(add, PolicyTable{Rule: want.Rule, HasRule: other < 0, Routes: missing})
+		remove = append(remove, PolicyTable{Rule: t.Rule, HasRule: true, Routes: superfluous})
 	}
-	for j, t := range d.seen[i].Tables {
+	for j, t := range seen {
 		if !kept[j] {
 			remove = append(remove, t)
 		}

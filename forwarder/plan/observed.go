@@ -18,10 +18,10 @@ const RouteProtocol = 78
 // Main is the number of the main routing table (RT_TABLE_MAIN).
 const Main = 254
 
-// rulePriority is added to a policy's table number to give its rule's
-// priority: before the rule for the main table (32766), after anything that
-// an operator usually puts first, and in the order of the policies.
-const rulePriority = 10000
+// rulePriority is the priority of the rule of a wire's first policy: before the
+// rule for the main table (32766), after anything that an operator usually puts
+// first. The rules of further policies follow.
+const rulePriority = 10001
 
 // Observed is what the kernel has for a wire.
 type Observed struct {

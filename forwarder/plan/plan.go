@@ -78,7 +78,8 @@ type End struct {
 	Addrs []netip.Prefix
 	// Routes go to the main table and lead to this end.
 	Routes []Route
-	// Policies are routes that apply to some traffic only (protocol §2.15).
+	// Policies are routes that apply to some traffic only (protocol §2.15). Of two
+	// that select the same the first decides.
 	Policies []Policy
 	// Neighbors are permanent. On a veth with payload IP, Diff adds the other
 	// end's addresses by itself.
@@ -94,12 +95,13 @@ type Route struct {
 
 // Policy sends the traffic it selects over its own routes.
 type Policy struct {
-	From    netip.Prefix // zero: each address of the end
+	From    netip.Prefix // zero: whatever the source is, also none yet
 	Proto   string       // decimal number or name (tcp, udp, sctp, icmp, ipv6-icmp); empty: any
 	SrcPort PortRange
 	DstPort PortRange
 	// Routes of the policy's own table; none means a default route with link
-	// scope. Where neighbours are not permanent, give one with Via.
+	// scope, in From's family or each that the end has an address of. Where
+	// neighbours are not permanent, give one with Via.
 	Routes []Route
 }
 

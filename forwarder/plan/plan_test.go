@@ -5,11 +5,13 @@ package plan_test
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +117,39 @@ func TestGolden(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
 		})
+	}
+}
+
+// Every policy has one table, numbered in the order of the policies, whatever
+// families it is for (the PBR example of the reference looks for the numbers).
+func TestPolicyTables(t *testing.T) {
+	w := vxlanWire()
+	port := func(n uint16) plan.PortRange { return plan.PortRange{From: n, To: n} }
+	four := []plan.Route{{Dst: prefix("172.16.4.0/24"), Via: addr("10.0.0.2"), OnLink: true}}
+	w.Ends[0].Addrs = []netip.Prefix{prefix("10.0.0.1/32"), prefix("fd00::1/128")}
+	w.Ends[0].Policies = []plan.Policy{
+		{From: prefix("10.0.0.1/24"), Proto: "6", DstPort: port(6666), Routes: four},
+		{Proto: "6", SrcPort: port(5555)},
+		{Proto: "17", DstPort: port(6666), Routes: four},
+		{From: prefix("0.0.0.0/0"), Proto: "17", DstPort: port(6668)},
+		{Proto: "17", DstPort: port(5555), Routes: []plan.Route{{Dst: prefix("2004::5/120")}}},
+	}
+	var got []string
+	for _, s := range plan.Diff(w, nothing(w)) {
+		if s, ok := s.(plan.AddRule); ok {
+			got = append(got, fmt.Sprintf("%d v6=%v %v", s.Rule.Priority, s.Rule.IPv6, s.Rule))
+		}
+	}
+	want := []string{
+		"10001 v6=false from 10.0.0.0/24 ipproto 6 dport 6666 table 1",
+		"10002 v6=false ipproto 6 sport 5555 table 2",
+		"10002 v6=true ipproto 6 sport 5555 table 2",
+		"10003 v6=false ipproto 17 dport 6666 table 3",
+		"10004 v6=false ipproto 17 dport 6668 table 4",
+		"10005 v6=true ipproto 17 dport 5555 table 5",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("rules\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

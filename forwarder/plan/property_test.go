@@ -15,6 +15,7 @@ import (
 
 	"github.com/openvwire/nsm/forwarder/kernel/memkernel"
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/flow"
 )
 
 // From any state that some wire, damaged or not, may have left behind, the
@@ -93,6 +94,28 @@ func TestRemovalLeavesNothing(t *testing.T) {
 				t.Fatalf("%d links and %d rules left", k.Links(), k.Rules())
 			}
 		}
+	})
+}
+
+// Policies that change places: the rules follow, also when a forwarder was killed
+// at any step of an earlier change.
+func TestPoliciesChangePlaces(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		k := memkernel.New("fwd")
+		w := plan.Wire{ID: "u2", Owner: "fwd", Kind: plan.KindVXLAN, Payload: plan.Ethernet,
+			VXLAN: &plan.VXLAN{VNI: 1, Local: netip.MustParseAddr("172.16.0.1"), Remote: netip.MustParseAddr("172.16.0.2"), Port: 4789},
+			Ends:  []plan.End{{NetNS: "1:1", Name: "nsm-1", Side: plan.Client, Addrs: addrs[:3]}}}
+		for i := range 3 {
+			w.Ends[0].Policies = rapid.Permutation(policies).Draw(t, "policies")
+			steps := plan.Diff(w, observe(t, k, w))
+			if i < 2 {
+				steps = steps[:rapid.IntRange(0, len(steps)).Draw(t, "killed after step")]
+			}
+			if err := k.Execute(steps); err != nil {
+				t.Fatal(err)
+			}
+		}
+		checkReached(t, w, observe(t, k, w))
 	})
 }
 
@@ -190,6 +213,7 @@ func checkReached(t *rapid.T, w plan.Wire, seen plan.Observed) {
 				t.Fatalf("end %d has a rule without routes or routes without rule: %+v", i, table)
 			}
 		}
+		checkOrder(t, e.Policies, o.Tables)
 		if w.Kind == plan.KindVeth && w.Payload == plan.IP {
 			for _, a := range w.Ends[1-i].Addrs {
 				if !slices.ContainsFunc(o.Neighbors, func(n plan.Neighbor) bool { return n.IP == a.Addr() }) {
@@ -197,6 +221,29 @@ func checkReached(t *rapid.T, w plan.Wire, seen plan.Observed) {
 				}
 			}
 		}
+	}
+}
+
+// checkOrder checks that the kernel tries the rules in the order of the policies:
+// of two that select the same packet the first decides.
+func checkOrder(t *rapid.T, policies []plan.Policy, tables []plan.PolicyTable) {
+	tables = slices.Clone(tables)
+	slices.SortFunc(tables, func(a, b plan.PolicyTable) int { return a.Rule.Priority - b.Rule.Priority })
+	last := map[bool]int{false: -1, true: -1} // by family: the policy before
+	for _, table := range tables {
+		r := table.Rule
+		i := slices.IndexFunc(policies, func(p plan.Policy) bool {
+			proto, _ := flow.ParseProto(p.Proto)
+			from := p.From.Masked()
+			if from.Bits() == 0 && from.Addr().Is6() == r.IPv6 {
+				from = netip.Prefix{}
+			}
+			return r.Proto == proto && r.From == from && r.SrcPort == p.SrcPort && r.DstPort == p.DstPort
+		})
+		if i <= last[r.IPv6] {
+			t.Fatalf("the rule %v of policy %d comes behind that of policy %d: %+v", r, i, last[r.IPv6], tables)
+		}
+		last[r.IPv6] = i
 	}
 }
 
@@ -260,6 +307,8 @@ var (
 		{From: netip.MustParsePrefix("10.0.0.0/24"), Routes: routes[:1]},
 		{From: netip.MustParsePrefix("fd00::1/128"), Proto: "58", Routes: routes[2:]},
 		{Routes: routes[1:3]},
+		{From: netip.MustParsePrefix("0.0.0.0/0"), Proto: "udp"},
+		{From: netip.MustParsePrefix("::/0"), Proto: "udp"},
 	}
 	neighbors = []plan.Neighbor{
 		{IP: netip.MustParseAddr("10.0.0.9"), MAC: plan.MAC("x", plan.Client)},

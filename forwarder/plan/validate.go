@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/openvwire/nsm/sdk/flow"
@@ -130,7 +131,7 @@ func (e End) validate() error {
 	if e.MAC != nil && (len(e.MAC) != 6 || e.MAC[0]&1 != 0) {
 		return nserr.BadContext.Errorf("MAC address %v is not a unicast Ethernet address", e.MAC)
 	}
-	if err := checkMTU(e.MTU, e.needsIPv6()); err != nil {
+	if err := checkMTU(e.MTU, e.NeedsIPv6()); err != nil {
 		return err
 	}
 	for _, p := range e.Addrs {
@@ -154,19 +155,11 @@ func (e End) validate() error {
 	return nil
 }
 
-// needsIPv6 reports whether anything on the end is of IPv6.
-func (e End) needsIPv6() bool {
-	for _, p := range e.Addrs {
-		if p.Addr().Is6() {
-			return true
-		}
-	}
-	for _, r := range e.Routes {
-		if r.Dst.Addr().Is6() {
-			return true
-		}
-	}
-	return false
+// NeedsIPv6 reports whether anything on the end is of IPv6.
+func (e End) NeedsIPv6() bool {
+	isIPv6 := func(r Route) bool { return r.Dst.Addr().Is6() }
+	return e.hasAddr(true) || slices.ContainsFunc(e.Routes, isIPv6) ||
+		slices.ContainsFunc(e.Policies, func(p Policy) bool { return p.From.Addr().Is6() || slices.ContainsFunc(p.Routes, isIPv6) })
 }
 
 func checkRoutes(routes []Route) error {

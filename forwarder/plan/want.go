@@ -13,7 +13,7 @@ import (
 // duplicates dropped, prefixes masked, policies as rules and tables.
 type wanted struct {
 	End
-	policies []PolicyTable // Table and Priority still 0
+	policies []PolicyTable // Table still 0
 	ipv6     bool
 }
 
@@ -30,7 +30,7 @@ func (w Wire) wanted(i int) wanted {
 		}
 	}
 	e.Neighbors = unique(e.Neighbors, func(n Neighbor) netip.Addr { return n.IP })
-	return wanted{End: e, policies: e.policyTables(), ipv6: e.needsIPv6()}
+	return wanted{End: e, policies: e.policyTables(), ipv6: e.NeedsIPv6()}
 }
 
 func normalRoutes(routes []Route) []Route {
@@ -47,40 +47,49 @@ func normalRoutes(routes []Route) []Route {
 	return unique(out, func(r Route) key { return key{r.Dst, r.Via} })
 }
 
-// policyTables turns policies into rules. A policy without source applies to
-// each address of the end, hence becomes one rule for each.
+// policyTables turns policies into rules with tables, a rule for each family
+// that the policy has routes of. The priorities are in the order of the policies,
+// so that of two that select the same packet the first decides.
+//
+// A policy without source becomes a rule without one: a socket that is not bound
+// has no address yet when its route is looked up. A prefix that contains every
+// address is no source either; the kernel does not keep it.
 func (e End) policyTables() []PolicyTable {
 	var tables []PolicyTable
-	for _, p := range e.Policies {
+	for i, p := range e.Policies {
 		proto, _ := flow.ParseProto(p.Proto) // Validate has seen to it
-		sources := []netip.Prefix{p.From.Masked()}
-		if !p.From.IsValid() {
-			sources = sources[:0]
-			for _, a := range e.Addrs {
-				sources = append(sources, netip.PrefixFrom(a.Addr(), a.Addr().BitLen()))
+		all := normalRoutes(p.Routes)
+		for _, v6 := range []bool{false, true} {
+			if p.From.IsValid() && p.From.Addr().Is6() != v6 {
+				continue
 			}
-		}
-		for _, from := range sources {
-			v6 := from.Addr().Is6()
-			routes := slices.DeleteFunc(normalRoutes(p.Routes), func(r Route) bool { return r.Dst.Addr().Is6() != v6 })
-			if len(p.Routes) == 0 {
+			routes := slices.DeleteFunc(slices.Clone(all), func(r Route) bool { return r.Dst.Addr().Is6() != v6 })
+			if len(all) == 0 && (p.From.IsValid() || e.hasAddr(v6)) {
 				routes = []Route{{Dst: defaultDst(v6)}}
 			}
 			if len(routes) == 0 {
-				continue // routes of the other family only
+				continue
 			}
-			rule := Rule{IPv6: v6, From: from, Proto: proto, SrcPort: p.SrcPort, DstPort: p.DstPort}
+			rule := Rule{IPv6: v6, Proto: proto, SrcPort: p.SrcPort, DstPort: p.DstPort, Priority: rulePriority + i}
+			if p.From.Bits() > 0 {
+				rule.From = p.From.Masked()
+			}
 			tables = append(tables, PolicyTable{Rule: rule, HasRule: true, Routes: routes})
 		}
 	}
-	type key struct {
+	type selector struct {
+		ipv6         bool
 		from         netip.Prefix
 		proto        uint8
 		sport, dport PortRange
 	}
-	return unique(tables, func(t PolicyTable) key {
-		return key{t.Rule.From, t.Rule.Proto, t.Rule.SrcPort, t.Rule.DstPort}
+	return unique(tables, func(t PolicyTable) selector {
+		return selector{t.Rule.IPv6, t.Rule.From, t.Rule.Proto, t.Rule.SrcPort, t.Rule.DstPort}
 	})
+}
+
+func (e End) hasAddr(v6 bool) bool {
+	return slices.ContainsFunc(e.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() == v6 })
 }
 
 func defaultDst(v6 bool) netip.Prefix {

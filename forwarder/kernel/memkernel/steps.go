@@ -145,8 +145,12 @@ func (k *Kernel) deleteLink(at plan.Link) error {
 	return nil
 }
 
+// addRule drops a source that contains every address, as the kernel does.
 func (k *Kernel) addRule(s plan.AddRule) error {
 	ns := k.namespace(s.NetNS)
+	if s.Rule.From.Bits() == 0 {
+		s.Rule.From = netip.Prefix{}
+	}
 	return insert(&ns.rules, s.Rule)
 }
 
