@@ -85,26 +85,16 @@ func payloadOf(c *networkservice.Connection) string {
 func clientEnd(l *leg, c *networkservice.ConnectionContext, mtu int) (plan.End, error) {
 	ip := c.GetIpContext()
 	end := plan.End{NetNS: l.space, Name: l.name, Side: plan.Client, MTU: mtu}
-	if err := addresses(&end, ip.GetSrcIpAddrs(), ip.GetDstIpAddrs(), ip.GetSrcRoutes()); err != nil {
-		return plan.End{}, err
-	}
-	peers, err := hop.ParsePrefixes(ip.GetDstIpAddrs())
+	peers, err := addresses(&end, ip, ip.GetSrcIpAddrs(), ip.GetDstIpAddrs(), ip.GetSrcRoutes())
 	if err != nil {
 		return plan.End{}, err
 	}
 	for _, p := range ip.GetPolicies() {
-		policy, err := policyOf(p, peers)
+		policy, err := policyOf(p, end.Addrs, peers)
 		if err != nil {
 			return plan.End{}, err
 		}
 		end.Policies = append(end.Policies, policy)
-	}
-	for _, n := range ip.GetIpNeighbors() {
-		neighbor, err := neighborOf(n)
-		if err != nil {
-			return plan.End{}, err
-		}
-		end.Neighbors = append(end.Neighbors, neighbor)
 	}
 	return end, nil
 }
@@ -113,19 +103,32 @@ func clientEnd(l *leg, c *networkservice.ConnectionContext, mtu int) (plan.End, 
 func endpointEnd(l *leg, c *networkservice.ConnectionContext, mtu int) (plan.End, error) {
 	ip := c.GetIpContext()
 	end := plan.End{NetNS: l.space, Name: l.name, Side: plan.Endpoint, MTU: mtu}
-	return end, addresses(&end, ip.GetDstIpAddrs(), ip.GetSrcIpAddrs(), ip.GetDstRoutes())
+	_, err := addresses(&end, ip, ip.GetDstIpAddrs(), ip.GetSrcIpAddrs(), ip.GetDstRoutes())
+	return end, err
 }
 
-func addresses(end *plan.End, own, peers []string, rs []*networkservice.Route) (err error) {
+// addresses sets what both ends have, each from its half: addresses, routes and
+// the neighbours of the context. It returns the addresses of the other end.
+func addresses(end *plan.End, ip *networkservice.IPContext, own, peers []string, rs []*networkservice.Route) (opposite []netip.Prefix, err error) {
 	if end.Addrs, err = hop.ParsePrefixes(own); err != nil {
-		return err
+		return nil, err
 	}
-	opposite, err := hop.ParsePrefixes(peers)
-	if err != nil {
-		return err
+	if opposite, err = hop.ParsePrefixes(peers); err != nil {
+		return nil, err
 	}
-	end.Routes, err = routes(rs, opposite)
-	return err
+	if end.Routes, err = routes(rs, opposite); err != nil {
+		return nil, err
+	}
+	for _, n := range ip.GetIpNeighbors() {
+		neighbor, err := neighborOf(n)
+		if err != nil {
+			return nil, err
+		}
+		if !isOf(neighbor.IP, end.Addrs) { // else it is the end itself
+			end.Neighbors = append(end.Neighbors, neighbor)
+		}
+	}
+	return opposite, nil
 }
 
 // routes translates routes as §2.15 has it: a host route to the other end has
@@ -177,7 +180,7 @@ func firstOf(v4 bool, ps []netip.Prefix) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-func policyOf(p *networkservice.PolicyRoute, peers []netip.Prefix) (out plan.Policy, err error) {
+func policyOf(p *networkservice.PolicyRoute, own, peers []netip.Prefix) (out plan.Policy, err error) {
 	if p.GetFrom() != "" {
 		if out.From, err = hop.ParsePrefix(p.GetFrom()); err != nil {
 			return plan.Policy{}, err
@@ -193,14 +196,22 @@ func policyOf(p *networkservice.PolicyRoute, peers []netip.Prefix) (out plan.Pol
 	if out.Routes, err = routes(p.GetRoutes(), peers); err != nil || len(out.Routes) > 0 {
 		return out, err
 	}
-	// Without routes the policy is a default route to the other end.
-	v4 := !out.From.IsValid() || out.From.Addr().Is4()
-	if via, ok := firstOf(v4, peers); ok {
-		any := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		if !v4 {
-			any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	// Without routes the policy is a default route to the other end, in the family
+	// of its source or in each that both ends have addresses of.
+	for _, everywhere := range []netip.Prefix{
+		netip.PrefixFrom(netip.IPv4Unspecified(), 0),
+		netip.PrefixFrom(netip.IPv6Unspecified(), 0),
+	} {
+		v4 := everywhere.Addr().Is4()
+		via, ok := firstOf(v4, peers)
+		if out.From.IsValid() {
+			ok = ok && out.From.Addr().Is4() == v4
+		} else if _, has := firstOf(v4, own); !has {
+			ok = false
 		}
-		out.Routes = []plan.Route{{Dst: any, Via: via, OnLink: true}}
+		if ok {
+			out.Routes = append(out.Routes, plan.Route{Dst: everywhere, Via: via, OnLink: true})
+		}
 	}
 	return out, nil
 }

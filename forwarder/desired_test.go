@@ -3,7 +3,9 @@
 package forwarder
 
 import (
+	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -65,7 +67,10 @@ func TestDesired(t *testing.T) {
 		},
 		Policies: []plan.Policy{{
 			Proto: "tcp", DstPort: plan.PortRange{From: 80, To: 90},
-			Routes: []plan.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: addr("10.0.0.0"), OnLink: true}},
+			Routes: []plan.Route{
+				{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: addr("10.0.0.0"), OnLink: true},
+				{Dst: netip.MustParsePrefix("::/0"), Via: addr("fd00::"), OnLink: true},
+			},
 		}},
 	}
 	endpoint := plan.End{
@@ -100,6 +105,56 @@ func TestDesired(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A policy without source and routes sends both families to the other end.
+func TestPolicyOfTwoFamilies(t *testing.T) {
+	four := plan.Route{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.0.0.0"), OnLink: true}
+	six := plan.Route{Dst: netip.MustParsePrefix("::/0"), Via: netip.MustParseAddr("fd00::"), OnLink: true}
+	for name, tt := range map[string]struct {
+		src, dst []string
+		from     string
+		want     []plan.Route
+	}{
+		"both":               {src: []string{"10.0.0.1", "fd00::1"}, dst: []string{"10.0.0.0", "fd00::"}, want: []plan.Route{four, six}},
+		"the client has one": {src: []string{"10.0.0.1"}, dst: []string{"10.0.0.0", "fd00::"}, want: []plan.Route{four}},
+		"the other has one":  {src: []string{"10.0.0.1", "fd00::1"}, dst: []string{"fd00::"}, want: []plan.Route{six}},
+		"a source":           {src: []string{"10.0.0.1", "fd00::1"}, dst: []string{"10.0.0.0", "fd00::"}, from: "fd00::/64", want: []plan.Route{six}},
+		"everything":         {src: []string{"10.0.0.1", "fd00::1"}, dst: []string{"10.0.0.0", "fd00::"}, from: "0.0.0.0/0", want: []plan.Route{four}},
+	} {
+		ip := &networkservice.IPContext{SrcIpAddrs: tt.src, DstIpAddrs: tt.dst, Policies: []*networkservice.PolicyRoute{{From: tt.from}}}
+		w, err := desired("f", "u", localLeg("4:1", "c"), localLeg("4:2", "e"), connectionOf("IP", ip, 0))
+		if err != nil || !slices.Equal(w.Ends[0].Policies[0].Routes, tt.want) {
+			t.Errorf("%s: %+v, %v; want the routes %v", name, w, err, tt.want)
+		}
+	}
+}
+
+// Both ends learn the neighbours of the context, each those that it is not itself.
+func TestNeighbors(t *testing.T) {
+	neighbor := func(ip string, last byte) plan.Neighbor {
+		return plan.Neighbor{IP: netip.MustParseAddr(ip), MAC: net.HardwareAddr{2, 0, 0, 0, 0, last}}
+	}
+	ip := &networkservice.IPContext{
+		SrcIpAddrs: []string{"10.0.0.1/24"}, DstIpAddrs: []string{"10.0.0.2/24"},
+		IpNeighbors: []*networkservice.IpNeighbor{
+			{Ip: "10.0.0.1", HardwareAddress: "02:00:00:00:00:01"},
+			{Ip: "10.0.0.2", HardwareAddress: "02:00:00:00:00:02"},
+			{Ip: "10.0.0.3", HardwareAddress: "02:00:00:00:00:03"},
+		},
+	}
+	w, err := desired("f", "u", localLeg("4:1", "c"), localLeg("4:2", "e"), connectionOf("ETHERNET", ip, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range [][]plan.Neighbor{
+		{neighbor("10.0.0.2", 2), neighbor("10.0.0.3", 3)},
+		{neighbor("10.0.0.1", 1), neighbor("10.0.0.3", 3)},
+	} {
+		if diff := cmp.Diff(want, w.Ends[i].Neighbors, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("end %d: %s", i, diff)
+		}
 	}
 }
 

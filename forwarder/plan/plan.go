@@ -82,7 +82,7 @@ type End struct {
 	// that select the same the first decides.
 	Policies []Policy
 	// Neighbors are permanent. On a veth with payload IP, Diff adds the other
-	// end's addresses by itself.
+	// end's addresses by itself. WireGuard has no use for any.
 	Neighbors []Neighbor
 }
 

@@ -153,6 +153,32 @@ func TestPolicyTables(t *testing.T) {
 	}
 }
 
+// What the context says of neighbours yields to what is known of the devices that
+// were made, and means nothing where there are no hardware addresses.
+func TestNeighbors(t *testing.T) {
+	given := []plan.Neighbor{{IP: addr("10.0.0.2"), MAC: plan.MAC("an earlier forwarder", plan.Endpoint)}, {IP: addr("10.0.0.7"), MAC: plan.MAC("x", plan.Endpoint)}}
+	veth, vxlan, wg := vethWire(), vxlanWire(), wireGuardWire()
+	for _, tt := range []struct {
+		wire plan.Wire
+		want string
+	}{
+		{veth, "[10.0.0.2 " + plan.MAC(veth.ID, plan.Endpoint).String() + " fd00::2 " + plan.MAC(veth.ID, plan.Endpoint).String() + " 10.0.0.7 " + given[1].MAC.String() + "]"},
+		{vxlan, "[10.0.0.2 " + given[0].MAC.String() + " 10.0.0.7 " + given[1].MAC.String() + "]"},
+		{wg, "[]"},
+	} {
+		tt.wire.Ends[0].Neighbors = given
+		var got []string
+		for _, s := range plan.Diff(tt.wire, nothing(tt.wire)) {
+			if s, ok := s.(plan.AddNeighbor); ok && s.NetNS == tt.wire.Ends[0].NetNS {
+				got = append(got, s.Neighbor.IP.String()+" "+s.Neighbor.MAC.String())
+			}
+		}
+		if fmt.Sprint(got) != tt.want {
+			t.Errorf("%s: %v, want %s", tt.wire.Kind, got, tt.want)
+		}
+	}
+}
+
 func TestKeysAreNotPrinted(t *testing.T) {
 	w := wireGuardWire()
 	w.WireGuard.PrivateKey = [32]byte([]byte("super-secret-super-secret-super!"))

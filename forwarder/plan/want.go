@@ -22,12 +22,17 @@ func (w Wire) wanted(i int) wanted {
 	e.MAC = e.mac(w.ID)
 	e.Addrs = unique(e.Addrs, netip.Prefix.Addr)
 	e.Routes = normalRoutes(e.Routes)
-	if w.Kind == KindVeth && w.Payload == IP {
-		other := w.Ends[1-i]
-		e.Neighbors = slices.Clone(e.Neighbors)
-		for _, a := range other.Addrs {
-			e.Neighbors = append(e.Neighbors, Neighbor{IP: a.Addr(), MAC: other.mac(w.ID)})
+	switch {
+	case w.Kind == KindWireGuard:
+		e.Neighbors = nil // it knows no hardware addresses
+	case w.Kind == KindVeth && w.Payload == IP:
+		// What is known of the other end comes first: the desired neighbours may be
+		// from a time when another forwarder had made it.
+		var known []Neighbor
+		for _, a := range w.Ends[1-i].Addrs {
+			known = append(known, Neighbor{IP: a.Addr(), MAC: w.Ends[1-i].mac(w.ID)})
 		}
+		e.Neighbors = append(known, e.Neighbors...)
 	}
 	e.Neighbors = unique(e.Neighbors, func(n Neighbor) netip.Addr { return n.IP })
 	return wanted{End: e, policies: e.policyTables(), ipv6: e.NeedsIPv6()}
