@@ -63,9 +63,12 @@ const (
 	// when it is registered: two clocks that differ must not make a busy loop.
 	shortestLife = 2 * time.Second
 	// confirmAfter is when a registration that followed a loss is made once more. A
-	// registry that has forgotten all has forgotten the services too, and what is
-	// between may hear of one before the other.
-	confirmAfter = time.Second
+	// registry that has forgotten all has forgotten the services too, and a manager
+	// in between may hear of one 2 s before the other, which is how long its watches
+	// pause at most.
+	confirmAfter = 2500 * time.Millisecond
+	// seenAfter is when an entry that one follows must have been seen.
+	seenAfter = time.Second
 )
 
 var retry = backoff.Policy{Min: 50 * time.Millisecond, Max: 3 * time.Second}
@@ -170,7 +173,7 @@ func (r *Registration) lostWithin(ctx context.Context, d time.Duration) bool {
 	defer forget()
 	// A registry that came back empty before this watch was opened has nothing to
 	// tell, ever.
-	unseen := time.AfterFunc(confirmAfter, forget)
+	unseen := time.AfterFunc(seenAfter, forget)
 	defer unseen.Stop()
 	stream, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Find(watching, &registry.NetworkServiceEndpointQuery{
 		NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{Name: r.registered.GetName()},

@@ -188,7 +188,7 @@ func TestRenewal(t *testing.T) {
 }
 
 // An entry that is gone is registered again within a tenth of a second, and once
-// more a second later; then the usual pace is taken up again.
+// more when everybody has heard of the loss; then the usual pace is taken up again.
 func TestLostEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, l := newFake(t, time.Minute)
@@ -206,10 +206,10 @@ func TestLostEntry(t *testing.T) {
 		if n := f.since(lost); n != 1 || f.services["db"] == nil {
 			t.Errorf("%d registrations a tenth of a second later, services %v", n, f.services)
 		}
-		time.Sleep(1100 * time.Millisecond)
+		time.Sleep(confirmAfter)
 		synctest.Wait()
 		if n := f.since(lost); n != 2 {
-			t.Errorf("%d registrations a second later", n)
+			t.Errorf("%d registrations %v later", n, confirmAfter)
 		}
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
