@@ -46,7 +46,7 @@ build() {
 
 lint() {
 	status=0
-	unformatted=$(gofmt -l $(git ls-files -co --exclude-standard '*.go')) || status=1
+	unformatted=$("$(go env GOROOT)/bin/gofmt" -l $(git ls-files -co --exclude-standard '*.go')) || status=1
 	[ -z "$unformatted" ] || { echo "gofmt would change:" $unformatted; status=1; }
 	for module in . test/interop; do
 		(cd $module && go vet ./... && "$tools/staticcheck" ./...) || status=1
