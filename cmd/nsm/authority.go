@@ -48,7 +48,7 @@ func newAuthority(a *app) *cobra.Command {
 		Long: "Give the processes of this node their identities, over the SPIFFE Workload API.\n" +
 			"The first node of a domain runs the authority itself; with --join a node runs an\n" +
 			"agent of it. Where SPIRE is in charge, set SPIFFE_ENDPOINT_SOCKET and do without.",
-		Example: "  nsm authority --node a\n  nsm authority --node b --join nsmjoin…   # with what 'nsm token create' printed on a",
+		Example: "  nsm authority --node a\n  nsm authority --node b --join nsm1…   # with what 'nsm token create' printed on a",
 	}, &cfg, func(ctx context.Context, d *daemon) error {
 		i, err := openIssuer(ctx, cfg.authoritySettings, cfg.Socket, cfg.StateDir, d.log)
 		if err != nil {

@@ -50,7 +50,7 @@ func (d *demo) twoNodes(ctx context.Context) error {
 	a, b := d.lab.Node("a"), d.lab.Node("b")
 	d.command("a", "nsm authority --node a")
 	d.command("a", "nsm token create --node b")
-	d.command("b", "nsm authority --node b --join nsmjoin…")
+	d.command("b", "nsm authority --node b --join nsm1…")
 	d.command("a", "nsm registry")
 	for _, n := range []*lab.Node{a, b} {
 		d.command(n.Name, fmt.Sprintf("nsm manager --registry-url tcp://%s:5002", a.Addr))

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -16,7 +17,7 @@ type tokenConfig struct {
 	Socket string        `flag:"socket" env:"NSM_IDENTITY_SOCKET" default:"unix:///var/lib/networkservicemesh/identity.sock" help:"socket of the domain's authority, on the node that runs it"`
 	Node   string        `flag:"node" help:"only a node of this name may use the token; default any new one"`
 	TTL    time.Duration `flag:"ttl" default:"15m" help:"how long the token can be used"`
-	Output string        `flag:"output" short:"o" default:"text" choices:"text,json" help:"text or json"`
+	Output string        `flag:"output" short:"o" default:"text" choices:"text,json,yaml" help:"form of the output"`
 }
 
 func newToken(a *app) *cobra.Command {
@@ -35,14 +36,21 @@ func newToken(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if cfg.Output == "json" {
-			fmt.Fprintf(a.out, "{\"token\": %q, \"expires\": %q}\n", text, expires.UTC().Format(time.RFC3339))
-			return nil
+		if cfg.Output != "text" {
+			data, err := json.Marshal(struct {
+				Token   string    `json:"token"`
+				Expires time.Time `json:"expires"`
+			}{text, expires.UTC().Truncate(time.Second)})
+			if err != nil {
+				return err
+			}
+			return printJSON(a.out, cfg.Output, data)
 		}
 		fmt.Fprintln(a.out, text)
 		fmt.Fprintf(a.err, "good for one use until %s\n", expires.Local().Format(time.TimeOnly))
 		return nil
 	})
+	complete(create, "output", "text", "json", "yaml")
 	token.AddCommand(create)
 	return token
 }

@@ -47,7 +47,7 @@ func newUp(a *app) *cobra.Command {
 			"or with --join the agent of an existing one, and the node's manager and forwarder.",
 		Example: "  nsm up                                       # the first machine\n" +
 			"  nsm token create                             # there, for each further one\n" +
-			"  nsm up --join nsmjoin…                       # on the second",
+			"  nsm up --join nsm1…                          # on the second",
 	}, &cfg, func(ctx context.Context, d *daemon) error { return up(ctx, d, cfg) })
 }
 

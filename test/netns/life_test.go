@@ -161,6 +161,11 @@ func TestUpAndJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	token = strings.TrimSpace(token)
+	for form, want := range map[string]string{"json": "{\n  \"token\": \"nsm1", "yaml": "token: nsm1"} {
+		if out, err := a.Nsm(t.Context(), "token", "create", "-o", form); err != nil || !strings.HasPrefix(out, want) {
+			t.Errorf("as %s: %v, %s", form, err, out)
+		}
+	}
 	if _, err := b.Start(t.Context(), "up", "--join", token); err != nil {
 		t.Fatal(err)
 	}
