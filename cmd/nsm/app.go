@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -35,6 +36,10 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	level    slog.LevelVar // of the logger; daemons change it on a signal
+
+	// terminalTells is set while a command runs that gets the terminal's Ctrl-C
+	// itself; it is not for us then.
+	terminalTells atomic.Bool
 
 	// connect opens the admin API of a manager. Tests put a server of their
 	// own behind it.

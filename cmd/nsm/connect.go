@@ -42,7 +42,8 @@ func newConnect(a *app) *cobra.Command {
 			"wires stay, and are kept fresh, until the command ends or is interrupted.\n\n" +
 			"A service URL is kernel://SERVICE[@DOMAIN][/INTERFACE][?label=value&...]. The\n" +
 			"workload is this process's namespace, that of --pid or --netns, or with\n" +
-			"-- COMMAND a new one in which the command starts when its wires are up.",
+			"-- COMMAND a new one in which the command starts when its wires are up; nsm then\n" +
+			"ends with the exit code of the command, and leaves Ctrl-C to it.",
 		Example: "  nsm connect 'kernel://database/nsm-1?app=web' -- psql -h 10.60.0.0\n" +
 			"  nsm connect kernel://database --pid 4711",
 		GroupID: groupWorkload,

@@ -55,7 +55,7 @@ func (d *daemon) ready(part, url, id string) {
 //
 // The frame loads the settings, sets up logging (SIGUSR1 logs everything,
 // SIGUSR2 goes back, as with the reference), serves profiles if asked to, and
-// turns the end into an exit code: SIGINT and SIGTERM end ctx, and to end
+// turns the end into an exit code: SIGINT, SIGTERM and SIGHUP end ctx, and to end
 // because of that is success.
 func (a *app) daemon(c *cobra.Command, cfg interface{ common() daemonConfig }, run func(ctx context.Context, d *daemon) error) *cobra.Command {
 	c.GroupID = groupDaemon

@@ -24,8 +24,9 @@ func newNarrator(out io.Writer) *narrator {
 	return &narrator{out: out, colours: os.Getenv("NO_COLOR") == "" && isTerminal(out)}
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+// isTerminal reports whether a reader or writer is one.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
 	if !ok {
 		return false
 	}

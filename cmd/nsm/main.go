@@ -12,17 +12,13 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
-	"syscall"
 )
 
 func main() { os.Exit(run()) }
 
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for us
-
 	a := newApp()
+	ctx, stop := a.untilTold(context.Background())
+	defer stop()
 	return a.exit(a.root().ExecuteContext(ctx))
 }

@@ -60,26 +60,35 @@ type commandStatus int
 func (e commandStatus) Error() string { return "the command failed" }
 
 // run runs a command in the workload's namespace until it ends. When ctx ends
-// the command is told to.
+// the command is told to, which succeeds unless it then exits with a code of its
+// own or has to be killed.
 func (w *workload) run(ctx context.Context, a *app, command []string) error {
 	c := exec.CommandContext(ctx, command[0], command[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.WaitDelay = stopGrace
+	a.terminalTells.Store(isTerminal(a.in))
+	defer a.terminalTells.Store(false)
 	if err := w.start(c); err != nil {
 		return nserr.BadFlag.Errorf("cannot run %q: %w", command[0], err)
 	}
 	err := c.Wait()
-	var exit *exec.ExitError
-	switch {
-	case ctx.Err() != nil:
-		return nil // told to
-	case errors.As(err, &exit) && exit.ExitCode() >= 0:
-		return commandStatus(exit.ExitCode())
-	case errors.As(err, &exit):
-		return commandStatus(128 + int(exit.Sys().(syscall.WaitStatus).Signal()))
+	told := ctx.Err() != nil
+	exit := (*exec.ExitError)(nil)
+	if !errors.As(err, &exit) {
+		if told {
+			return nil
+		}
+		return err
 	}
-	return err
+	if code := exit.ExitCode(); code >= 0 {
+		return commandStatus(code)
+	}
+	by := exit.Sys().(syscall.WaitStatus).Signal()
+	if told && by != syscall.SIGKILL {
+		return nil
+	}
+	return commandStatus(128 + int(by))
 }
 
 // start starts c in the workload's namespace: a child is born in the namespace of
