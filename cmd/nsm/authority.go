@@ -4,8 +4,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,13 +17,14 @@ import (
 	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/identity/agent"
 	"github.com/openvwire/nsm/sdk/identity/authority"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // authoritySettings are those of a node's source of identities wherever it runs.
 type authoritySettings struct {
 	Node        string        `flag:"node" env:"NODE_NAME" help:"name of this node, unique in the domain; default the host's name"`
-	TrustDomain string        `flag:"trust-domain" env:"NSM_TRUST_DOMAIN" default:"nsm.local" help:"name of the domain; not used with --join, which tells it"`
-	Join        string        `flag:"join" env:"NSM_JOIN" help:"token of 'nsm token create': join that domain instead of having one of one's own"`
+	TrustDomain string        `flag:"trust-domain" env:"NSM_TRUST_DOMAIN" default:"nsm.local" help:"name of the domain; not used on a node that joins one"`
+	Join        string        `flag:"join" env:"NSM_JOIN" help:"token of 'nsm token create': join that domain instead of having one of one's own; needed once"`
 	ListenOn    string        `flag:"authority-listen-on" env:"NSM_AUTHORITY_LISTEN_ON" default:"tcp://:5007" help:"where other nodes join"`
 	Advertise   []string      `flag:"authority-advertise" env:"NSM_AUTHORITY_ADVERTISE" help:"host:port under which other nodes reach that; default the addresses of this machine"`
 	Entries     string        `flag:"identities" env:"NSM_IDENTITIES" help:"YAML file that gives workloads identities of their own"`
@@ -36,6 +41,7 @@ type issuer interface {
 type authorityConfig struct {
 	daemonConfig
 	authoritySettings
+	Registry string `flag:"registry-url" env:"NSM_REGISTRY_URL" help:"the domain's registry, as nodes that join are told; default port 5002 of this machine"`
 	Socket   string `flag:"socket" env:"NSM_IDENTITY_SOCKET" default:"unix:///var/lib/networkservicemesh/identity.sock" help:"URL on which local processes get identities (SPIFFE Workload API)"`
 	StateDir string `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm/authority" help:"directory for keys and join tokens"`
 }
@@ -47,22 +53,27 @@ func newAuthority(a *app) *cobra.Command {
 		Short: "Give the processes of this node their identities",
 		Long: "Give the processes of this node their identities, over the SPIFFE Workload API.\n" +
 			"The first node of a domain runs the authority itself; with --join a node runs an\n" +
-			"agent of it. Where SPIRE is in charge, set SPIFFE_ENDPOINT_SOCKET and do without.",
+			"agent of it, and goes on doing so when it is started again without the token.\n" +
+			"Where SPIRE is in charge, set SPIFFE_ENDPOINT_SOCKET and do without.",
 		Example: "  nsm authority --node a\n  nsm authority --node b --join nsm1…   # with what 'nsm token create' printed on a",
 	}, &cfg, func(ctx context.Context, d *daemon) error {
-		i, err := openIssuer(ctx, cfg.authoritySettings, cfg.Socket, cfg.StateDir, d.log)
+		joined, err := cfg.joined(cfg.StateDir)
+		if err != nil {
+			return err
+		}
+		i, err := openIssuer(ctx, cfg.authoritySettings, joined, cfg.Socket, cfg.StateDir, cfg.Registry, d.log)
 		if err != nil {
 			return err
 		}
 		defer i.Close()
-		d.ready("authority", cfg.Socket, cfg.describe())
+		d.ready("authority", cfg.Socket, cfg.describe(joined))
 		<-ctx.Done()
 		return nil
 	})
 }
 
-func (c authoritySettings) describe() string {
-	if c.Join != "" {
+func (c authoritySettings) describe(joined bool) string {
+	if joined {
 		return "agent of node " + c.node()
 	}
 	return "authority of " + c.TrustDomain
@@ -75,13 +86,49 @@ func (c authoritySettings) node() string {
 	return c.Node
 }
 
-// openIssuer starts the authority, or with a join token the agent, of this node.
-func openIssuer(ctx context.Context, c authoritySettings, socket, stateDir string, log *slog.Logger) (issuer, error) {
-	if c.Join != "" {
+// joined reports whether this node belongs to a domain whose authority is on
+// another one: it is told to join, or has joined before. It refuses what cannot
+// be both, before anything is written.
+func (c authoritySettings) joined(stateDir string) (bool, error) {
+	keys, membership := filepath.Join(stateDir, authority.CAFile), filepath.Join(stateDir, agent.StateFile)
+	isAuthority, err := exists(keys)
+	if err != nil {
+		return false, err
+	}
+	isMember, err := exists(membership)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case isAuthority && isMember:
+		return false, nserr.StateDir.Errorf("this node cannot be the authority of a domain of its own (%s) and a member of another one (%s)", keys, membership).
+			WithFix("to stay in the domain that it has joined, move %s away; to be the authority again, move %s away", keys, membership)
+	case isAuthority && c.Join != "":
+		return false, nserr.StateDir.Errorf("this node is the authority of a domain of its own (%s) and cannot join another one", keys).
+			WithFix("start it without --join; or, if nobody needs that domain any more, move %s away", keys)
+	}
+	return isMember || c.Join != "", nil
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, nserr.StateDir.Errorf("%w", err)
+	}
+	return true, nil
+}
+
+// openIssuer starts the authority of this node, or the agent of one that it has
+// joined. Nodes that join are told where the registry is.
+func openIssuer(ctx context.Context, c authoritySettings, joined bool, socket, stateDir, registry string, log *slog.Logger) (issuer, error) {
+	if joined {
 		return agent.New(ctx, agent.Config{Node: c.node(), StateDir: stateDir, Token: c.Join, Socket: socket, Logger: log})
 	}
 	return authority.New(ctx, authority.Config{
-		TrustDomain: c.TrustDomain, Node: c.node(), StateDir: stateDir, Socket: socket,
+		TrustDomain: c.TrustDomain, Node: c.node(), StateDir: stateDir, Socket: socket, Registry: registry,
 		ListenOn: c.ListenOn, Advertise: c.Advertise, Entries: c.Entries, TTL: c.TTL, Logger: log,
 	})
 }

@@ -83,7 +83,7 @@ func newForwarder(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		ls, err := listen(ctx, []string{cfg.ListenOn})
+		ls, err := p.listen(ctx, []string{cfg.ListenOn})
 		if err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func newManager(a *app) *cobra.Command {
 		}
 		p := newPart(source, cfg.MaxTokenLifetime, d.log)
 		defer p.close()
-		ls, err := listen(ctx, cfg.ListenOn)
+		ls, err := p.listen(ctx, cfg.ListenOn)
 		if err != nil {
 			return err
 		}

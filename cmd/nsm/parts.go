@@ -132,14 +132,26 @@ func listen(ctx context.Context, urls []string) (ls []net.Listener, err error) {
 	for _, url := range urls {
 		l, err := rpc.Listen(ctx, url)
 		if err != nil {
-			for _, l := range ls {
-				_ = l.Close()
-			}
+			closeListeners(ls)
 			return nil, err
 		}
 		ls = append(ls, l)
 	}
 	return ls, nil
+}
+
+// closeListeners closes those that are not closed yet; the sockets go with them.
+func closeListeners(ls []net.Listener) {
+	for _, l := range ls {
+		_ = l.Close()
+	}
+}
+
+// listen opens all URLs or none, until the part is closed.
+func (p *part) listen(ctx context.Context, urls []string) ([]net.Listener, error) {
+	ls, err := listen(ctx, urls)
+	p.later(func() { closeListeners(ls) })
+	return ls, err
 }
 
 // serve serves register's services on the listeners until the part is closed.

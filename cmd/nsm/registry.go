@@ -46,7 +46,7 @@ func newRegistry(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		ls, err := listen(ctx, cfg.ListenOn)
+		ls, err := p.listen(ctx, cfg.ListenOn)
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/openvwire/nsm/sdk/client"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/identity"
-	"github.com/openvwire/nsm/sdk/identity/jointoken"
+	"github.com/openvwire/nsm/sdk/identity/agent"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -33,7 +33,7 @@ type upConfig struct {
 	StateDir         string        `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm" help:"directory for keys and for what the registry must not lose"`
 	ManagerListenOn  string        `flag:"manager-listen-on" env:"NSM_MANAGER_LISTEN_ON" default:"tcp://:5001" help:"where managers of other nodes reach this one"`
 	Advertise        string        `flag:"advertise" env:"NSM_ADVERTISE" help:"URL under which they do; default an address of this machine"`
-	RegistryURL      string        `flag:"registry-url" env:"NSM_REGISTRY_URL" help:"the domain's registry; default with --join: port 5002 of the authority's machine, else one that runs in here"`
+	RegistryURL      string        `flag:"registry-url" env:"NSM_REGISTRY_URL" help:"the domain's registry; default one that runs in here, or on a node that has joined what the authority says"`
 	RegistryListenOn string        `flag:"registry-listen-on" env:"NSM_REGISTRY_LISTEN_ON" default:"tcp://:5002" help:"where the registry that runs in here serves other nodes"`
 	MaxTokenLifetime time.Duration `flag:"max-token-lifetime" env:"NSM_MAX_TOKEN_LIFETIME" default:"10m" help:"how long a token is valid, hence how long a wire lives without a refresh"`
 }
@@ -44,7 +44,8 @@ func newUp(a *app) *cobra.Command {
 		Use:   "up",
 		Short: "Run a whole node: authority, registry, manager and forwarder in one process",
 		Long: "Run a whole node in one process: the authority and the registry of a new domain,\n" +
-			"or with --join the agent of an existing one, and the node's manager and forwarder.",
+			"or with --join the agent of an existing one, and the node's manager and forwarder.\n" +
+			"A node that has joined once needs no token to be started again.",
 		Example: "  nsm up                                       # the first machine\n" +
 			"  nsm token create                             # there, for each further one\n" +
 			"  nsm up --join nsm1…                          # on the second",
@@ -55,9 +56,12 @@ func newUp(a *app) *cobra.Command {
 // each other without a socket; everybody else finds them where daemons of their
 // own would listen.
 func up(ctx context.Context, d *daemon, c upConfig) error {
-	socket := "unix://" + filepath.Join(c.RunDir, "identity.sock")
 	nodeSocket := "unix://" + filepath.Join(c.RunDir, "nsm.io.sock")
 	if err := makeDirs(c.RunDir, c.StateDir); err != nil {
+		return err
+	}
+	joined, err := c.member()
+	if err != nil {
 		return err
 	}
 	// Taken before anything is started: if somebody has them, nothing has happened.
@@ -65,9 +69,16 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	if err != nil {
 		return err
 	}
-	i, err := openIssuerOfNode(ctx, d, c, socket)
+	defer closeListeners(managerListeners) // those that were served are closed by then
+	var registryListeners []net.Listener
+	if !joined && c.RegistryURL == "" {
+		if registryListeners, err = listen(ctx, []string{c.RegistryListenOn}); err != nil {
+			return err
+		}
+		defer closeListeners(registryListeners)
+	}
+	i, err := openIssuerOfNode(ctx, d, c, joined, registryListeners)
 	if err != nil {
-		closeListeners(managerListeners)
 		return err
 	}
 	defer i.Close()
@@ -88,7 +99,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	}
 	defer forwarderPart.close()
 
-	registry, err := c.openRegistry(ctx, d, registryPart, managerPart)
+	registry, err := c.openRegistry(d, i, registryPart, managerPart, registryListeners)
 	if err != nil {
 		return err
 	}
@@ -126,16 +137,46 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	return nil
 }
 
+// elsewhere is the Workload API of somebody else that the environment names; ""
+// if the identities come from here.
+func (c upConfig) elsewhere() string {
+	if address := os.Getenv(workloadapi.SocketEnv); address != c.identitySocket() {
+		return address
+	}
+	return ""
+}
+
+func (c upConfig) identitySocket() string {
+	return "unix://" + filepath.Join(c.RunDir, "identity.sock")
+}
+
+func (c upConfig) authorityDir() string { return filepath.Join(c.StateDir, "authority") }
+
+// member reports whether the node has joined a domain or is told to.
+func (c upConfig) member() (bool, error) {
+	if elsewhere := c.elsewhere(); elsewhere == "" {
+		return c.joined(c.authorityDir())
+	} else if c.Join != "" {
+		return false, nserr.BadFlag.Errorf("identities come from %s, so there is nothing to join", elsewhere).
+			WithFix("leave out --join and name the registry with --registry-url; or unset %s", workloadapi.SocketEnv)
+	}
+	return false, nil
+}
+
 // openIssuerOfNode starts the authority or agent of this node, unless the
 // environment says that somebody else gives out identities.
-func openIssuerOfNode(ctx context.Context, d *daemon, c upConfig, socket string) (issuer, error) {
-	if elsewhere := os.Getenv(workloadapi.SocketEnv); elsewhere != "" && elsewhere != socket {
+func openIssuerOfNode(ctx context.Context, d *daemon, c upConfig, joined bool, registry []net.Listener) (issuer, error) {
+	if elsewhere := c.elsewhere(); elsewhere != "" {
 		d.ready("authority", "(elsewhere) "+elsewhere, "whatever it says")
 		return external{address: elsewhere, log: d.log}, nil
 	}
-	i, err := openIssuer(ctx, c.authoritySettings, socket, filepath.Join(c.StateDir, "authority"), d.log)
+	registryURL := c.RegistryURL
+	for _, l := range registry {
+		registryURL = rpc.URL(l.Addr())
+	}
+	i, err := openIssuer(ctx, c.authoritySettings, joined, c.identitySocket(), c.authorityDir(), registryURL, d.log)
 	if err == nil {
-		d.ready("authority", socket, c.describe())
+		d.ready("authority", c.identitySocket(), c.describe(joined))
 	}
 	return i, err
 }
@@ -163,28 +204,17 @@ func newOwnPart(ctx context.Context, i issuer, name string, c upConfig, d *daemo
 }
 
 // openRegistry returns the manager's connection to the domain's registry, which
-// runs in here unless the node has joined a domain or a URL is given.
-func (c *upConfig) openRegistry(ctx context.Context, d *daemon, p, manager *part) (grpc.ClientConnInterface, error) {
-	if c.RegistryURL == "" && c.Join != "" {
-		t, err := jointoken.Parse(c.Join)
-		if err != nil {
-			return nil, err
+// runs in here if there are listeners for it.
+func (c *upConfig) openRegistry(d *daemon, i issuer, p, manager *part, ls []net.Listener) (grpc.ClientConnInterface, error) {
+	if len(ls) == 0 {
+		url := c.RegistryURL
+		if a, ok := i.(*agent.Agent); ok && url == "" {
+			url = a.Registry() // known, since the parts have got their identities
 		}
-		host, _, err := net.SplitHostPort(t.Addresses[0])
-		if err != nil {
-			return nil, nserr.BadJoinToken.Errorf("address of the authority: %w", err)
-		}
-		c.RegistryURL = "tcp://" + net.JoinHostPort(host, "5002")
-	}
-	if c.RegistryURL != "" {
-		d.ready("registry", "(elsewhere) "+c.RegistryURL, "client "+manager.id())
-		return manager.dial(c.RegistryURL)
+		d.ready("registry", "(elsewhere) "+url, "client "+manager.id())
+		return manager.dial(url)
 	}
 	register, err := openRegistry(p, "registry", filepath.Join(c.StateDir, "registry"), 0, c.Managers)
-	if err != nil {
-		return nil, err
-	}
-	ls, err := listen(ctx, []string{c.RegistryListenOn})
 	if err != nil {
 		return nil, err
 	}
@@ -273,10 +303,4 @@ func makeDirs(run, state string) error {
 		return nserr.StateDir.Errorf("--state-dir: %w", err)
 	}
 	return nil
-}
-
-func closeListeners(ls []net.Listener) {
-	for _, l := range ls {
-		_ = l.Close()
-	}
 }

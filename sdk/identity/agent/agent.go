@@ -23,6 +23,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +38,7 @@ import (
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 
@@ -56,6 +59,9 @@ const (
 
 	// connectTimeout limits one attempt to connect to one of its addresses.
 	connectTimeout = 3 * time.Second
+
+	// defaultRegistry is where the registry is if the authority does not say.
+	defaultRegistry = "tcp://:5002"
 )
 
 // retry spaces attempts to reach the authority.
@@ -88,8 +94,9 @@ type Agent struct {
 	client identityv1.AuthorityClient
 	cache  cache
 
-	addresses []string              // of the authority
-	stranger  atomic.Pointer[error] // why whoever answered last there is not the authority; nil if it is
+	addresses []string               // of the authority
+	registry  atomic.Pointer[string] // URL, as of the authority's last answer; nil before
+	stranger  atomic.Pointer[error]  // why whoever answered last there is not the authority; nil if it is
 
 	closing sync.Once
 	close   undo.Stack // everything to stop, in order of its start
@@ -240,11 +247,45 @@ func (a *Agent) issue(ctx context.Context, r *identityv1.IssueRequest) (*x509svi
 	if r.Csr, err = identity.NewRequest(key); err != nil {
 		return nil, nserr.Internal.Errorf("request: %w", err)
 	}
-	answer, err := a.client.Issue(ctx, r)
+	var from peer.Peer
+	answer, err := a.client.Issue(ctx, r, grpc.Peer(&from))
 	if err != nil {
 		return nil, a.explain(rpc.DecodeError(err))
 	}
+	registry, err := registryURL(answer.GetRegistry(), from.Addr)
+	if err != nil {
+		return nil, err
+	}
+	a.registry.Store(&registry)
 	return identity.NewSVID(key, answer.GetChain())
+}
+
+// Registry returns the URL of the domain's registry as the authority has told it
+// with the last identity; "" before the first.
+func (a *Agent) Registry() string {
+	if url := a.registry.Load(); url != nil {
+		return *url
+	}
+	return ""
+}
+
+// registryURL completes what an authority at an address says about the registry.
+func registryURL(told string, at net.Addr) (string, error) {
+	if told == "" {
+		told = defaultRegistry
+	}
+	host, port, err := net.SplitHostPort(strings.TrimPrefix(told, "tcp://"))
+	if _, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil {
+		return "", nserr.BadAnswer.Errorf("the authority says that the registry is at %q", told)
+	}
+	if host == "" {
+		tcp, ok := at.(*net.TCPAddr)
+		if !ok {
+			return "", nserr.BadAnswer.Errorf("the authority says that the registry is beside it, but is itself at %v", at)
+		}
+		host = tcp.AddrPort().Addr().Unmap().String()
+	}
+	return "tcp://" + net.JoinHostPort(host, port), nil
 }
 
 // explain says why the authority is not there, if somebody else is in its place.

@@ -8,6 +8,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,7 +62,7 @@ func joined(t *testing.T) Config {
 // Each row damages what is stored and says what starting again answers.
 func TestStored(t *testing.T) {
 	c := joined(t)
-	file := filepath.Join(c.StateDir, stateFile)
+	file := filepath.Join(c.StateDir, StateFile)
 	good, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -184,6 +186,34 @@ func TestPinRefuses(t *testing.T) {
 	for name, raw := range map[string][][]byte{"nothing": nil, "garbage": {[]byte("x")}} {
 		if err := p.verify(raw, nil); err == nil || p.stranger.Load() == nil {
 			t.Errorf("%s is taken for the authority", name)
+		}
+	}
+}
+
+func TestRegistryURL(t *testing.T) {
+	at := func(address string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(address)) }
+	for _, tt := range []struct {
+		told string
+		at   net.Addr
+		want string // "" = refused
+	}{
+		{"", at("10.0.0.1:5007"), "tcp://10.0.0.1:5002"},
+		{"tcp://:5777", at("10.0.0.1:5007"), "tcp://10.0.0.1:5777"},
+		{"tcp://:5777", at("[::ffff:10.0.0.1]:5007"), "tcp://10.0.0.1:5777"},
+		{"tcp://:5777", at("[fd00::1]:5007"), "tcp://[fd00::1]:5777"},
+		{"tcp://10.0.0.9:5002", at("10.0.0.1:5007"), "tcp://10.0.0.9:5002"},
+		{"tcp://registry.example:5002", at("10.0.0.1:5007"), "tcp://registry.example:5002"},
+		{"10.0.0.9:5002", at("10.0.0.1:5007"), "tcp://10.0.0.9:5002"},
+		{"tcp://[fd00::9]:5002", nil, "tcp://[fd00::9]:5002"},
+		{"tcp://:5777", nil, ""},
+		{"tcp://10.0.0.9", at("10.0.0.1:5007"), ""},
+		{"tcp://10.0.0.9:", at("10.0.0.1:5007"), ""},
+		{"unix:///run/registry.sock", at("10.0.0.1:5007"), ""},
+		{"http://10.0.0.9:80", at("10.0.0.1:5007"), ""},
+	} {
+		got, err := registryURL(tt.told, tt.at)
+		if got != tt.want || (tt.want == "") != errors.Is(err, nserr.BadAnswer) {
+			t.Errorf("registryURL(%q, %v) = %q, %v, want %q", tt.told, tt.at, got, err, tt.want)
 		}
 	}
 }

@@ -93,7 +93,7 @@ func (a *Agent) membership(ctx context.Context, dir *statedir.Dir, text string) 
 		return m.at(token.Addresses), nil // stored when the agent starts
 	case text == "":
 		return membership{}, nserr.NoIdentity.Errorf("this node has to join: %w", why).
-			WithFix("make a token with 'nsm token create' on the node of the authority, and pass it here")
+			WithFix("make a token with 'nsm token create' on the node of the authority and start this one with --join; if it shall be in no domain of others, move %s away", dir.Path(StateFile))
 	}
 	key, err := stored.key(dir, a.node, token)
 	if err != nil {

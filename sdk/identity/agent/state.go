@@ -19,7 +19,9 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-const stateFile = "agent.json"
+// StateFile is what the agent keeps in its state directory. A node that has it has
+// joined a domain, or has tried to.
+const StateFile = "agent.json"
 
 // state is the contents of agent.json: the membership, if there is one, and the
 // join that is under way, if there is one. All binary values are DER.
@@ -43,7 +45,7 @@ type joining struct {
 
 // load returns the stored state, an empty one if nothing is stored.
 func load(dir *statedir.Dir) (state, error) {
-	data, err := dir.Read(stateFile)
+	data, err := dir.Read(StateFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return state{}, nil
 	}
@@ -54,7 +56,7 @@ func load(dir *statedir.Dir) (state, error) {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&s); err != nil {
-		return state{}, nserr.StateDir.Errorf("%s is damaged: %w", dir.Path(stateFile), err).
+		return state{}, nserr.StateDir.Errorf("%s is damaged: %w", dir.Path(StateFile), err).
 			WithFix("delete it and join again, with a new token")
 	}
 	return s, nil
@@ -144,7 +146,7 @@ func save(dir *statedir.Dir, m membership) error {
 func store(dir *statedir.Dir, s state) error {
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
-		return nserr.Internal.Errorf("encode %s: %w", stateFile, err)
+		return nserr.Internal.Errorf("encode %s: %w", StateFile, err)
 	}
-	return dir.Write(stateFile, data)
+	return dir.Write(StateFile, data)
 }

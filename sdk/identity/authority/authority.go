@@ -64,6 +64,10 @@ type Config struct {
 	// first; nil = the addresses of this machine.
 	Advertise []string
 
+	// Registry is the URL of the domain's registry, which nodes that join are
+	// told; "" = port 5002 of this machine.
+	Registry string
+
 	Entries  string        // file that names workloads (package entries); "" = none
 	TTL      time.Duration // life of an SVID, at least a minute; 0 = 1 h
 	AgentTTL time.Duration // life of a node's own SVID, hence how long a node may be away; 0 = 24 h
@@ -76,6 +80,7 @@ type Authority struct {
 	node          string
 	ttl, agentTTL time.Duration
 	entries       entries.List
+	registry      string // as nodes are told
 	log           *slog.Logger
 
 	issuer    *issuer
@@ -162,6 +167,9 @@ func configure(c Config) (*Authority, error) {
 		return nil, nserr.BadFlag.Errorf("trust domain %q: %w", name, err)
 	}
 	a.td = td
+	if a.registry, err = registryForNodes(c.Registry); err != nil {
+		return nil, err
+	}
 	if err := jointoken.CheckNode(c.Node); err != nil {
 		return nil, err
 	}

@@ -307,6 +307,7 @@ func TestRefusedConfig(t *testing.T) {
 		"bad advertisement":  {func(c *Config) { c.Advertise = []string{"nowhere"} }, nserr.BadFlag},
 		"no advertisement":   {func(c *Config) { c.Advertise = []string{} }, nserr.BadFlag},
 		"bad listen URL":     {func(c *Config) { c.ListenOn = "udp://:1" }, nserr.BadFlag},
+		"bad registry":       {func(c *Config) { c.Registry = "tcp://10.0.0.1" }, nserr.BadFlag},
 		"port taken":         {func(c *Config) { c.ListenOn = "tcp://" + taken.Addr().String() }, nserr.AddressInUse},
 		"socket taken":       {func(c *Config) { c.Socket = running.Socket }, nserr.AddressInUse},
 		"state in use":       {func(c *Config) { c.StateDir = running.StateDir }, nserr.StateDir},
@@ -334,13 +335,13 @@ func TestDamagedState(t *testing.T) {
 	c := config(t)
 	a := run(t, c)
 	a.Close()
-	good, err := os.ReadFile(filepath.Join(c.StateDir, caFile))
+	good, err := os.ReadFile(filepath.Join(c.StateDir, CAFile))
 	if err != nil {
 		t.Fatal(err)
 	}
 	otherC := config(t)
 	run(t, otherC)
-	other, err := os.ReadFile(filepath.Join(otherC.StateDir, caFile))
+	other, err := os.ReadFile(filepath.Join(otherC.StateDir, CAFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +366,7 @@ func TestDamagedState(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := config(t)
 			run(t, c).Close()
-			if err := write(filepath.Join(c.StateDir, caFile), filepath.Join(c.StateDir, ledgerFile)); err != nil {
+			if err := write(filepath.Join(c.StateDir, CAFile), filepath.Join(c.StateDir, ledgerFile)); err != nil {
 				t.Fatal(err)
 			}
 			if a, err := start(t.Context(), c); !errors.Is(err, nserr.StateDir) {

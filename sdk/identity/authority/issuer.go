@@ -21,7 +21,9 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-const caFile = "ca.pem"
+// CAFile is where the authority keeps its keys in its state directory. A node that
+// has it is the authority of a domain.
+const CAFile = "ca.pem"
 
 // rotateEvery spaces the looks at the age of the CAs, which live for months.
 // After a failure to store a new one they come no sooner.
@@ -40,14 +42,14 @@ type issuer struct {
 
 func openIssuer(dir *statedir.Dir, td spiffeid.TrustDomain, log *slog.Logger, now time.Time) (*issuer, error) {
 	i := &issuer{td: td, dir: dir, bundles: identity.NewBundles(), log: log}
-	data, err := dir.Read(caFile)
+	data, err := dir.Read(CAFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // the first start
 	case err != nil:
 		return nil, err
 	default:
 		if i.cas, err = decodeCAs(data, td); err != nil {
-			return nil, nserr.StateDir.Errorf("%s cannot be used: %w", dir.Path(caFile), err).
+			return nil, nserr.StateDir.Errorf("%s cannot be used: %w", dir.Path(CAFile), err).
 				WithFix("restore it or name the right trust domain; without it, delete it and have every node join again")
 		}
 	}
@@ -74,7 +76,7 @@ func (i *issuer) rotate(now time.Time) error {
 	if err != nil {
 		return nserr.Internal.Errorf("encode CAs: %w", err)
 	}
-	if err := i.dir.Write(caFile, data); err != nil {
+	if err := i.dir.Write(CAFile, data); err != nil {
 		return err
 	}
 	i.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -124,6 +125,22 @@ func addresses(listener net.Addr) []string {
 	return out
 }
 
+// registryForNodes returns the URL of the registry as other nodes are told: without
+// the host if that is this machine's own business. They cannot use a Unix socket.
+func registryForNodes(text string) (string, error) {
+	if text == "" || strings.HasPrefix(text, "unix://") {
+		return "", nil
+	}
+	host, port, err := net.SplitHostPort(strings.TrimPrefix(text, "tcp://"))
+	if _, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil {
+		return "", nserr.BadFlag.Errorf("URL of the registry %q is not tcp://host:port", text)
+	}
+	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && (ip.IsUnspecified() || ip.IsLoopback()) {
+		host = ""
+	}
+	return "tcp://" + net.JoinHostPort(host, port), nil
+}
+
 // nodes serves nsm.identity.v1.Authority.
 type nodes struct {
 	identityv1.UnimplementedAuthorityServer
@@ -192,7 +209,7 @@ func (n nodes) Issue(ctx context.Context, r *identityv1.IssueRequest) (*identity
 	if err != nil {
 		return nil, err
 	}
-	return &identityv1.IssueResponse{Chain: chain}, nil
+	return &identityv1.IssueResponse{Chain: chain, Registry: a.registry}, nil
 }
 
 // subject returns the ID that a node's agent gets for a request, if any.

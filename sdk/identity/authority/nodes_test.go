@@ -157,6 +157,37 @@ func TestJoinRefused(t *testing.T) {
 	})
 }
 
+// A node learns with its identities where the registry is.
+func TestRegistryForNodes(t *testing.T) {
+	for _, tt := range []struct {
+		configured, want string
+	}{
+		{"", "tcp://127.0.0.1:5002"},
+		{"tcp://:5777", "tcp://127.0.0.1:5777"},
+		{"tcp://[::]:5777", "tcp://127.0.0.1:5777"},
+		{"tcp://localhost:5777", "tcp://127.0.0.1:5777"},
+		{"tcp://127.0.0.1:5777", "tcp://127.0.0.1:5777"},
+		{"tcp://10.0.0.9:5777", "tcp://10.0.0.9:5777"},
+		{"10.0.0.9:5777", "tcp://10.0.0.9:5777"},
+		{"unix:///run/registry.sock", "tcp://127.0.0.1:5002"},
+	} {
+		c := config(t)
+		c.Registry = tt.configured
+		b := runAgent(t, agentConfig(t, createToken(t, run(t, c), "")))
+		if got := b.Registry(); got != "" {
+			t.Errorf("before it has asked: %s", got)
+		}
+		part, err := b.Source(t.Context(), "/node/b/registry")
+		if err != nil {
+			t.Fatal(err)
+		}
+		part.Close()
+		if got := b.Registry(); got != tt.want {
+			t.Errorf("the registry at %q is told as %q, want %q", tt.configured, got, tt.want)
+		}
+	}
+}
+
 // Joins go on at the second address when nobody is at the first.
 func TestJoinSecondAddress(t *testing.T) {
 	c := config(t)

@@ -291,8 +291,12 @@ func (x *Workload) GetExe() string {
 }
 
 type IssueResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"` // DER, leaf first
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Chain [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"` // DER, leaf first
+	// URL of the domain's registry, tcp://host:port. Without a host it is on the
+	// machine of the authority, which the caller has just reached; empty where the
+	// authority does not know: port 5002 there.
+	Registry      string `protobuf:"bytes,2,opt,name=registry,proto3" json:"registry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +336,13 @@ func (x *IssueResponse) GetChain() [][]byte {
 		return x.Chain
 	}
 	return nil
+}
+
+func (x *IssueResponse) GetRegistry() string {
+	if x != nil {
+		return x.Registry
+	}
+	return ""
 }
 
 type WatchBundlesRequest struct {
@@ -539,9 +550,10 @@ const file_nsm_identity_v1_identity_proto_rawDesc = "" +
 	"\bWorkload\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x10\n" +
-	"\x03exe\x18\x03 \x01(\tR\x03exe\"%\n" +
+	"\x03exe\x18\x03 \x01(\tR\x03exe\"A\n" +
 	"\rIssueResponse\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain\"\x15\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x1a\n" +
+	"\bregistry\x18\x02 \x01(\tR\bregistry\"\x15\n" +
 	"\x13WatchBundlesRequest\"\x86\x01\n" +
 	"\aBundles\x12?\n" +
 	"\abundles\x18\x01 \x03(\v2%.nsm.identity.v1.Bundles.BundlesEntryR\abundles\x1a:\n" +
