@@ -89,6 +89,7 @@ type Client struct {
 	manager *peer.Peer // nil until Open has succeeded
 	named   bool       // somebody gave the client its name, so it may have had wires before
 	closers []func()
+	pacer   *pacer // of the probers of all wires
 
 	mu     sync.Mutex
 	closed bool           // takes no more wires; guarded by mu
@@ -100,7 +101,7 @@ type Client struct {
 func Open(ctx context.Context, c Config) (_ *Client, err error) {
 	named := c.Name != ""
 	c.fill()
-	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool)}
+	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool), pacer: newPacer()}
 	defer func() {
 		if err != nil {
 			cl.release()
@@ -147,7 +148,7 @@ func (c *Config) fill() {
 	if c.Verify == nil {
 		c.Verify = VerifyPath
 	}
-	if c.Peers != nil && c.Liveness == (Liveness{}) {
+	if c.Peers != nil && c.Liveness.isZero() {
 		c.Liveness.Disabled = true
 	}
 	c.Liveness.fill()
@@ -200,6 +201,7 @@ func (c *Client) Close() error {
 }
 
 func (c *Client) release() {
+	c.pacer.close()
 	if c.manager != nil {
 		c.manager.Release()
 	}

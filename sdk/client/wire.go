@@ -148,7 +148,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		_ = netns.Close()
 		return nil, err
 	}
-	w.prober = prober{config: c.config.Liveness, netns: netns, lost: func() { w.post(conn.DataLost) }}
+	w.prober = prober{config: c.config.Liveness, netns: netns, pacer: c.pacer, lost: func() { w.post(conn.DataLost) }}
 	go w.run(runCtx)
 	return w, nil
 }
@@ -237,10 +237,12 @@ func (w *Wire) run(ctx context.Context) {
 			continue
 		}
 		w.drain()
-		if next.Do != conn.Refresh {
-			w.prober.end() // another endpoint may have the same address
+		if next.Do == conn.Refresh {
+			w.prober.follow(w.Addrs(), w.PeerAddrs())
+			w.prober.recheck()
+		} else {
+			w.prober.renew(w.Addrs(), w.PeerAddrs())
 		}
-		w.prober.follow(w.Addrs(), w.PeerAddrs())
 		next = w.decide(conn.Established)
 	}
 }

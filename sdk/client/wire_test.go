@@ -42,8 +42,9 @@ type manager struct {
 	monitor *hop.Monitor
 
 	mu     sync.Mutex
-	fail   error // of each Request; guarded by mu
-	asked  []ask // guarded by mu
+	fail   error                            // of each Request; guarded by mu
+	change func(*networkservice.Connection) // what becomes of each answer; guarded by mu
+	asked  []ask                            // guarded by mu
 	closed []string
 }
 
@@ -75,6 +76,12 @@ func (m *manager) Request(_ context.Context, req *networkservice.NetworkServiceR
 	if c.Mechanism.Parameters["name"] == "" {
 		c.Mechanism.Parameters["name"] = "made-up"
 	}
+	c.Context = &networkservice.ConnectionContext{IpContext: &networkservice.IPContext{
+		SrcIpAddrs: []string{"10.60.0.1/32", "fd00::1/128"}, DstIpAddrs: []string{"10.60.0.0/32", "fd00::/128"},
+	}}
+	if m.change != nil {
+		m.change(c)
+	}
 	own := proto.CloneOf(c)
 	own.Id, own.Path.Index, own.State = "m-"+c.GetId(), 1, networkservice.State_UP
 	m.monitor.Publish(own)
@@ -93,6 +100,13 @@ func (m *manager) answer(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fail = err
+}
+
+// amend has f change each answer from now on.
+func (m *manager) amend(f func(*networkservice.Connection)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.change = f
 }
 
 // tell has the manager say that the connection has a state.
@@ -117,7 +131,7 @@ func (m *manager) closes() []string {
 }
 
 // newManager serves a manager and returns a client of it.
-func newManager(t *testing.T) (*manager, *Client) {
+func newManager(t *testing.T, change ...func(*Config)) (*manager, *Client) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m := &manager{monitor: hop.NewMonitor(everybody{})}
@@ -127,11 +141,15 @@ func newManager(t *testing.T) (*manager, *Client) {
 	pool := peer.NewPool(peer.PoolConfig{Name: "web", Logger: log, Dial: func(string) (grpc.ClientConnInterface, io.Closer, error) {
 		return l.Dial(rpc.LocalCaller{}), nil, nil
 	}})
-	c, err := Open(t.Context(), Config{
+	config := Config{
 		Name: "web", Peers: pool, Logger: log,
 		Tokens: func(*x509.Certificate) (string, time.Time, error) { return "token", time.Now().Add(life), nil },
 		Verify: func(path.Path, *x509.Certificate, time.Time) error { return nil },
-	})
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	c, err := Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
