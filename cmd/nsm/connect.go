@@ -29,6 +29,7 @@ type connectConfig struct {
 	LivenessEnabled  bool              `flag:"liveness-check" env:"NSM_LIVENESS_CHECK_ENABLED" default:"true" help:"ping the endpoint through each wire, and ask for another one when it ceases to answer"`
 	LivenessInterval time.Duration     `flag:"liveness-check-interval" env:"NSM_LIVENESS_CHECK_INTERVAL" default:"200ms" help:"between pings"`
 	LivenessTimeout  time.Duration     `flag:"liveness-check-timeout" env:"NSM_LIVENESS_CHECK_TIMEOUT" default:"1s" help:"without an answer, after which the endpoint counts as lost"`
+	Leave            bool              `flag:"leave" help:"on exit leave the wires up: the next nsm connect with the same --name takes them over; without one they expire"`
 	Wait             time.Duration     `flag:"wait" default:"0s" help:"how long to go on trying while there is no endpoint yet; 0 = one attempt"`
 }
 
@@ -43,9 +44,12 @@ func newConnect(a *app) *cobra.Command {
 			"A service URL is kernel://SERVICE[@DOMAIN][/INTERFACE][?label=value&...]. The\n" +
 			"workload is this process's namespace, that of --pid or --netns, or with\n" +
 			"-- COMMAND a new one in which the command starts when its wires are up; nsm then\n" +
-			"ends with the exit code of the command, and leaves Ctrl-C to it.",
+			"ends with the exit code of the command, and leaves Ctrl-C to it.\n\n" +
+			"To replace a running nsm connect, by a newer build for example, without touching\n" +
+			"a packet: start it with --name NAME --leave, stop it, start it again.",
 		Example: "  nsm connect 'kernel://database/nsm-1?app=web' -- psql -h 10.60.0.0\n" +
-			"  nsm connect kernel://database --pid 4711",
+			"  nsm connect kernel://database --pid 4711\n" +
+			"  nsm connect kernel://database --netns web --name web --leave",
 		GroupID: groupWorkload,
 		Args:    cobra.ArbitraryArgs, // URLs may come from the environment
 	}
@@ -59,6 +63,12 @@ func (a *app) connectWorkload(ctx context.Context, cfg connectConfig, urls, comm
 	wishes, err := parseWishes(urls, cfg.NetworkServices)
 	if err != nil {
 		return err
+	}
+	switch {
+	case cfg.Leave && cfg.Name == "":
+		return nserr.BadFlag.Errorf("--leave: nobody can take over the wires of a name that is made up").WithFix("add --name")
+	case cfg.Leave && len(command) > 0:
+		return nserr.BadFlag.Errorf("--leave: the namespace of a command ends with it, and so do its wires").WithFix("name a namespace with --netns or --pid")
 	}
 	if err := probe(ctx, cfg.ConnectTo); err != nil {
 		return err
@@ -102,12 +112,29 @@ func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig
 		}
 		fmt.Fprintf(a.err, "nsm: %s is up: %s on %s, the endpoint %s has %s\n", u.Service, joinAddrs(wire.Addrs()), wire.Interface(),
 			wire.Connection().GetNetworkServiceEndpointName(), joinAddrs(wire.PeerAddrs()))
+		if cfg.Leave { // else the client closes it
+			defer a.leave(wire, cfg.Name)
+		}
 	}
 	if len(command) > 0 {
 		return w.run(ctx, a, command)
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// leave lets go of a wire and leaves it up.
+func (a *app) leave(wire *client.Wire, name string) {
+	wire.Leave()
+	c := wire.Connection()
+	first := c.GetPath().GetPathSegments()[0].GetExpires() // that of the client's own token
+	for _, s := range c.GetPath().GetPathSegments() {
+		if s.GetExpires().AsTime().Before(first.AsTime()) {
+			first = s.GetExpires()
+		}
+	}
+	fmt.Fprintf(a.err, "nsm: %s stays up on %s for %s, unless 'nsm connect --name %s' takes it over before\n",
+		c.GetNetworkService(), wire.Interface(), until(first, time.Now()), name)
 }
 
 // splitCommand divides arguments at "--".

@@ -5,6 +5,8 @@ package netns_test
 import (
 	"context"
 	"fmt"
+	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -67,6 +69,74 @@ func TestClientKilled(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// A client that is told to leave its wires up is replaced by another one of the
+// same name, and packets flow all the time.
+func TestClientReplaced(t *testing.T) {
+	t.Parallel() // it mostly waits
+	needTUN(t)
+	l := newMesh(t, lab.Config{})
+	a, b := l.Node("a"), l.Node("b")
+	serve(t, workload(t, a, "near"), "near", "--cidr", "10.60.1.0/24")
+	far := workload(t, b, "far")
+	serve(t, far, "far", "--cidr", "10.60.2.0/24")
+	unchanged(t, l)
+	client := workload(t, a, "web")
+	args := []string{"kernel://far/nsm-1", "kernel://near/nsm-2", "--name", "web", "--leave"}
+	start := func(args []string) wire {
+		w := connect(t, client, args...)
+		if _, err := w.client.WaitLine(t.Context(), func(line string) bool { return strings.HasPrefix(line, "nsm: near is up: ") }); err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	first := start(args)
+	links := linksOf(t, client)
+	s, err := openStream(client, far, first.far[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	check := func(when string) {
+		t.Helper()
+		if err := s.use(); err != nil {
+			t.Errorf("%s: the connection is broken: %v", when, err)
+		}
+		if now := linksOf(t, client); !maps.Equal(now, links) {
+			t.Errorf("%s: the interfaces are %v, they were %v", when, now, links)
+		}
+	}
+	check("at first")
+	if err := first.client.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if code := first.client.ExitCode(); code != 0 || !strings.Contains(first.client.Output(), "nsm: far stays up on nsm-1 for ") {
+		t.Errorf("exit code %d:\n%s", code, first.client.Output())
+	}
+	check("without a client")
+	second := start(args[:len(args)-1])
+	if !slices.Equal(second.inside, first.inside) || second.endpoint != first.endpoint {
+		t.Errorf("after it: %+v, before: %+v", second, first)
+	}
+	check("with the second client")
+}
+
+// linksOf returns the indexes of the links of a namespace.
+func linksOf(t *testing.T, ns *lab.NetNS) map[string]int {
+	t.Helper()
+	links := make(map[string]int)
+	err := ns.Do(func() error {
+		all, err := net.Interfaces()
+		for _, l := range all {
+			links[l.Name] = l.Index
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return links
 }
 
 // A wire outlives several lives of its client's token.

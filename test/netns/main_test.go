@@ -283,6 +283,46 @@ func transfer(from, to *lab.NetNS, at netip.Addr) error {
 	return err
 }
 
+// stream is a TCP connection over a wire, both ends of it.
+type stream struct{ near, far net.Conn }
+
+func openStream(from, to *lab.NetNS, at netip.Addr) (s stream, err error) {
+	var l net.Listener
+	err = to.Do(func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
+		return err
+	})
+	if err != nil {
+		return s, err
+	}
+	defer l.Close()
+	if s.near, err = dial(from, l.Addr().String()); err == nil {
+		s.far, err = l.Accept()
+	}
+	return s, err
+}
+
+// use sends something there and back.
+func (s stream) use() error {
+	for _, way := range [][2]net.Conn{{s.near, s.far}, {s.far, s.near}} {
+		if err := errors.Join(way[0].SetDeadline(time.Now().Add(10*time.Second)), way[1].SetDeadline(time.Now().Add(10*time.Second))); err != nil {
+			return err
+		}
+		if _, err := way[0].Write([]byte("hello")); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(way[1], make([]byte, 5)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s stream) close() {
+	s.near.Close()
+	s.far.Close()
+}
+
 // dial connects from a namespace, within 5 s, which also limits all that follows.
 func dial(from *lab.NetNS, address string) (c net.Conn, err error) {
 	err = from.Do(func() error {
