@@ -77,7 +77,8 @@ func TestStored(t *testing.T) {
 		"readable":      {string(good), 0o644, "b", nserr.StateDir},
 		"cut":           {string(good[:len(good)/2]), 0o600, "b", nserr.StateDir},
 		"empty":         {"", 0o600, "b", nserr.StateDir},
-		"other file":    {`{"nodes":{}}`, 0o600, "b", nserr.StateDir},
+		"not an object": {`null`, 0o600, "b", nserr.StateDir},
+		"other file":    {`{"nodes":{}}`, 0o600, "b", nserr.NoIdentity},
 		"nothing in it": {"{}", 0o600, "b", nserr.NoIdentity},
 		"broken key":    {strings.Replace(string(good), `"key": "M`, `"key": "N`, 1), 0o600, "b", nserr.NoIdentity},
 		"other node":    {string(good), 0o600, "c", nserr.NoIdentity},
@@ -122,6 +123,47 @@ func stored(t *testing.T, c Config) (s state) {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// What a later version has written is used if it can be, and is kept; if it
+// cannot, the node does not take it for damage, nor for nothing.
+func TestStoredByLaterVersion(t *testing.T) {
+	c := joined(t)
+	file := filepath.Join(c.StateDir, StateFile)
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := `{"version": 2, "labels": {"zone": "east"}, `
+	if err := os.WriteFile(file, []byte(strings.Replace(string(good), "{", more, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the first rewrites it
+		b, err := New(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+	}
+	data, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(data), `"zone": "east"`) || !strings.Contains(string(data), `"version": 2`) {
+		t.Errorf("what the later version has written is lost: %s, %v", data, err)
+	}
+	for name, text := range map[string]string{
+		"other type":  strings.Replace(string(good), `"authority": [`, `"version": 2, "authority": {}, "x": [`, 1),
+		"other names": strings.NewReplacer(`"chain"`, `"version": 3, "svid"`, `"key"`, `"private"`).Replace(string(good)),
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.Token = ""
+		if _, err := New(t.Context(), c); !errors.Is(err, nserr.StateDir) || !strings.Contains(err.Error(), "later version") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if data, err := os.ReadFile(file); err != nil || string(data) != text {
+			t.Errorf("%s: the file has changed: %s, %v", name, data, err)
+		}
+	}
 }
 
 // A failed attempt to join another domain leaves the membership as it is, and

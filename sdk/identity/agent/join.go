@@ -32,6 +32,7 @@ type membership struct {
 	svid      *x509svid.SVID // of /node/<node>/agent
 	bundles   *x509bundle.Set
 	known     [][sha256.Size]byte // CAs that the domain has and had, oldest first
+	rest      statedir.Rest       // of the file, of a later version
 }
 
 const (
@@ -103,6 +104,7 @@ func (a *Agent) membership(ctx context.Context, dir *statedir.Dir, text string) 
 	if err != nil {
 		return membership{}, err
 	}
+	m.rest = stored.rest
 	a.log.Info("this node has joined", "spiffe_id", m.svid.ID, "expires", m.svid.Certificates[0].NotAfter)
 	return m, save(dir, m)
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,6 +32,8 @@ type state struct {
 	Known     [][]byte          `json:"known,omitempty"`     // SHA-256 of the CAs that the domain has and had since the node joined
 
 	Join *joining `json:"join,omitempty"`
+
+	rest statedir.Rest // of a later version
 }
 
 // joining remembers the key that a token was sent with: if the answer was lost,
@@ -45,19 +46,16 @@ type joining struct {
 
 // load returns the stored state, an empty one if nothing is stored.
 func load(dir *statedir.Dir) (state, error) {
-	data, err := dir.Read(StateFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return state{}, nil
-	}
-	if err != nil {
-		return state{}, err
-	}
 	var s state
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&s); err != nil {
-		return state{}, nserr.StateDir.Errorf("%s is damaged: %w", dir.Path(StateFile), err).
-			WithFix("delete it and join again, with a new token")
+	var err error
+	s.rest, err = dir.ReadJSON(StateFile, &s, "delete it and join again, with a new token")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return state{}, nil
+	case err != nil:
+		return state{}, err
+	case len(s.Chain) == 0 && s.Join == nil:
+		return s, dir.Later(StateFile, s.rest)
 	}
 	return s, nil
 }
@@ -97,7 +95,7 @@ func (s state) membership(node string, now time.Time) (membership, error) {
 	if until := svid.Certificates[0].NotAfter; !now.Before(until) {
 		return membership{}, fmt.Errorf("its identity has expired at %s", until.Format(time.RFC3339))
 	}
-	m := membership{addresses: s.Authority}
+	m := membership{addresses: s.Authority, rest: s.rest}
 	for _, hash := range s.Known {
 		if len(hash) == sha256.Size {
 			m.known = append(m.known, [sha256.Size]byte(hash))
@@ -133,7 +131,7 @@ func save(dir *statedir.Dir, m membership) error {
 	if err != nil {
 		return nserr.Internal.Errorf("encode the key: %w", err)
 	}
-	s := state{Authority: m.addresses, Key: key, Bundles: identity.MarshalBundles(m.bundles)}
+	s := state{Authority: m.addresses, Key: key, Bundles: identity.MarshalBundles(m.bundles), rest: m.rest}
 	for _, cert := range m.svid.Certificates {
 		s.Chain = append(s.Chain, cert.Raw)
 	}
@@ -143,10 +141,4 @@ func save(dir *statedir.Dir, m membership) error {
 	return store(dir, s)
 }
 
-func store(dir *statedir.Dir, s state) error {
-	data, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return nserr.Internal.Errorf("encode %s: %w", StateFile, err)
-	}
-	return dir.Write(StateFile, data)
-}
+func store(dir *statedir.Dir, s state) error { return dir.WriteJSON(StateFile, s, s.rest) }

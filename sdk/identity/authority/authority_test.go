@@ -360,8 +360,11 @@ func TestDamagedState(t *testing.T) {
 		"CA readable":     func(ca, _ string) error { return errors.Join(os.WriteFile(ca, good, 0o644), os.Chmod(ca, 0o644)) },
 		"CA a directory":  func(ca, _ string) error { return errors.Join(os.Remove(ca), os.Mkdir(ca, 0o700)) },
 		"ledger garbage":  func(_, join string) error { return os.WriteFile(join, []byte("{"), 0o600) },
-		"ledger of other": func(_, join string) error { return os.WriteFile(join, []byte(`{"nodes":{},"users":[]}`), 0o600) },
-		"ledger empty":    func(_, join string) error { return os.WriteFile(join, nil, 0o600) },
+		"ledger of other": func(_, join string) error { return os.WriteFile(join, []byte(`{"nodes":null,"users":[]}`), 0o600) },
+		"ledger of a later version": func(_, join string) error {
+			return os.WriteFile(join, []byte(`{"version":2,"nodes":[]}`), 0o600)
+		},
+		"ledger empty": func(_, join string) error { return os.WriteFile(join, nil, 0o600) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := config(t)
@@ -376,6 +379,19 @@ func TestDamagedState(t *testing.T) {
 				t.Errorf("start() = %v", err)
 			}
 		})
+	}
+	later := string(good) + "-----BEGIN NSM SCHEDULE-----\neHl6\n-----END NSM SCHEDULE-----\n"
+	if err := os.WriteFile(filepath.Join(c.StateDir, CAFile), []byte(later), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := start(t.Context(), c); !errors.Is(err, nserr.StateDir) || !strings.Contains(err.Error(), "later version") || strings.Contains(err.Error(), "delete") {
+		t.Errorf("start with the CA of a later version: %v", err)
+	}
+	if data, err := os.ReadFile(filepath.Join(c.StateDir, CAFile)); err != nil || string(data) != later {
+		t.Errorf("the CA of a later version has changed: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(c.StateDir, CAFile), good, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	c.TrustDomain = "other.example"
 	if _, err := start(t.Context(), c); !errors.Is(err, nserr.StateDir) || !strings.Contains(err.Error(), "other.example") {

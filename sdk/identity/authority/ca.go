@@ -149,6 +149,9 @@ const (
 	pemKey  = "PRIVATE KEY"
 )
 
+// errLater is what a later version of this program may have written.
+var errLater = errors.New("it was written by a later version of nsm, in a way that this one does not understand")
+
 func encodeCAs(cas []ca) ([]byte, error) {
 	var out bytes.Buffer
 	for _, c := range cas {
@@ -189,12 +192,18 @@ func decodeCAs(data []byte, td spiffeid.TrustDomain) ([]ca, error) {
 
 func nextBlock(data []byte, kind string) (der, rest []byte, err error) {
 	data = bytes.TrimLeft(data, " \t\r\n")
-	if !bytes.HasPrefix(data, []byte("-----BEGIN "+kind+"-----")) {
-		return nil, nil, fmt.Errorf("no %s where one must be", kind)
-	}
 	block, rest := pem.Decode(data)
-	if block == nil || block.Type != kind {
+	switch {
+	case !bytes.HasPrefix(data, []byte("-----BEGIN ")):
+		return nil, nil, fmt.Errorf("no %s where one must be", kind)
+	case block == nil:
 		return nil, nil, fmt.Errorf("broken %s", kind)
+	case !bytes.HasPrefix(data, []byte("-----BEGIN "+block.Type+"-----")): // Decode skips what it cannot read
+		return nil, nil, fmt.Errorf("broken block before a %s", block.Type)
+	case block.Type != pemCert && block.Type != pemKey:
+		return nil, nil, fmt.Errorf("%w: it holds a %s", errLater, block.Type)
+	case block.Type != kind:
+		return nil, nil, fmt.Errorf("no %s where one must be", kind)
 	}
 	return block.Bytes, rest, nil
 }

@@ -48,7 +48,10 @@ func openIssuer(dir *statedir.Dir, td spiffeid.TrustDomain, log *slog.Logger, no
 	case err != nil:
 		return nil, err
 	default:
-		if i.cas, err = decodeCAs(data, td); err != nil {
+		if i.cas, err = decodeCAs(data, td); errors.Is(err, errLater) {
+			return nil, nserr.StateDir.Errorf("%s cannot be used: %w", dir.Path(CAFile), err).
+				WithFix("run that version again; the file is as it was")
+		} else if err != nil {
 			return nil, nserr.StateDir.Errorf("%s cannot be used: %w", dir.Path(CAFile), err).
 				WithFix("restore it or name the right trust domain; without it, delete it and have every node join again")
 		}

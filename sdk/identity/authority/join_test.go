@@ -3,9 +3,11 @@
 package authority
 
 import (
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,6 +107,61 @@ func TestLedgerCannotWrite(t *testing.T) {
 	}
 	if err := l.redeem(secret[:], "b", []byte("other"), noon); err != nil {
 		t.Errorf("redeem() once the disk is back = %v", err)
+	}
+}
+
+// What a later version has written into the ledger is still there when this one
+// has changed it.
+func TestLedgerOfLaterVersion(t *testing.T) {
+	path := t.TempDir() + "/state"
+	l := newLedger(t, path)
+	forB := [16]byte{2}
+	if err := l.create(forB, "b", noon, noon.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	l.dir.Close()
+	file := path + "/" + ledgerFile
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(data), `"tokens": [`, `"version": 2, "revoked": ["x"], "tokens": [`, 1)
+	text = strings.Replace(text, `"hash":`, `"labels": {"zone": "east"}, "hash":`, 1)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l = newLedger(t, path)
+	if err := l.redeem(forB[:], "b", []byte("k"), noon); err != nil {
+		t.Fatal(err)
+	}
+	if data, err = os.ReadFile(file); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Version int
+		Revoked []string
+		Tokens  []struct {
+			Labels map[string]string
+			UsedBy string `json:"used_by"`
+		}
+	}
+	if err := json.Unmarshal(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Version != 2 || len(got.Revoked) != 1 || len(got.Tokens) != 1 || got.Tokens[0].Labels["zone"] != "east" || got.Tokens[0].UsedBy != "b" {
+		t.Errorf("it holds %s", data)
+	}
+	l.dir.Close()
+	if err := os.WriteFile(file, []byte(`{"version":2,"nodes":[]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := statedir.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if _, err := openLedger(dir); !errors.Is(err, nserr.StateDir) || !strings.Contains(err.Error(), "later version") {
+		t.Errorf("openLedger() = %v", err)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"maps"
@@ -41,6 +40,8 @@ type ledger struct {
 type book struct {
 	Tokens []entry              `json:"tokens"`
 	Nodes  map[string]time.Time `json:"nodes"` // name: when it joined last
+
+	rest statedir.Rest // of a later version
 }
 
 // entry is a join token as the authority knows it. Values, never modified.
@@ -50,23 +51,36 @@ type entry struct {
 	Expires time.Time `json:"expires"`
 	UsedBy  string    `json:"used_by,omitempty"` // node that it let in, "" = unused
 	Key     []byte    `json:"key,omitempty"`     // SHA-256 of that node's public key
+
+	rest statedir.Rest // of a later version
 }
 
+// entryFields is an entry without its methods.
+type entryFields entry
+
+func (e *entry) UnmarshalJSON(data []byte) (err error) {
+	e.rest, err = statedir.Split(data, (*entryFields)(e))
+	return err
+}
+
+func (e entry) MarshalJSON() ([]byte, error) { return statedir.Join(entryFields(e), e.rest) }
+
 func openLedger(dir *statedir.Dir) (*ledger, error) {
+	const damaged = "restore it, or delete it: join tokens that nobody has used yet are lost then"
 	l := &ledger{dir: dir, book: book{Nodes: map[string]time.Time{}}}
-	data, err := dir.Read(ledgerFile)
-	if errors.Is(err, fs.ErrNotExist) {
+	rest, err := dir.ReadJSON(ledgerFile, &l.book, damaged)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return l, nil
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
+	case l.book.Nodes == nil:
+		if err := dir.Later(ledgerFile, rest); err != nil {
+			return nil, err
+		}
+		return nil, nserr.StateDir.Errorf("%s is damaged: it has no nodes", dir.Path(ledgerFile)).WithFix(damaged)
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&l.book); err != nil || l.book.Nodes == nil {
-		return nil, nserr.StateDir.Errorf("%s is damaged: %w", dir.Path(ledgerFile), err).
-			WithFix("restore it, or delete it: join tokens that nobody has used yet are lost then")
-	}
+	l.book.rest = rest
 	return l, nil
 }
 
@@ -133,17 +147,13 @@ func find(tokens []entry, hash []byte) int {
 
 // editLocked returns a copy of the book without what is long expired.
 func (l *ledger) editLocked(now time.Time) book {
-	b := book{Tokens: slices.Clone(l.book.Tokens), Nodes: maps.Clone(l.book.Nodes)}
+	b := book{Tokens: slices.Clone(l.book.Tokens), Nodes: maps.Clone(l.book.Nodes), rest: l.book.rest}
 	b.Tokens = slices.DeleteFunc(b.Tokens, func(t entry) bool { return now.After(t.Expires.Add(keepExpired)) })
 	return b
 }
 
 func (l *ledger) saveLocked(next book) error {
-	data, err := json.MarshalIndent(next, "", "  ")
-	if err != nil {
-		return nserr.Internal.Errorf("encode %s: %w", ledgerFile, err)
-	}
-	if err := l.dir.Write(ledgerFile, data); err != nil {
+	if err := l.dir.WriteJSON(ledgerFile, next, next.rest); err != nil {
 		return err
 	}
 	l.book = next
