@@ -23,10 +23,14 @@ func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
 	}
 	spaces := make(map[string][]string) // by wire id: namespaces held for it
 	for _, link := range found {
+		if link.Hidden {
+			continue
+		}
 		spaces[link.Tag.ID] = append(spaces[link.Tag.ID], link.NetNS)
 	}
 	var errs []error
-	for _, w := range plan.Wires(found) {
+	wires := plan.Wires(found)
+	for _, w := range wires {
 		var holds holdings
 		for _, key := range spaces[w.ID] {
 			holds.add(func() { f.config.Namespaces.Release(key) })
@@ -41,8 +45,8 @@ func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
 		}))
 		holds.release()
 	}
-	if len(spaces) > 0 {
-		f.log.Info("wires adopted", "count", len(spaces))
+	if len(wires) > 0 {
+		f.log.Info("wires adopted", "count", len(wires))
 	}
 	return errors.Join(errs...)
 }

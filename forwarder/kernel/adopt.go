@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -27,7 +28,9 @@ type Found = plan.Found
 // and releases it in the end. [plan.Wires] makes wires of them, to remove.
 //
 // A namespace that nothing but another process's open descriptor keeps alive is
-// not seen; neither is a process that ended while Adopt ran.
+// not seen; neither is a process that ended while Adopt ran. WireGuard devices of
+// userspace keep such namespaces alive for ever: they are found by who holds them,
+// and marked as hidden.
 func (k *Kernel) Adopt(ctx context.Context) ([]Found, error) {
 	keys, err := k.everyNamespace()
 	defer func() {
@@ -56,7 +59,26 @@ func (k *Kernel) Adopt(ctx context.Context) ([]Found, error) {
 			}
 		}
 	}
-	return all, nil
+	return append(all, k.hidden(ctx, all)...), nil
+}
+
+// hidden returns the WireGuard devices of this forwarder that are not among those
+// found.
+func (k *Kernel) hidden(ctx context.Context, found []Found) (hidden []Found) {
+	if k.wireguard == nil {
+		return nil
+	}
+	devices, err := k.wireguard.Devices(ctx)
+	if err != nil {
+		k.log.Warn("list WireGuard devices", "error", err)
+	}
+	for _, d := range devices {
+		tag, ok := plan.ParseTag(d.Tag)
+		if ok && tag.Owner == k.name && !slices.ContainsFunc(found, func(f Found) bool { return f.Tag == tag }) {
+			hidden = append(hidden, Found{Tag: tag, NetNS: d.NetNS, Name: d.Name, LinkKind: "tun", Hidden: true})
+		}
+	}
+	return hidden
 }
 
 func (k *Kernel) adoptFrom(ctx context.Context, key string) ([]Found, error) {

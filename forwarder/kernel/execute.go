@@ -170,7 +170,14 @@ func (c *call) delLink(d plan.DelLink) error {
 	s := c.sites[d.NetNS]
 	defer delete(s.index, d.Name)
 	if d.Kind == plan.KindWireGuard && c.k.wireguard != nil {
-		return c.k.wireguard.Delete(c.ctx, s.ns, d.Name, d.Tag.String())
+		if err := c.k.wireguard.Delete(c.ctx, s.ns, d.Name, d.Tag.String()); err != nil {
+			return err
+		}
+		// One that another backend has made may be left.
+		if l, err := s.nl.LinkByName(d.Name); err != nil || l.Attrs().Alias != d.Tag.String() {
+			return gone(err)
+		}
+		delete(s.index, d.Name)
 	}
 	index, err := s.linkIndex(d.Name)
 	if err != nil {

@@ -16,6 +16,9 @@ import (
 // observe returns the wire as the sites show it.
 func (c *call) observe() (plan.Observed, error) {
 	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(c.wire.Ends))}
+	if c.k.wireguard != nil {
+		seen.WireGuardKind = c.k.wireguard.Kind()
+	}
 	visited := make(map[string]bool)
 	for i, e := range c.wire.Ends {
 		if err := c.ctx.Err(); err != nil {

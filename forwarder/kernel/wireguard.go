@@ -30,11 +30,20 @@ type WireGuardBackend interface {
 	// that it does not exist.
 	Read(ctx context.Context, ns *netns.Handle, ifname, tag string) (WireGuardStatus, bool, error)
 	// Delete removes the device; one that does not exist, or whose namespace
-	// is gone (then ns may be nil), is not an error.
+	// is gone (then ns may be nil), is not an error. A device that a process keeps
+	// alive is removed by every backend, one of the module by the module's.
 	Delete(ctx context.Context, ns *netns.Handle, ifname, tag string) error
+	// Devices returns the devices that a process keeps alive, whoever's they are.
+	// They keep their namespaces alive, too, after all that was in there has ended.
+	Devices(ctx context.Context) ([]WireGuardDevice, error)
 	// Kind is the link kind of its devices as rtnetlink names it: "wireguard"
 	// for the kernel's module, "tun" for wireguard-go.
 	Kind() string
+}
+
+// WireGuardDevice is where a device of userspace is.
+type WireGuardDevice struct {
+	Tag, NetNS, Name string // NetNS is a key as of a netns.Table
 }
 
 // WireGuardStatus is a WireGuard device as it is.

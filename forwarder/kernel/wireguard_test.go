@@ -7,7 +7,10 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/openvwire/nsm/forwarder/kernel"
+	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/forwarder/wireguard"
 	"github.com/openvwire/nsm/forwarder/wireguard/holder"
@@ -127,6 +131,116 @@ func TestRemoveWireGuardAfterNamespaceDied(t *testing.T) {
 	}
 }
 
+// A device of userspace keeps the namespace of a client that was killed alive, and
+// nothing else shows it. A forwarder that starts finds it where it is held.
+func TestAdoptFindsDevicesOfTheDead(t *testing.T) {
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skipf("no TUN devices here: %v", err)
+	}
+	n := newNode(t, "fwd")
+	socket := filepath.Join(t.TempDir(), "wg.sock")
+	backend := n.useWireGuardAt(t, socket, true)
+	client := exec.Command("sleep", "infinity")
+	if client.Err != nil {
+		t.Skip(client.Err)
+	}
+	client.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := sync.OnceFunc(func() {
+		_ = client.Process.Kill()
+		_ = client.Wait()
+	})
+	t.Cleanup(kill)
+	f, err := netns.OfPID(client.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := n.table.Add(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := wireGuardWire(t, "u1", key, 1, "172.16.0.2")
+	w.WireGuard.PeerKey = newKey(t)
+	mustApply(t, n.Kernel, w)
+	n.table.Release(key) // the forwarder dies
+	kill()
+
+	other := newKernel(t, "other", n.table)
+	for _, k := range []*kernel.Kernel{n.Kernel, other} {
+		found, err := k.Adopt(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k == other {
+			if len(found) != 0 {
+				t.Errorf("another forwarder has found %+v", found)
+			}
+			continue
+		}
+		want := plan.Found{Tag: plan.Tag{Owner: "fwd", ID: "u1", Side: plan.Client}, NetNS: key, Name: "nsm-1", LinkKind: "tun", Hidden: true}
+		if len(found) != 1 || found[0] != want {
+			t.Fatalf("found %+v, want %+v", found, want)
+		}
+		if err := k.Remove(t.Context(), plan.Wires(found)[0]); err != nil {
+			t.Error(err)
+		}
+	}
+	if devices, err := backend.Devices(t.Context()); err != nil || len(devices) != 0 {
+		t.Errorf("left are %+v, %v", devices, err)
+	}
+	if !n.PortFree(51820) {
+		t.Error("the device still has its port")
+	}
+}
+
+// What another backend has made is replaced, and removed.
+func TestWireGuardChangesBackend(t *testing.T) {
+	if err := wireguard.Probe(); err != nil {
+		t.Skipf("%v; run test/vm/run.sh ./forwarder/kernel -test.run WireGuard", err)
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skipf("no TUN devices here: %v", err)
+	}
+	a, b := newNode(t, "fwd"), newNode(t, "fwd")
+	connect(t, a, b)
+	b.useWireGuard(t)
+	client, endpoint := a.workload(), b.workload()
+	before := a.census(client)
+	wa, wb := wireGuardWire(t, "u1", client, 1, "172.16.0.2"), wireGuardWire(t, "u2", endpoint, 2, "172.16.0.1")
+	wa.WireGuard.PeerKey, wb.WireGuard.PeerKey = publicKey(wb), publicKey(wa)
+	mustApply(t, b.Kernel, wb)
+	socket := filepath.Join(t.TempDir(), "wg.sock")
+	var backend wireguard.Backend
+	for _, userspace := range []bool{true, false, true, false} {
+		if backend != nil {
+			backend.Close() // the forwarder dies
+		}
+		backend = a.useWireGuardAt(t, socket, userspace)
+		mustApply(t, a.Kernel, wa)
+		if steps := mustApply(t, a.Kernel, wa); len(steps) != 0 {
+			t.Errorf("userspace %v, applied again:\n%s", userspace, script(steps))
+		}
+		seen, err := a.Observe(t.Context(), wa)
+		if err != nil || seen.Ends[0].LinkKind != backend.Kind() {
+			t.Fatalf("userspace %v: observed %+v, %v", userspace, seen, err)
+		}
+		mustEcho(t, a, client, "10.0.0.1", b, endpoint, "10.0.0.2")
+		devices, err := backend.Devices(t.Context())
+		if want := map[bool]int{true: 1}[userspace]; err != nil || len(devices) != want {
+			t.Errorf("userspace %v: the holder has %+v, %v; want %d", userspace, devices, err, want)
+		}
+	}
+	a.useWireGuardAt(t, socket, true)
+	if err := errors.Join(a.Remove(t.Context(), wa), b.Remove(t.Context(), wb)); err != nil {
+		t.Fatal(err)
+	}
+	if after := a.census(client); before != after {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+}
+
 func TestWireGuardNeedsABackend(t *testing.T) {
 	n := newNode(t, "fwd")
 	w := plan.Wire{ID: "u1", Kind: plan.KindWireGuard, Payload: plan.IP,
@@ -145,8 +259,13 @@ func TestWireGuardNeedsABackend(t *testing.T) {
 
 // useWireGuard gives the node's kernel a WireGuard backend.
 func (n *node) useWireGuard(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "wg.sock")
-	backend, err := wireguard.New(t.Context(), wireguard.Config{Namespaces: n.table, Socket: socket})
+	n.useWireGuardAt(t, filepath.Join(t.TempDir(), "wg.sock"), false)
+}
+
+// useWireGuardAt does so with a given place for the holder, which stays there
+// when the backend is another one.
+func (n *node) useWireGuardAt(t *testing.T, socket string, userspace bool) wireguard.Backend {
+	backend, err := wireguard.New(t.Context(), wireguard.Config{Namespaces: n.table, Socket: socket, Userspace: userspace})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,6 +284,7 @@ func (n *node) useWireGuard(t *testing.T) {
 	if n.Kernel, err = kernel.New(kernel.Config{Name: "fwd", Namespaces: n.table, WireGuard: backend}); err != nil {
 		t.Fatal(err)
 	}
+	return backend
 }
 
 // terminate ends a holder and waits for it.

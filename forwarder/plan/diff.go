@@ -38,6 +38,7 @@ func Diff(w Wire, seen Observed) []Step {
 		wire:    w,
 		ends:    make([]wanted, len(w.Ends)),
 		seen:    append([]ObservedEnd(nil), seen.Ends...),
+		wgKind:  seen.WireGuardKind,
 		used:    make(map[string]map[int]bool),
 		sysctls: make(map[SetSysctl]bool),
 	}
@@ -74,6 +75,7 @@ type differ struct {
 	wire    Wire
 	ends    []wanted
 	seen    []ObservedEnd           // as the steps so far leave them
+	wgKind  string                  // see Observed
 	used    map[string]map[int]bool // by namespace: table numbers not free
 	sysctls map[SetSysctl]bool      // already among the steps
 	steps   []Step
@@ -89,6 +91,9 @@ func (d *differ) linkOf(i int) Link {
 func (d *differ) linksFit() bool {
 	for i, s := range d.seen {
 		if !s.Found || s.Name != d.ends[i].Name || kindOf(s.LinkKind) != d.wire.Kind {
+			return false
+		}
+		if d.wire.Kind == KindWireGuard && d.wgKind != "" && s.LinkKind != d.wgKind {
 			return false
 		}
 		if d.wire.Kind == KindVXLAN && (s.VXLAN == nil || *s.VXLAN != *d.wire.VXLAN) {

@@ -26,6 +26,9 @@ const rulePriority = 10001
 // Observed is what the kernel has for a wire.
 type Observed struct {
 	Ends []ObservedEnd // one for each of Wire.Ends, in that order
+	// WireGuardKind is the LinkKind that a WireGuard device has when it is made
+	// now: one that was made in another way cannot be configured. Empty: any.
+	WireGuardKind string
 }
 
 // ObservedEnd is one end as it is. Save for the last group, fields mean
@@ -105,6 +108,10 @@ type Found struct {
 	NetNS    string
 	Name     string
 	LinkKind string // as rtnetlink names it: veth, vxlan, wireguard, tun
+	// Hidden says that nothing but the link itself shows its namespace, as a
+	// device of userspace whose client is dead. The table need not have NetNS, and
+	// the caller of Adopt has no reference to it.
+	Hidden bool
 }
 
 // Wires groups the ends found, in whatever order they come, into wires: enough of

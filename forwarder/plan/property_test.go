@@ -130,9 +130,11 @@ func disturb(t *rapid.T, k *memkernel.Kernel) {
 	steps := plan.Diff(old, observe(t, k, old))
 	// WireGuard devices have no MAC address to be known by before they are tagged.
 	upTo := rapid.IntRange(2, len(steps)).Draw(t, "killed after step")
+	k.SetWireGuardKind(rapid.SampledFrom(wireGuardKinds).Draw(t, "WireGuard then"))
 	if err := k.Execute(steps[:upTo]); err != nil {
 		t.Fatalf("old state: %v", err)
 	}
+	defer k.SetWireGuardKind(rapid.SampledFrom(wireGuardKinds).Draw(t, "WireGuard now"))
 	for i := range rapid.IntRange(0, 3).Draw(t, "interferences") {
 		s := rapid.SampledFrom(steps[:upTo]).Draw(t, fmt.Sprint("interfered with ", i))
 		switch s.(type) {
@@ -170,12 +172,13 @@ func comparable(o plan.Observed) plan.Observed {
 	return o
 }
 
-// sorted sorts in place by what prints; it returns nil for an empty list.
+// sorted sorts in place by all that is in the values; it returns nil for an empty
+// list.
 func sorted[T any](list []T) []T {
 	if len(list) == 0 {
 		return nil
 	}
-	slices.SortFunc(list, func(a, b T) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	slices.SortFunc(list, func(a, b T) int { return strings.Compare(fmt.Sprintf("%#v", a), fmt.Sprintf("%#v", b)) })
 	return list
 }
 
@@ -291,6 +294,8 @@ func drawEnd(t *rapid.T, label, ns string, side plan.Side) plan.End {
 }
 
 var (
+	wireGuardKinds = []string{"wireguard", "tun"}
+
 	addrs = []netip.Prefix{
 		netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("10.0.0.2/24"),
 		netip.MustParsePrefix("fd00::1/128"), netip.MustParsePrefix("fd00::2/64"), netip.MustParsePrefix("fd00::2/128"),

@@ -15,6 +15,7 @@ import (
 	"github.com/openvwire/nsm/forwarder/kernel"
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/forwarder/wireguard/holder"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -25,13 +26,17 @@ import (
 // is reported then, not by Configure, unless the device is up already.
 type Module struct {
 	underlay *netns.Handle
+	old      *holder.Client // of devices from a time when wireguard-go made them
 }
 
 var _ Backend = (*Module)(nil)
 
 // NewModule returns the backend whose devices have their UDP sockets in
-// underlay. See Probe for whether it works.
-func NewModule(underlay *netns.Handle) *Module { return &Module{underlay: underlay} }
+// underlay. See Probe for whether it works. At socket a holder may serve that has
+// devices of a time when the module was not used; it ends when they are deleted.
+func NewModule(underlay *netns.Handle, socket string) *Module {
+	return &Module{underlay: underlay, old: holder.Visit(socket)}
+}
 
 // Probe returns nil if the kernel's module works here, otherwise why not. It
 // makes a device in a namespace of its own, which also loads the module where
@@ -163,9 +168,17 @@ func (m *Module) Read(_ context.Context, ns *netns.Handle, ifname, _ string) (s 
 	return s, found, err
 }
 
+// Devices implements kernel.WireGuardBackend.
+func (m *Module) Devices(ctx context.Context) ([]kernel.WireGuardDevice, error) {
+	return devices(ctx, m.old)
+}
+
 // Delete implements kernel.WireGuardBackend. An interface of another kind that
 // bears the name stays.
-func (m *Module) Delete(_ context.Context, ns *netns.Handle, ifname, _ string) error {
+func (m *Module) Delete(ctx context.Context, ns *netns.Handle, ifname, tag string) error {
+	if err := m.old.Delete(ctx, tag); err != nil {
+		return err
+	}
 	err := ns.Do(func() error {
 		link, err := netlink.LinkByName(ifname)
 		if err != nil {

@@ -129,7 +129,7 @@ func newNode(t *testing.T, userspace bool, i byte) *node {
 func (n *node) newBackend(t *testing.T, userspace bool) Backend {
 	t.Helper()
 	if !userspace {
-		return NewModule(n.table.Self())
+		return NewModule(n.table.Self(), n.socket)
 	}
 	u, err := NewUserspace(t.Context(), holder.ClientConfig{Socket: n.socket, Underlay: n.table.Self()})
 	must(t, err)

@@ -80,5 +80,19 @@ func (u *Userspace) Delete(ctx context.Context, _ *netns.Handle, _, tag string) 
 	return u.holder.Delete(ctx, tag)
 }
 
+// Devices implements kernel.WireGuardBackend.
+func (u *Userspace) Devices(ctx context.Context) ([]kernel.WireGuardDevice, error) {
+	return devices(ctx, u.holder)
+}
+
+func devices(ctx context.Context, h *holder.Client) ([]kernel.WireGuardDevice, error) {
+	list, err := h.List(ctx)
+	var out []kernel.WireGuardDevice
+	for _, d := range list {
+		out = append(out, kernel.WireGuardDevice{Tag: d.Tag, NetNS: d.NetNS, Name: d.Name})
+	}
+	return out, err
+}
+
 // name returns the device's name for wgctrl.
 func (u *Userspace) name(tag string) string { return holder.DeviceName(u.socket, tag) }

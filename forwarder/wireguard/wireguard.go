@@ -67,7 +67,7 @@ func New(ctx context.Context, cfg Config) (Backend, error) {
 		err := Probe()
 		if err == nil {
 			cfg.Logger.Info("WireGuard is the kernel's")
-			return NewModule(cfg.Namespaces.Self()), nil
+			return NewModule(cfg.Namespaces.Self(), cfg.Socket), nil
 		}
 		cfg.Logger.Info("WireGuard is wireguard-go", "error", err)
 	}

@@ -36,6 +36,7 @@ type Kernel struct {
 
 	mu         sync.Mutex
 	namespaces map[string]*namespace
+	wireguard  string // link kind of WireGuard devices to come
 }
 
 type namespace struct {
@@ -68,7 +69,15 @@ type route struct {
 
 // New returns an empty kernel for the forwarder called owner.
 func New(owner string) *Kernel {
-	return &Kernel{owner: owner, namespaces: make(map[string]*namespace)}
+	return &Kernel{owner: owner, namespaces: make(map[string]*namespace), wireguard: "wireguard"}
+}
+
+// SetWireGuardKind sets what makes WireGuard devices from now on, as a restart of
+// the forwarder may: "wireguard" or "tun". Those of the other kind it cannot read.
+func (k *Kernel) SetWireGuardKind(kind string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.wireguard = kind
 }
 
 // DeleteNamespace lets a namespace vanish with everything in it, as when the
@@ -195,7 +204,7 @@ func (k *Kernel) WireGuardKey(_ context.Context, ns, wireID string) (key [32]byt
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, l := range k.namespace(ns).links {
-		if tag, tagged := plan.ParseTag(l.alias); tagged && tag.Owner == k.owner && tag.ID == wireID && l.wireguard != nil {
+		if tag, tagged := plan.ParseTag(l.alias); tagged && tag.Owner == k.owner && tag.ID == wireID && l.wireguard != nil && l.kind == k.wireguard {
 			return l.wireguard.PrivateKey, l.wireguard.Port, true
 		}
 	}
@@ -254,7 +263,7 @@ func (k *Kernel) observe(ctx context.Context, w plan.Wire) (plan.Observed, error
 	if w.Owner == "" {
 		w.Owner = k.owner
 	}
-	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(w.Ends))}
+	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(w.Ends)), WireGuardKind: k.wireguard}
 	visited := make(map[string]bool)
 	for i, e := range w.Ends {
 		ns := k.namespace(e.NetNS)
@@ -262,6 +271,9 @@ func (k *Kernel) observe(ctx context.Context, w plan.Wire) (plan.Observed, error
 			return plan.Observed{}, nserr.NoNetNS.Errorf("network namespace %s is gone", e.NetNS)
 		}
 		seen.Ends[i] = ns.observe(w, e, !visited[e.NetNS])
+		if seen.Ends[i].LinkKind != k.wireguard {
+			seen.Ends[i].WireGuard = nil
+		}
 		visited[e.NetNS] = true
 	}
 	return seen, ctx.Err()

@@ -21,7 +21,7 @@ func (k *Kernel) do(s plan.Step) error {
 	case plan.AddVXLAN:
 		return k.addVXLAN(s)
 	case plan.AddWireGuard:
-		return k.addLink(plan.NewLink{Link: s.Link, MTU: s.MTU}, &link{kind: "wireguard"})
+		return k.addLink(plan.NewLink{Link: s.Link, MTU: s.MTU}, &link{kind: k.wireguard})
 	case plan.DelLink:
 		return k.deleteLink(s.Link)
 	case plan.AddRule:
@@ -46,7 +46,7 @@ func (k *Kernel) doOnLink(s plan.Step) error {
 	case plan.SetAlias:
 		l.alias = s.Tag.String()
 	case plan.ConfigureWireGuard:
-		if l.kind != "wireguard" {
+		if l.kind != k.wireguard {
 			return syscall.EOPNOTSUPP
 		}
 		g := s.WireGuard

@@ -106,6 +106,12 @@ func NewClient(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	return c, nil
 }
 
+// Visit returns a client for List and Delete alone: it is not attached, starts no
+// holder, and need not be closed.
+func Visit(socket string) *Client {
+	return &Client{cfg: ClientConfig{Socket: socket}}
+}
+
 // Close detaches from the holder, which goes on, and waits for the client's
 // goroutine.
 func (c *Client) Close() {
