@@ -155,7 +155,7 @@ func (p *prober) suspect() { p.closely((*pulse).suspect) }
 // recheck follows a refresh, which may have repaired what was broken: if packets
 // had stopped, lost is called again if they still do not come.
 func (p *prober) recheck() {
-	if p.data(time.Now()) != conn.Flowing {
+	if p.data(time.Now()) == conn.Stopped {
 		p.closely((*pulse).pardon)
 	}
 }

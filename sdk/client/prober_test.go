@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -339,4 +340,52 @@ func TestBlackHoleTwice(t *testing.T) {
 			t.Errorf("asked %+v although packets flow, %v", asked, w.Connection().GetState())
 		}
 	})
+}
+
+// Packets that stop while a refresh hangs are not waited for: the refresh is given
+// up, and another path is asked for.
+func TestDataLostInterruptsRefresh(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		slow time.Duration // what the refresh would take
+		cut  time.Duration // after it has begun; before it, if negative
+		tell bool          // the manager says at that time that the path is down
+	}{
+		{"cut while it hangs", time.Hour, time.Second, false},
+		{"cut just before it", time.Hour, -900 * time.Millisecond, false},
+		{"the manager says so, too", time.Hour, time.Second, true},
+		{"it succeeds, and packets do not flow", 1300 * time.Millisecond, 50 * time.Millisecond, false},
+		{"it succeeds, and was asked for since the path was down", 1300 * time.Millisecond, 50 * time.Millisecond, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				air := &memecho.Air{Trip: time.Millisecond}
+				m, c := newManager(t, through(air))
+				w := connect(t, c)
+				pass(time.Second)
+				m.take()
+				m.delay(tt.slow)
+				begin, end := time.Now().Add(time.Second), time.Now().Add(time.Second+tt.cut)
+				time.AfterFunc(time.Until(begin), func() { m.tell("web-0", networkservice.State_REFRESH_REQUESTED) })
+				time.AfterFunc(time.Until(end), func() {
+					air.SetCarries(func(memecho.Path) bool { return false })
+					if tt.tell {
+						m.tell("web-0", networkservice.State_DOWN)
+					}
+				})
+				pass(time.Until(end.Add(2 * time.Second)))
+				asked := m.take()
+				i := slices.IndexFunc(asked, func(a ask) bool { return a.reselect })
+				if i < 0 {
+					t.Fatalf("no other path was asked for: %+v", asked)
+				}
+				if took := asked[i].at.Sub(end); took > 1700*time.Millisecond {
+					t.Errorf("another path was asked for after %v", took)
+				}
+				if tries, _, err := w.Status(); tries != 0 || err != nil {
+					t.Errorf("%d tries, %v", tries, err)
+				}
+			})
+		})
+	}
 }

@@ -44,6 +44,7 @@ type manager struct {
 	mu     sync.Mutex
 	fail   error                            // of each Request; guarded by mu
 	change func(*networkservice.Connection) // what becomes of each answer; guarded by mu
+	slow   time.Duration                    // what a Request on the same path takes; guarded by mu
 	asked  []ask                            // guarded by mu
 	closed []string
 }
@@ -56,7 +57,7 @@ type ask struct {
 	name     string // of the interface, as preferred
 }
 
-func (m *manager) Request(_ context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+func (m *manager) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c := req.GetConnection()
@@ -64,6 +65,18 @@ func (m *manager) Request(_ context.Context, req *networkservice.NetworkServiceR
 		time.Now(), c.GetState() == networkservice.State_RESELECT_REQUESTED, c.GetNetworkServiceEndpointName(),
 		req.GetMechanismPreferences()[0].GetParameters()["name"],
 	})
+	if c.GetState() != networkservice.State_RESELECT_REQUESTED && m.slow > 0 {
+		slow := time.After(m.slow)
+		m.mu.Unlock()
+		select {
+		case <-slow:
+		case <-ctx.Done():
+		}
+		m.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
 	if m.fail != nil {
 		return nil, m.fail
 	}
@@ -100,6 +113,13 @@ func (m *manager) answer(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fail = err
+}
+
+// delay has each Request on the same path take so long.
+func (m *manager) delay(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.slow = d
 }
 
 // amend has f change each answer from now on.

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package client
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/grpc"
+	grpcpeer "google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// open makes the wire, or fails. It ends with either context: ctx is the
+// caller's, life that of the wire, which Close ends.
+func (w *Wire) open(ctx, life context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(life, cancel)()
+	if err := w.first(ctx); err != nil {
+		return err
+	}
+	if life.Err() != nil {
+		return nserr.Stopping.Errorf("the client was closed while it connected")
+	}
+	return nil
+}
+
+// first makes the wire, or fails.
+func (w *Wire) first(ctx context.Context) error {
+	w.due = conn.Decision{Do: conn.Refresh}
+	if w.client.named && w.takeOver(ctx) {
+		w.due.Do = conn.Either // the endpoint may have gone meanwhile
+	}
+	for {
+		err := w.attempt(ctx)
+		if err == nil || !w.retry || !mayPass(err) {
+			return err
+		}
+		if w.tries() == 1 {
+			w.client.log.Info("not connected yet, trying on", "connection", w.id, "error", err)
+		}
+		if w.await(ctx) != nil {
+			return err
+		}
+	}
+}
+
+// mayPass reports whether the same Request may succeed later.
+func mayPass(err error) bool {
+	switch nserr.From(err).Reason {
+	case nserr.UnknownService, nserr.NoEndpoint, nserr.NoMatch, nserr.UnknownEndpoint, nserr.EndpointGone, nserr.EndpointsFailed,
+		nserr.NoForwarder, nserr.ForwardersFailed, nserr.ForwarderGone, nserr.AddressesExhausted,
+		nserr.PeerDown, nserr.TimedOut, nserr.Busy, nserr.Stopping, nserr.NoIdentity:
+		return true
+	}
+	return false
+}
+
+// run keeps the wire until ctx ends: it waits for the time or the event that
+// conn.Decide named, acts, and decides again.
+func (w *Wire) run(ctx context.Context) {
+	defer close(w.done)
+	unsubscribe := w.client.manager.Subscribe(w.id, w.hear)
+	defer unsubscribe()
+	defer w.prober.end()
+	for w.await(ctx) == nil {
+		if err := w.attempt(ctx); err != nil && w.tries() == 1 && ctx.Err() == nil {
+			w.client.log.Warn("wire not refreshed, trying on", "connection", w.id, "error", err)
+		}
+	}
+}
+
+// await waits until it is time for what is due. Events change what that is.
+func (w *Wire) await(ctx context.Context) error {
+	for {
+		for _, e := range w.inbox.take() {
+			w.note(e)
+		}
+		wait := time.Until(w.due.At)
+		if wait <= 0 {
+			return ctx.Err()
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-w.inbox.wake:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// note has an event change what is due.
+func (w *Wire) note(e conn.Event) {
+	if e == conn.PathDown || e == conn.PeerLost {
+		w.prober.suspect()
+	}
+	w.due = w.decide(e)
+	if e != conn.AskedRefresh {
+		w.setDown()
+	}
+}
+
+// attempt does what is due, and decides what is due then.
+func (w *Wire) attempt(ctx context.Context) error {
+	moved, err := w.act(ctx, w.due.Do)
+	switch {
+	case err == nil:
+		if moved {
+			w.prober.renew(w.Addrs(), w.PeerAddrs())
+		} else {
+			w.prober.follow(w.Addrs(), w.PeerAddrs())
+			w.prober.recheck()
+		}
+		w.inbox.drop(conn.DataLost) // if it is still so the prober says it again
+		w.due = w.decide(conn.Established)
+	case ctx.Err() != nil: // nobody wants it any more
+	case errors.Is(err, errDataLost): // nothing has failed, another path is due
+		w.inbox.drop(conn.DataLost)
+		w.note(conn.DataLost)
+		return nil
+	default:
+		w.count(err)
+		w.due = w.decide(failure(err))
+	}
+	return err
+}
+
+// failure is the event that an error of a Request is.
+func failure(err error) conn.Event {
+	switch nserr.From(err).Reason {
+	case nserr.EndpointGone, nserr.UnknownEndpoint:
+		return conn.EndpointLost
+	}
+	return conn.Failed
+}
+
+// hear translates what the manager tells about the connection. It runs in the
+// peer's goroutine and must not block.
+func (w *Wire) hear(e peer.Event) {
+	switch {
+	case e.Kind == peer.Lost:
+		w.inbox.post(conn.PeerLost)
+	case e.Kind == peer.Down && e.Conn == nil:
+		w.inbox.post(conn.PeerLost) // a manager that has restarted knows nothing
+	case e.Kind == peer.Down || e.Conn.GetState() == networkservice.State_DOWN:
+		w.inbox.post(conn.PathDown)
+	case e.Conn.GetState() == networkservice.State_REFRESH_REQUESTED:
+		w.inbox.post(conn.AskedRefresh)
+	case e.Conn.GetState() == networkservice.State_RESELECT_REQUESTED:
+		w.inbox.post(conn.AskedReselect)
+	default:
+		w.inbox.drop(conn.PathDown, conn.PeerLost) // it is up again
+	}
+}
+
+func (w *Wire) decide(e conn.Event) conn.Decision {
+	now := time.Now()
+	return conn.Decide(w.state(), e, w.prober.data(now), now, rand.Float64())
+}
+
+func (w *Wire) state() conn.State {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := hop.PathOf(w.conn)
+	return conn.State{Expires: p.Expires(), Index: p.Index, Length: len(p.Segments), Attempts: w.attempts, Up: w.up}
+}
+
+// act does what conn.Decide has decided. moved is set when the path may be
+// another one now.
+func (w *Wire) act(ctx context.Context, do conn.Action) (moved bool, err error) {
+	if do == conn.Refresh || do == conn.Either {
+		err = w.refresh(ctx)
+		if err == nil || do == conn.Refresh || ctx.Err() != nil {
+			return false, err
+		}
+	}
+	w.inbox.drop(conn.PathDown, conn.PeerLost, conn.AskedRefresh, conn.AskedReselect) // to be answered now
+	return true, w.request(ctx, true)
+}
+
+// refresh asks for the same path. If packets stop meanwhile the Request is given
+// up, with errDataLost: it could hang for as long as its time limit.
+func (w *Wire) refresh(ctx context.Context) error {
+	ctx, release := w.inbox.guard(ctx)
+	defer release()
+	w.inbox.drop(conn.PathDown, conn.PeerLost, conn.AskedRefresh) // to be answered now
+	err := w.request(ctx, false)
+	if err != nil && context.Cause(ctx) == errDataLost {
+		return errDataLost
+	}
+	return err
+}
+
+// request sends the Request for the wire as it is now and keeps the answer.
+func (w *Wire) request(ctx context.Context, reselect bool) error {
+	select {
+	case w.turn <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-w.turn }()
+	ctx, cancel := context.WithTimeout(ctx, w.client.config.RequestTimeout)
+	defer cancel()
+
+	asked := proto.Clone(w.Connection()).(*networkservice.Connection)
+	if reselect {
+		asked.Mechanism = nil
+		asked.NetworkServiceEndpointName = w.pinned
+		asked.State = networkservice.State_RESELECT_REQUESTED
+	}
+	var at grpcpeer.Peer
+	got, err := hop.Ask(rpc.WithFiles(ctx, w.netns), w.client.manager,
+		&networkservice.NetworkServiceRequest{Connection: asked, MechanismPreferences: w.prefs}, grpc.Peer(&at))
+	if err != nil {
+		if errors.Is(err, nserr.NameTaken) {
+			w.preferName("")
+		}
+		return err
+	}
+	rpc.DiscardReplyFile(&at, got.GetMechanism().GetParameters()["inodeURL"]) // our own, sent back by some
+	if err := w.client.config.Verify(hop.PathOf(got), rpc.PeerCert(&at), time.Now()); err != nil {
+		if !w.isUp() {
+			_ = w.sendClose(context.WithoutCancel(ctx), got)
+		}
+		return err
+	}
+	got.State = networkservice.State_UP
+	w.preferName(got.GetMechanism().GetParameters()["name"])
+	w.established(got)
+	return nil
+}
+
+// preferName makes name, which was made up for an interface that nobody has named,
+// the one to ask for: it stays when the path changes. "" leaves it open again.
+func (w *Wire) preferName(name string) {
+	if w.named {
+		return
+	}
+	m := proto.Clone(w.prefs[0]).(*networkservice.Mechanism)
+	delete(m.Parameters, "name")
+	if name != "" {
+		m.Parameters["name"] = name
+	}
+	w.prefs = []*networkservice.Mechanism{m}
+}
+
+func (w *Wire) established(got *networkservice.Connection) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.up {
+		w.client.log.Info("wire up", "connection", w.id, "service", got.GetNetworkService(), "endpoint", got.GetNetworkServiceEndpointName())
+	}
+	w.conn, w.up, w.attempts, w.last = got, true, 0, nil
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// count notes a failed attempt.
+func (w *Wire) count(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.attempts++
+	w.last = err
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// setDown notes that the mesh says that the wire is broken.
+func (w *Wire) setDown() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := proto.Clone(w.conn).(*networkservice.Connection)
+	c.State = networkservice.State_DOWN
+	w.conn = c
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (w *Wire) tries() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.attempts
+}
+
+func (w *Wire) isUp() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.up
+}
