@@ -26,6 +26,7 @@ type serveConfig struct {
 	CIDR            ipam.Groups       `flag:"cidr" env:"NSM_CIDR_PREFIX" default:"169.254.0.0/16" help:"pools of addresses; each group separated by a comma gives every wire one pair: 10.60.0.0/24,fd00:60::/64"`
 	IPAMPolicy      string            `flag:"ipam-policy" env:"NSM_IPAM_POLICY" default:"strict" choices:"strict,polite" help:"what becomes of addresses that a client brings along: strict removes them"`
 	MTU             uint32            `flag:"mtu" default:"0" help:"largest MTU of a wire in bytes; 0 = whatever fits"`
+	StateDir        string            `flag:"state-dir" env:"NSM_STATE_DIR" help:"directory of the file by which wires keep their addresses over a restart, or 'none'; default $XDG_STATE_HOME/nsm/serve, or /var/lib/nsm/serve for root, or ~/.local/state/nsm/serve"`
 	RegisterService bool              `flag:"register-service" env:"NSM_REGISTER_SERVICE" default:"true" help:"register the network services too, unless they exist"`
 }
 
@@ -73,7 +74,16 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 	}
 	defer source.Close()
 
-	handlers := []endpoint.Middleware{endpoint.Interface(w.netns), endpoint.Addresses(pool, endpoint.AddressPolicy(cfg.IPAMPolicy))}
+	handlers := []endpoint.Middleware{endpoint.Interface(w.netns)}
+	leases, err := openLeases(cfg.StateDir, cfg.Name, pool)
+	if err != nil {
+		return err
+	}
+	if leases != nil {
+		defer leases.Close()
+		handlers = append(handlers, leases.Remember)
+	}
+	handlers = append(handlers, endpoint.Addresses(pool, endpoint.AddressPolicy(cfg.IPAMPolicy)))
 	if cfg.MTU != 0 {
 		handlers = append(handlers, endpoint.MTU(cfg.MTU))
 	}

@@ -80,7 +80,8 @@ type Config struct {
 
 	// Lost is what it costs to begin with an empty file, for the log.
 	Lost string
-	// Disposable has a file that is damaged, or none of this kind, set aside too.
+	// Disposable is a file that may be lost. One that is damaged, or none of this kind,
+	// is set aside too, and nothing ever waits for the disk.
 	Disposable bool
 
 	Logger *slog.Logger // nil = slog.Default()
@@ -226,7 +227,7 @@ func (j *Journal) load(replay func(Operation, []byte) error) error {
 	if err := j.writeAtEnd([]byte(j.c.magic())); err != nil {
 		return err
 	}
-	if err := errors.Join(j.file.Sync(), syncDir(filepath.Dir(j.c.Path))); err != nil {
+	if err := errors.Join(j.c.flush(j.file), j.c.flushDir()); err != nil {
 		return nserr.StateDir.Errorf("%s %s: %w", j.c.Noun, j.c.Path, err)
 	}
 	return nil
@@ -391,7 +392,7 @@ func (j *Journal) Rewrite(payloads iter.Seq2[[]byte, error]) error {
 	j.file.Close() // its lock goes with it; next has been locked before it got the name
 	j.file, j.size, j.torn = next, size, false
 	j.compactAt = max(CompactMin, compactFactor*size)
-	return syncDir(filepath.Dir(j.c.Path))
+	return j.c.flushDir()
 }
 
 // writeNext writes the new file beside the present one, locked and on disk.
@@ -418,12 +419,23 @@ func (j *Journal) writeNext(payloads iter.Seq2[[]byte, error]) (f *os.File, size
 	if err := w.Flush(); err != nil {
 		return f, 0, err
 	}
-	return f, size, f.Sync()
+	return f, size, j.c.flush(f)
 }
 
-// syncDir makes the names in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// flush waits for the disk, unless the file may be lost anyway.
+func (c *Config) flush(f *os.File) error {
+	if c.Disposable {
+		return nil
+	}
+	return f.Sync()
+}
+
+// flushDir makes the names in the file's directory durable.
+func (c *Config) flushDir() error {
+	if c.Disposable {
+		return nil
+	}
+	d, err := os.Open(filepath.Dir(c.Path))
 	if err != nil {
 		return err
 	}
@@ -431,12 +443,15 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
+// Empty reports whether the file has no record, as one that took the place of another.
+func (j *Journal) Empty() bool { return j.size <= int64(len(j.c.magic())) }
+
 // Size is the length of the file in bytes.
 func (j *Journal) Size() int64 { return j.size }
 
 // Close waits for the disk and closes the file.
 func (j *Journal) Close() error {
-	err := j.file.Sync()
+	err := j.c.flush(j.file)
 	if e := j.file.Close(); err == nil {
 		err = e
 	}

@@ -52,6 +52,7 @@ func (n *Node) env() []string {
 		"NSM_RUN_DIR="+n.Dir,
 		"NSM_IDENTITY_SOCKET="+n.Identity(),
 		"NSM_EXCLUDED_PREFIXES_FILE="+n.ExcludedPrefixes(),
+		"NSM_STATE_DIR="+n.state("serve"), // of endpoints; each daemon is told its own
 	)
 }
 

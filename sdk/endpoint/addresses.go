@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
@@ -25,20 +26,33 @@ const (
 	Polite AddressPolicy = "polite"
 )
 
+// awayFor is how long the addresses of a connection wait for it that is closed to be
+// opened anew: until its client has tried a few times.
+const awayFor = 30 * time.Second
+
 // Addresses gives each connection a pair of addresses out of the pool and host
-// routes to each other (protocol.md §6.3). A connection that comes back after a
-// restart of the endpoint gets the addresses it says it has.
+// routes to each other (protocol.md §6.3). A connection that is opened anew keeps
+// them. One that comes back after a restart of the endpoint gets the addresses it says
+// it has; see Leases for how nobody else gets them before.
 func Addresses(pool *ipam.Pool, policy AddressPolicy) Middleware {
 	return func(next Handler) Handler {
 		return Funcs{
 			OnRequest: func(ctx context.Context, r *Request) error {
+				pool.Expire(time.Now())
 				if err := giveAddresses(pool, policy, r); err != nil {
 					return err
 				}
 				return next.Request(ctx, r)
 			},
 			OnClose: func(ctx context.Context, c *networkservice.Connection) {
-				pool.Release(c.GetId())
+				switch c.GetState() {
+				case networkservice.State_RESELECT_REQUESTED:
+					pool.Park(c.GetId(), time.Now().Add(awayFor))
+				case networkservice.State_DOWN:
+					pool.Return(c.GetId())
+				default:
+					pool.Release(c.GetId())
+				}
 				next.Close(ctx, c)
 			},
 		}

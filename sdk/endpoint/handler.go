@@ -28,7 +28,10 @@ type Handler interface {
 
 	// Close frees what Request has taken for the connection. It is called once
 	// for a connection that was up, and for one whose first Request failed, so it
-	// must bear one that this handler has never completed.
+	// must bear one that this handler has never completed. The state of c says why:
+	// UP when the connection is closed or has expired, RESELECT_REQUESTED when it is
+	// closed to be opened anew, here or at another endpoint, and DOWN when it has not
+	// come about.
 	Close(ctx context.Context, c *networkservice.Connection)
 }
 

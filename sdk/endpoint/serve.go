@@ -48,7 +48,7 @@ func (s *Server) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 			return nil, err
 		}
 		if hop.Anew(known.conn, call.Conn) {
-			s.drop(ctx, t, "closed to be opened anew")
+			s.drop(ctx, t, networkservice.State_RESELECT_REQUESTED, "closed to be opened anew")
 			known = nil
 		}
 	}
@@ -61,6 +61,7 @@ func (s *Server) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 	}
 	if err := s.handler.Request(ctx, r); err != nil {
 		if known == nil { // what the handlers before the failing one have done
+			call.Conn.State = networkservice.State_DOWN
 			s.handler.Close(context.WithoutCancel(ctx), call.Conn)
 		}
 		s.log.Warn("request refused", "connection", t.ID, "owner", r.Owner, "error", err)
@@ -92,7 +93,11 @@ func (s *Server) Close(ctx context.Context, c *networkservice.Connection) (*empt
 		if err := t.Record.binding.Check(call); err != nil {
 			return err
 		}
-		s.drop(ctx, t, "closed")
+		why := networkservice.State_UP
+		if hop.Anew(nil, call.Conn) {
+			why = networkservice.State_RESELECT_REQUESTED
+		}
+		s.drop(ctx, t, why, "closed")
 		return nil
 	})
 	if err != nil {
@@ -104,13 +109,15 @@ func (s *Server) Close(ctx context.Context, c *networkservice.Connection) (*empt
 func (s *Server) expire(ctx context.Context, id string) {
 	_ = s.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
 		if t.Expired() {
-			s.drop(ctx, t, "expired")
+			s.drop(ctx, t, networkservice.State_UP, "expired")
 		}
 		return nil
 	})
 }
 
-func (s *Server) drop(ctx context.Context, t *conn.Turn[wire], why string) {
+// drop forgets a connection. state is why, for the handler.
+func (s *Server) drop(ctx context.Context, t *conn.Turn[wire], state networkservice.State, why string) {
+	t.Record.conn.State = state
 	s.handler.Close(context.WithoutCancel(ctx), t.Record.conn)
 	t.Record = nil
 	s.monitor.Delete(t.ID)

@@ -108,7 +108,9 @@ func (n *Next) Close(ctx context.Context, call *Call) error {
 	return CloseAt(ctx, n.Peer, n.lastWith(call))
 }
 
-// lastWith is the last answer with the tokens of call, if not nil.
+// lastWith is the last answer with the tokens of call, if not nil. If call asks for
+// another path, so does what is closed for it: whoever has given the connection
+// something may keep it until it is back.
 func (n *Next) lastWith(call *Call) *networkservice.Connection {
 	if call == nil {
 		return n.Conn
@@ -116,6 +118,9 @@ func (n *Next) lastWith(call *Call) *networkservice.Connection {
 	c := proto.Clone(n.Conn).(*networkservice.Connection)
 	for i, s := range call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1] {
 		c.Path.PathSegments[i] = proto.Clone(s).(*networkservice.PathSegment)
+	}
+	if Anew(nil, call.Conn) {
+		c.State = networkservice.State_RESELECT_REQUESTED
 	}
 	return c
 }

@@ -16,6 +16,10 @@
 // Pools come in groups: a connection gets one pair from every group (so two
 // groups make a wire dual-stack), taken from the first prefix of the group that
 // has room.
+//
+// A lease whose connection is away for a moment is parked: nobody else gets its
+// addresses until a given time. So is one that [Pool.Restore] brings over from before a
+// restart.
 package ipam
 
 import (
@@ -24,6 +28,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -49,7 +54,14 @@ type Pool struct {
 	groups [][]*space // immutable; the spaces in it are guarded by mu
 
 	mu     sync.Mutex
-	leases map[string][]pair // by connection id; one pair per group
+	leases map[string][]pair  // by connection id; one pair per group
+	parked map[string]parking // the leases that have been parked, until they are used twice
+}
+
+// parking is how long a lease is kept whose connection is away.
+type parking struct {
+	until time.Time
+	back  bool // the connection is; it has yet to stay
 }
 
 // pair is what a lease holds of one group.
@@ -64,7 +76,7 @@ func New(groups [][]netip.Prefix) (*Pool, error) {
 	if len(groups) == 0 {
 		return nil, nserr.BadFlag.Errorf("no address pool is given")
 	}
-	p := &Pool{leases: make(map[string][]pair)}
+	p := &Pool{leases: make(map[string][]pair), parked: make(map[string]parking)}
 	var seen []netip.Prefix
 	for i, group := range groups {
 		if len(group) == 0 {
@@ -91,7 +103,7 @@ func New(groups [][]netip.Prefix) (*Pool, error) {
 // A new lease takes the wanted addresses wherever a group still has both
 // free, and the lowest free ones otherwise. A lease that exists stays as it is
 // (want is ignored), except that a pair with an address that has become
-// excluded is replaced.
+// excluded is replaced. One that was parked is no longer.
 //
 // Errors: [nserr.AddressesExhausted] when a group has no two addresses left,
 // [nserr.AddressesExcluded] when it has but they are all excluded. After an
@@ -101,7 +113,8 @@ func (p *Pool) Allocate(id string, want Want, excluded []netip.Prefix) (Lease, e
 	defer p.mu.Unlock()
 
 	old, known := p.leases[id]
-	if known && !slices.ContainsFunc(old, func(h pair) bool { return h.in(excluded) }) {
+	if known && !slices.ContainsFunc(old, func(h pair) bool { return h.unfit(excluded) }) {
+		p.unparkLocked(id)
 		return leaseOf(old), nil
 	}
 	if !known {
@@ -112,7 +125,7 @@ func (p *Pool) Allocate(id string, want Want, excluded []netip.Prefix) (Lease, e
 	barred := union(excluded)
 	held := slices.Clone(old)
 	for i, group := range p.groups {
-		if known && !old[i].in(excluded) {
+		if known && !old[i].unfit(excluded) {
 			continue
 		}
 		old[i].putBack()
@@ -135,26 +148,97 @@ func (p *Pool) Allocate(id string, want Want, excluded []netip.Prefix) (Lease, e
 		held[i] = next
 	}
 	p.leases[id] = held
+	p.unparkLocked(id)
 	return leaseOf(held), nil
+}
+
+func (p *Pool) unparkLocked(id string) {
+	if at, parked := p.parked[id]; parked && !at.back {
+		p.parked[id] = parking{until: at.until, back: true}
+	} else {
+		delete(p.parked, id)
+	}
+}
+
+// Return takes back what Allocate has just given to a connection that has not come
+// about: a lease that was parked is parked again, any other one released.
+func (p *Pool) Return(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if at, parked := p.parked[id]; parked {
+		p.parked[id] = parking{until: at.until}
+	} else {
+		p.releaseLocked(id)
+	}
 }
 
 // Release frees the addresses of connection id. An unknown id is ignored.
 func (p *Pool) Release(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.releaseLocked(id)
+}
+
+func (p *Pool) releaseLocked(id string) {
 	for _, h := range p.leases[id] {
 		h.putBack()
 	}
 	delete(p.leases, id)
+	delete(p.parked, id)
 }
 
-// Leases returns all leases by connection id, as of now.
+// Park keeps the addresses of connection id for it, which is away, until the given
+// time. An unknown id is ignored.
+func (p *Pool) Park(id string, until time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.leases[id]; known {
+		p.parked[id] = parking{until: until}
+	}
+}
+
+// Restore parks a lease that connection id had in an earlier life of the pool. What
+// is not of the pool any more, or not free, is left out; Allocate replaces it. It
+// reports whether anything was restored. The lease of an id that has one stays as it is.
+func (p *Pool) Restore(id string, l Lease, until time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.leases[id]; known {
+		return false
+	}
+	held, some := make([]pair, len(p.groups)), false
+	for i, group := range p.groups {
+		if h, ok := recoverPair(group, Want(l), nil); ok {
+			h.take()
+			held[i], some = h, true
+		}
+	}
+	if some {
+		p.leases[id], p.parked[id] = held, parking{until: until}
+	}
+	return some
+}
+
+// Expire frees the addresses that have been parked for long enough.
+func (p *Pool) Expire(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, at := range p.parked {
+		if !at.back && !at.until.After(now) {
+			p.releaseLocked(id)
+		}
+	}
+}
+
+// Leases returns all leases by connection id, as of now, without those that are parked.
 func (p *Pool) Leases() map[string]Lease {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all := make(map[string]Lease, len(p.leases))
 	for id, held := range p.leases {
-		all[id] = leaseOf(held)
+		if at, parked := p.parked[id]; !parked || at.back {
+			all[id] = leaseOf(held)
+		}
 	}
 	return all
 }
@@ -228,6 +312,9 @@ func (h pair) in(excluded []netip.Prefix) bool {
 		return x.Contains(h.dst) || x.Contains(h.src)
 	})
 }
+
+// unfit reports whether a lease needs another pair in place of h.
+func (h pair) unfit(excluded []netip.Prefix) bool { return h.from == nil || h.in(excluded) }
 
 func (h pair) take() {
 	if h.from != nil {

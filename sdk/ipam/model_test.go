@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -18,7 +19,9 @@ import (
 // address is tried, from the lowest.
 type model struct {
 	groups [][]netip.Prefix
-	leases map[string][][2]netip.Addr // per group: dst, src
+	leases map[string][][2]netip.Addr // per group: dst, src; invalid where nothing was restored
+	parked map[string]int             // until when, while the connection is away
+	back   map[string]int             // until when it was, until it is allocated again
 }
 
 func (m *model) used(a netip.Addr) bool {
@@ -73,7 +76,7 @@ func (m *model) allocate(id string, want ipam.Want, excluded []netip.Prefix) *ns
 	copy(held, before)
 	m.leases[id] = held
 	for i, group := range m.groups {
-		if known && !covers(excluded, held[i][0]) && !covers(excluded, held[i][1]) {
+		if known && held[i][0].IsValid() && !covers(excluded, held[i][0]) && !covers(excluded, held[i][1]) {
 			continue
 		}
 		held[i] = [2]netip.Addr{}
@@ -91,7 +94,41 @@ func (m *model) allocate(id string, want ipam.Want, excluded []netip.Prefix) *ns
 		}
 		held[i] = h
 	}
+	until, away := m.parked[id]
+	delete(m.back, id)
+	if delete(m.parked, id); away {
+		m.back[id] = until
+	}
 	return nil
+}
+
+func (m *model) release(id string) {
+	delete(m.leases, id)
+	delete(m.parked, id)
+	delete(m.back, id)
+}
+
+func (m *model) restore(id string, l ipam.Lease, until int) {
+	if m.leases[id] != nil {
+		return
+	}
+	held, some := make([][2]netip.Addr, len(m.groups)), false
+	m.leases[id] = held
+	for i, group := range m.groups {
+		for _, p := range group {
+			for _, dst := range l.Dst {
+				for _, src := range l.Src {
+					free := func(a netip.Addr) bool { return p.Contains(a) && !m.used(a) }
+					if !held[i][0].IsValid() && src != dst && free(dst.Addr()) && free(src.Addr()) {
+						held[i], some = [2]netip.Addr{dst.Addr(), src.Addr()}, true
+					}
+				}
+			}
+		}
+	}
+	if m.parked[id] = until; !some {
+		m.release(id)
+	}
 }
 
 // TestAgainstModel compares the pool, over random histories, with a naive one,
@@ -112,7 +149,9 @@ func TestAgainstModel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		naive := &model{groups: groups, leases: map[string][][2]netip.Addr{}}
+		naive := &model{groups: groups, leases: map[string][][2]netip.Addr{}, parked: map[string]int{}, back: map[string]int{}}
+		now := 0 // seconds
+		at := func(s int) time.Time { return time.Unix(int64(s), 0) }
 
 		prefix := rapid.Custom(func(t *rapid.T) netip.Prefix {
 			p := rapid.SampledFrom(slices.Concat(groups...)).Draw(t, "in")
@@ -144,12 +183,50 @@ func TestAgainstModel(t *testing.T) {
 			"release": func(t *rapid.T) {
 				id := ids.Draw(t, "id")
 				pool.Release(id)
-				delete(naive.leases, id)
+				naive.release(id)
+			},
+			"park": func(t *rapid.T) {
+				id, until := ids.Draw(t, "id"), now+rapid.IntRange(0, 3).Draw(t, "for")
+				pool.Park(id, at(until))
+				if naive.leases[id] != nil {
+					naive.parked[id] = until
+					delete(naive.back, id)
+				}
+			},
+			"return": func(t *rapid.T) {
+				id := ids.Draw(t, "id")
+				pool.Return(id)
+				if until, was := naive.back[id]; was {
+					naive.parked[id] = until
+					delete(naive.back, id)
+				} else if _, is := naive.parked[id]; !is {
+					naive.release(id)
+				}
+			},
+			"restore": func(t *rapid.T) {
+				id, until := ids.Draw(t, "id"), now+rapid.IntRange(0, 3).Draw(t, "for")
+				lease := ipam.Lease{
+					Src: rapid.SliceOfN(host, 0, 2).Draw(t, "src"),
+					Dst: rapid.SliceOfN(host, 0, 2).Draw(t, "dst"),
+				}
+				naive.restore(id, lease, until)
+				if got := pool.Restore(id, lease, at(until)); got && naive.leases[id] == nil {
+					t.Fatalf("Restore(%s) = %t", id, got)
+				}
+			},
+			"time passes": func(t *rapid.T) {
+				now++
+				pool.Expire(at(now))
+				for id, until := range naive.parked {
+					if until <= now {
+						naive.release(id)
+					}
+				}
 			},
 			"": func(t *rapid.T) {
 				leases := pool.Leases()
-				if len(leases) != len(naive.leases) {
-					t.Fatalf("%d leases, want %d", len(leases), len(naive.leases))
+				if len(leases) != len(naive.leases)-len(naive.parked) {
+					t.Fatalf("%d leases, want %d less %d", len(leases), len(naive.leases), len(naive.parked))
 				}
 				seen := map[netip.Addr]string{}
 				for id, l := range leases {

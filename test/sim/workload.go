@@ -31,6 +31,7 @@ type Service struct {
 	Labels   map[string]string // of the endpoint
 	With     []endpoint.Middleware
 	Lie      func(*networkservice.Connection) *networkservice.Connection // what becomes of each answer
+	Leases   string                                                      // file of what it had before a restart; default none
 	Pool     *ipam.Pool                                                  // in place of CIDR: what an endpoint of that name had before
 }
 
@@ -43,6 +44,7 @@ type Endpoint struct {
 	node         *Node
 	service      Service
 	socket       *os.File
+	leases       *endpoint.Leases // nil = none
 	registration *registration.Registration
 }
 
@@ -67,7 +69,15 @@ func (n *Node) Serve(s Service) *Endpoint {
 	}
 	p := n.mesh.newPart(s.Endpoint)
 	e := &Endpoint{part: p, Pool: s.Pool, node: n, service: s, socket: n.mesh.file()}
-	chain := append(slices.Clone(s.With), endpoint.Interface(n.mesh.Space(s.Endpoint)), endpoint.Addresses(s.Pool, endpoint.Strict))
+	chain := append(slices.Clone(s.With), endpoint.Interface(n.mesh.Space(s.Endpoint)))
+	if s.Leases != "" {
+		leases, err := endpoint.OpenLeases(s.Leases, s.Pool, p.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.leases, chain = leases, append(chain, leases.Remember)
+	}
+	chain = append(chain, endpoint.Addresses(s.Pool, endpoint.Strict))
 	e.Server = endpoint.New(s.Endpoint, endpoint.Chain(chain...), p.tokens, p.policy, p.log)
 	url, err := rpc.InodeURL(e.socket)
 	if err != nil {
@@ -135,6 +145,9 @@ func (e *Endpoint) Stop() {
 func (e *Endpoint) gone() {
 	e.hangUp()
 	e.Server.Stop()
+	if e.leases != nil {
+		_ = e.leases.Close()
+	}
 	e.peers.Close()
 	e.node.endpoints = slices.DeleteFunc(e.node.endpoints, func(o *Endpoint) bool { return o == e })
 }
