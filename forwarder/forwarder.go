@@ -98,6 +98,7 @@ type Forwarder struct {
 	numbers  *numbers
 	turns    turns
 	suspects suspects
+	cleanup  *hop.Cleanup   // at endpoints
 	removals sync.WaitGroup // of wires, from the kernel
 }
 
@@ -139,6 +140,7 @@ func New(c Config) (*Forwarder, error) {
 		log:     c.Logger.With("part", "forwarder", "name", c.Name),
 		monitor: hop.NewMonitor(c.Policy),
 		numbers: newNumbers(c.WireGuardPort, c.Kernel.PortFree),
+		cleanup: hop.NewCleanup(c.Peers, c.Sockets),
 	}
 	f.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: f.monitor}
 	f.turns.name = c.Name
@@ -196,6 +198,7 @@ func (f *Forwarder) Stop() {
 	}
 	f.wires.Close()
 	f.removals.Wait()
+	f.cleanup.Stop()
 }
 
 // holdings are things that must be released once each: namespaces, sockets,

@@ -49,6 +49,15 @@ func (f *Forwarder) Request(ctx context.Context, req *networkservice.NetworkServ
 	return call.Reply(out), nil
 }
 
+// task is one Request while it has its turn.
+type task struct {
+	turn   *conn.Turn[wire]
+	known  *wire // what stands; nil if nothing does, or what is known of it does not suffice
+	call   *hop.Call
+	left   *leg
+	asking *hop.Asking
+}
+
 // request does the work of Request when it is the connection's turn.
 func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call, prefs []*networkservice.Mechanism) (*networkservice.Connection, error) {
 	known := t.Record
@@ -63,7 +72,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 			if known.next.Peer != nil && call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
 				f.suspects.left(known.endpoint(), time.Now())
 			}
-			if !known.next.CloseSoon(f.withSpace(ctx, spaceOf(known)), call, hop.ReselectWait, &f.removals) {
+			if !known.next.CloseSoon(f.withSpace(ctx, spaceOf(known)), call, hop.ReselectWait, f.cleanup) {
 				f.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
 				hop.Trim(call.Conn)
 			}
@@ -74,51 +83,62 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 		return nil, err
 	}
 	defer left.holds.release()
+	r := &task{turn: t, known: known, call: call, left: left, asking: f.cleanup.Asking()}
+	defer r.asking.End(ctx)
 	if c, ok := f.stay(call.Conn, known); ok {
 		defer c.holds.release()
-		out, err := f.connectTwice(ctx, t, known, call, left, c)
+		out, err := f.connectTwice(ctx, ctx, r, c)
 		if err == nil || !errors.Is(err, nserr.EndpointGone) || ctx.Err() != nil {
 			return out, err
 		}
 		// An endpoint that has restarted listens elsewhere.
 		call.Conn.NetworkServiceEndpointName = c.name
 	}
-	candidates, err := f.candidates(ctx, call.Conn)
+	return f.choose(ctx, r)
+}
+
+// patience is how long an endpoint may take to answer while there are others to be
+// asked: tens of what a healthy path takes, and little enough for a wire to be
+// healed within a second of which one endpoint was in vain.
+const patience = 500 * time.Millisecond
+
+// choose looks endpoints up and asks one after the other.
+func (f *Forwarder) choose(ctx context.Context, r *task) (out *networkservice.Connection, err error) {
+	candidates, err := f.candidates(ctx, r.call.Conn)
 	if err != nil {
 		return nil, err
 	}
 	defer releaseAll(candidates)
-
-	var failures []error
-	for i := range candidates {
-		out, err := f.connectTwice(ctx, t, known, call, left, &candidates[i])
-		if err == nil {
-			return out, nil
+	failures := hop.InTurn(ctx, len(candidates), patience, func(limited context.Context, i int) (err error) {
+		c := &candidates[i]
+		if out, err = f.connectTwice(ctx, limited, r, c); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
 		}
-		failures = append(failures, fmt.Errorf("%s: %w", candidates[i].name, err))
-		if ctx.Err() != nil || !worthAnother(err) {
-			break
-		}
+		return nil
+	}, worthAnother)
+	if len(failures) > 0 {
+		return nil, allFailed(r.call.Conn.GetNetworkService(), failures)
 	}
-	return nil, allFailed(call.Conn.GetNetworkService(), failures)
+	return out, nil
 }
 
 // connectTwice is connect, and again after a failure that is one of chance: a VNI
 // that is in use here, which the other side will not choose again; a descriptor that
 // did not come, as the reference now and then forgets one when it answers several
 // Requests at once.
-func (f *Forwarder) connectTwice(ctx context.Context, t *conn.Turn[wire], known *wire, call *hop.Call, left *leg, c *candidate) (*networkservice.Connection, error) {
-	out, err := f.connect(ctx, t, known, call, left, c)
+func (f *Forwarder) connectTwice(ctx, limited context.Context, r *task, c *candidate) (*networkservice.Connection, error) {
+	out, err := f.connect(ctx, limited, r, c)
 	if errors.Is(err, plan.ErrVNITaken) || errors.Is(err, nserr.NoDescriptor) {
-		out, err = f.connect(ctx, t, known, call, left, c)
+		out, err = f.connect(ctx, limited, r, c)
 	}
 	return out, err
 }
 
 // connect tries one endpoint: ask it for the right leg, make the wire, remember
-// it. Whatever it made for a failed attempt is undone; a wire that stood before
-// stays as it was.
-func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], known *wire, call *hop.Call, left *leg, c *candidate) (*networkservice.Connection, error) {
+// it. The endpoint's answer is waited for as long as limited lasts. Whatever it made
+// for a failed attempt is undone; a wire that stood before stays as it was.
+func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate) (*networkservice.Connection, error) {
+	t, known, call, left := r.turn, r.known, r.call, r.left
 	right, err := f.offerRight(ctx, known, call.Conn, left, c)
 	if err != nil {
 		return nil, err
@@ -133,12 +153,11 @@ func (f *Forwarder) connect(ctx context.Context, t *conn.Turn[wire], known *wire
 		}
 	}()
 	u.Add(func(context.Context) error { p.Release(); return nil })
-	askCtx := ctx
 	if right.stands {
-		askCtx = f.withSpace(ctx, spaceOf(known))
+		limited = f.withSpace(limited, spaceOf(known))
 	}
 	var at peer.Peer
-	got, err := hop.Ask(askCtx, p, right.request(call.Conn, c), grpc.Peer(&at))
+	got, err := r.asking.Ask(limited, p, right.request(call.Conn, c), grpc.Peer(&at))
 	if errors.Is(err, nserr.PeerDown) && c.local() {
 		err = nserr.EndpointGone.Errorf("endpoint %s does not answer: %w", c.name, err)
 	}
@@ -199,7 +218,7 @@ func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, 
 	if t.Record != nil {
 		w.next = t.Record.next
 		if w.next.Peer != nil && w.next.Peer != p { // the client wants another endpoint, or it has moved
-			w.next.CloseSoon(ctx, call, hop.ReselectWait, &f.removals)
+			w.next.CloseSoon(ctx, call, hop.ReselectWait, f.cleanup)
 		}
 		t.Record.holds.release()
 	} else {

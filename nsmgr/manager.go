@@ -85,6 +85,7 @@ type Manager struct {
 	catalog *catalog
 	locals  *locals
 	admin   *admin.Server
+	cleanup *hop.Cleanup // at forwarders
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -123,6 +124,7 @@ func New(c Config) (*Manager, error) {
 		config:  c,
 		log:     c.Logger.With("part", "manager", "name", c.Name),
 		monitor: hop.NewMonitor(c.Policy),
+		cleanup: hop.NewCleanup(c.Peers, c.Sockets),
 	}
 	m.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: m.monitor}
 	m.wires = conn.NewTable[wire](m.expire)
@@ -192,5 +194,6 @@ func (m *Manager) Stop() {
 	}
 	m.wires.Close()
 	m.locals.close()
-	m.running.Wait() // for Closes that go on in the background, too
+	m.cleanup.Stop()
+	m.running.Wait()
 }

@@ -79,20 +79,26 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 	if err != nil {
 		return nil, m.failed(t, err)
 	}
-	var failures []error
-	for _, f := range candidates {
+	r := &task{turn: t, call: call, prefs: req.GetMechanismPreferences(), files: files, asking: m.cleanup.Asking()}
+	defer r.asking.End(ctx)
+	var out *networkservice.Connection
+	failures := hop.InTurn(ctx, len(candidates), patience, func(limited context.Context, i int) (err error) {
+		f := candidates[i]
 		m.leave(ctx, t, f, call)
-		got, err := m.ask(ctx, t, f, call, req, files)
-		if err == nil {
-			return got, nil
+		if out, err = m.ask(ctx, limited, r, f); err != nil {
+			return fmt.Errorf("%s: %w", f.nse.GetName(), err)
 		}
-		failures = append(failures, fmt.Errorf("%s: %w", f.nse.GetName(), err))
-		if ctx.Err() != nil || !worthAnother(err) {
-			break
-		}
+		return nil
+	}, worthAnother)
+	if len(failures) > 0 {
+		return nil, m.failed(t, allFailed(failures))
 	}
-	return nil, m.failed(t, allFailed(failures))
+	return out, nil
 }
+
+// patience is how long a forwarder may take to answer while there are others: long
+// enough for it to ask an endpoint in vain and then another one.
+const patience = 1500 * time.Millisecond
 
 // leave closes the path through the forwarder that the connection has, if another
 // one is to be asked: both would make the same interface.
@@ -100,19 +106,30 @@ func (m *Manager) leave(ctx context.Context, t *conn.Turn[wire], f forwarder, ca
 	if t.Record == nil || t.Record.forwarder == f.nse.GetName() {
 		return
 	}
-	if !t.Record.next.CloseSoon(ctx, call, hop.ReselectWait, &m.running) {
+	if !t.Record.next.CloseSoon(ctx, call, hop.ReselectWait, m.cleanup) {
 		m.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
 		hop.Trim(call.Conn)
 	}
 }
 
-// ask sends the request to one forwarder and keeps what it answers.
-func (m *Manager) ask(ctx context.Context, t *conn.Turn[wire], f forwarder, call *hop.Call, req *networkservice.NetworkServiceRequest, files []*os.File) (*networkservice.Connection, error) {
+// task is one Request while it has its turn.
+type task struct {
+	turn   *conn.Turn[wire]
+	call   *hop.Call
+	prefs  []*networkservice.Mechanism
+	files  []*os.File // that go on with it
+	asking *hop.Asking
+}
+
+// ask sends the request to one forwarder, waits for it as long as limited lasts, and
+// keeps what it answers.
+func (m *Manager) ask(ctx, limited context.Context, r *task, f forwarder) (*networkservice.Connection, error) {
+	t, call := r.turn, r.call
 	p := m.config.Peers.Get(f.url)
 	var at peer.Peer
-	got, err := hop.Ask(rpc.WithFiles(ctx, files...), p, &networkservice.NetworkServiceRequest{
+	got, err := r.asking.Ask(rpc.WithFiles(limited, r.files...), p, &networkservice.NetworkServiceRequest{
 		Connection:           call.Conn,
-		MechanismPreferences: req.GetMechanismPreferences(),
+		MechanismPreferences: r.prefs,
 	}, grpc.Peer(&at))
 	if err != nil {
 		p.Release()

@@ -5,7 +5,6 @@ package hop
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -37,20 +36,28 @@ type Next struct {
 
 // Ask sends a Request to the next hop and checks the answer. When the answer is
 // nonsense, or that to a first Request does not come, the next hop is told to
-// close what it may have built: it knows the connection by the id it has here.
+// close what it may have built: it knows the connection by the id it has here. Ask
+// waits for that; a hop that has others to serve uses Asking.
 func Ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRequest, opts ...grpc.CallOption) (*networkservice.Connection, error) {
-	got, err := networkservice.NewNetworkServiceClient(p.Conn()).Request(ctx, req, opts...)
+	got, left, err := ask(ctx, p, req, opts...)
+	if left {
+		_ = CloseAt(ctx, p, req.GetConnection()) // as well as may be
+	}
+	return got, err
+}
+
+// ask reports in left whether the next hop may have built something that it is to
+// close.
+func ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRequest, opts ...grpc.CallOption) (got *networkservice.Connection, left bool, err error) {
+	got, err = networkservice.NewNetworkServiceClient(p.Conn()).Request(ctx, req, opts...)
 	if err != nil {
-		if first := req.GetConnection().GetNextPathSegment() == nil; first && unanswered(err) {
-			_ = CloseAt(ctx, p, req.GetConnection()) // as well as may be
-		}
-		return nil, err
+		first := req.GetConnection().GetNextPathSegment() == nil
+		return nil, first && unanswered(err), err
 	}
 	if err := CheckReply(req.GetConnection(), got); err != nil {
-		_ = CloseAt(ctx, p, req.GetConnection())
-		return nil, err
+		return nil, true, err
 	}
-	return got, nil
+	return got, false, nil
 }
 
 // unanswered reports whether the call may have been served in spite of err.
@@ -127,22 +134,14 @@ func (n *Next) lastWith(call *Call) *networkservice.Connection {
 
 // CloseSoon is Close that waits no longer than the given time for an answer: the
 // next hop may be dead, and somebody waits for another path. It goes on in the
-// background, counted in running, and reports whether the answer came in time.
-// If not, the caller trims its path: what comes next is a first Request, which Ask
-// takes back if nobody answers.
-func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, running *sync.WaitGroup) (answered bool) {
+// background, and reports whether the answer came in time. If not, the caller trims
+// its path: what comes next is a first Request, which is taken back if nobody answers.
+func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, cleanup *Cleanup) (answered bool) {
 	if n.Peer == nil {
 		return true
 	}
-	old, conn := *n, n.lastWith(call)
-	*n = Next{}
-	ctx = context.WithoutCancel(ctx)
-	done := make(chan struct{})
-	running.Go(func() {
-		defer close(done)
-		defer old.Drop()
-		_ = CloseAt(ctx, old.Peer, conn)
-	})
+	done := cleanup.close(ctx, n.Peer, n.lastWith(call))
+	n.Drop()
 	select {
 	case <-done:
 		return true
@@ -153,7 +152,12 @@ func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, ru
 
 // CloseAt sends a Close that survives the caller's giving up.
 func CloseAt(ctx context.Context, p *peer.Peer, conn *networkservice.Connection) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), CloseTimeout)
+	return closeUntil(context.WithoutCancel(ctx), p, conn)
+}
+
+// closeUntil sends a Close that ends with ctx.
+func closeUntil(ctx context.Context, p *peer.Peer, conn *networkservice.Connection) error {
+	ctx, cancel := context.WithTimeout(ctx, CloseTimeout)
 	defer cancel()
 	_, err := networkservice.NewNetworkServiceClient(p.Conn()).Close(ctx, conn)
 	return err

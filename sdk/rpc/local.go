@@ -163,6 +163,7 @@ func (c *localConn) Invoke(ctx context.Context, method string, args, reply any, 
 	select {
 	case <-call.done:
 	case <-ctx.Done():
+		call.cancel() // known before what the caller does next, as on a connection
 		select {
 		case <-decoded:
 		case <-call.done:
