@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/openvwire/nsm/registry"
+	"github.com/openvwire/nsm/sdk/match"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -175,4 +178,105 @@ func refused(t *testing.T, name string, err error, want *nserr.Reason, says stri
 		t.Errorf("%s: %v, want %s that says %q", name, err, want.Code, says)
 	}
 	return says != ""
+}
+
+// Whatever bytes a peer registers as an endpoint: it is refused with a reason and
+// nothing is left, or what is stored is found by its own name and services, has an
+// end, and can be unregistered.
+func FuzzRegisterEndpoint(f *testing.F) {
+	fix := newFixture(f)
+	c := fix.as(fix.authority.issue(f, "nse"))
+	seed(f, endpoint("e", "s"), withURL("inode://4/123"), withURL("http://[::1"), withURL("a:%zz"), endpoint("e\x00", ""), &api.NetworkServiceEndpoint{},
+		withLabels(map[string]string{"nodeName": "{{"}), &api.NetworkServiceEndpoint{
+			Name: "e", NetworkServiceNames: []string{"s", "s"}, Url: "tcp://h", PathIds: []string{"spiffe://test/other"},
+			NetworkServiceLabels: map[string]*api.NetworkServiceLabels{"s": {}, "other": {Labels: map[string]string{"": ""}}},
+			ExpirationTime:       &timestamppb.Timestamp{Seconds: 1 << 40}, InitialRegistrationTime: &timestamppb.Timestamp{Seconds: -1, Nanos: 1},
+		})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		nse := new(api.NetworkServiceEndpoint)
+		if proto.Unmarshal(raw, nse) != nil {
+			return
+		}
+		start := time.Now()
+		got, err := c.endpoints.Register(t.Context(), nse)
+		if err != nil {
+			if !errors.Is(err, nserr.BadEndpoint) || fix.stored(t) != nil {
+				t.Errorf("%v, and there are %v", err, fix.stored(t))
+			}
+			return
+		}
+		if left := got.GetExpirationTime().AsTime().Sub(start); left < -time.Second || left > time.Minute+time.Second {
+			t.Errorf("registered for %v", left)
+		}
+		if initial := got.GetInitialRegistrationTime(); !initial.IsValid() || initial.AsTime().After(time.Now()) {
+			t.Errorf("registered at %v", initial)
+		}
+		if got.GetPathIds()[0] != "spiffe://test/nse" {
+			t.Errorf("owned by %v", got.GetPathIds())
+		}
+		for _, query := range []*api.NetworkServiceEndpoint{
+			{Name: nse.GetName()}, {NetworkServiceNames: nse.GetNetworkServiceNames(), NetworkServiceLabels: nse.GetNetworkServiceLabels()},
+		} {
+			stream, err := c.endpoints.Find(t.Context(), &api.NetworkServiceEndpointQuery{NetworkServiceEndpoint: query})
+			if found := receive(t, stream, err); len(found) != 1 || !proto.Equal(found[0].GetNetworkServiceEndpoint(), got) {
+				t.Errorf("%v finds %v, want %v", query, found, got)
+			}
+		}
+		if _, err := c.endpoints.Unregister(t.Context(), got); err != nil || fix.stored(t) != nil {
+			t.Errorf("unregistered: %v, and there are %v", err, fix.stored(t))
+		}
+	})
+}
+
+// The same of services; what passes has templates that parse, whoever uses them.
+func FuzzRegisterService(f *testing.F) {
+	fix := newFixture(f)
+	c := fix.as(fix.authority.issue(f, "admin"))
+	destination := func(value string) *api.NetworkService {
+		return withMatch(&api.Match{Routes: []*api.Destination{{DestinationSelector: map[string]string{"k": value}, Weight: 1 << 31}}})
+	}
+	seed(f, &api.NetworkService{}, &api.NetworkService{Name: "s", Payload: "ETHERNET", PathIds: []string{"x"}}, &api.NetworkService{Name: "s", Payload: "ip"},
+		withMatch(&api.Match{}), withMatch(&api.Match{SourceSelector: map[string]string{"k": "{{.k}}"}, Metadata: &api.Metadata{}, Fallthrough: true}),
+		destination("{{.nodeName}}"), destination(`{{index . "a"}}`), destination("{{"), destination(`{{define "x"}}{{template "x" .}}{{end}}`),
+		destination("{{range .}}{{end}}"), destination(strings.Repeat("{{if .}}", 64)), destination("{{"+strings.Repeat("(", 1000)))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		ns := new(api.NetworkService)
+		if proto.Unmarshal(raw, ns) != nil {
+			return
+		}
+		got, err := c.services.Register(t.Context(), ns)
+		if err != nil {
+			if !errors.Is(err, nserr.BadService) || fix.stored(t) != nil {
+				t.Errorf("%v, and there are %v", err, fix.stored(t))
+			}
+			return
+		}
+		if got.GetPayload() != "IP" && got.GetPayload() != "ETHERNET" || got.GetPathIds()[0] != "spiffe://test/admin" {
+			t.Errorf("registered as %v", got)
+		}
+		for _, m := range got.GetMatches() {
+			for _, r := range m.GetRoutes() {
+				labels := r.GetDestinationSelector()
+				match.Contains(labels, labels, m.GetSourceSelector()) // a manager does this with each Request
+			}
+		}
+		stream, err := c.services.Find(t.Context(), &api.NetworkServiceQuery{NetworkService: &api.NetworkService{Name: ns.GetName(), Matches: ns.GetMatches()}})
+		if found := receive(t, stream, err); len(found) != 1 || !proto.Equal(found[0].GetNetworkService(), got) {
+			t.Errorf("%v is found as %v", got, found)
+		}
+		if _, err := c.services.Unregister(t.Context(), got); err != nil || fix.stored(t) != nil {
+			t.Errorf("unregistered: %v, and there are %v", err, fix.stored(t))
+		}
+	})
+}
+
+// seed adds messages as a peer would send them.
+func seed(f *testing.F, messages ...proto.Message) {
+	for _, m := range messages {
+		raw, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -51,15 +52,28 @@ func printJSON(w io.Writer, form string, data []byte) (err error) {
 }
 
 // compactJSON returns a message as one line. (protojson varies its white space
-// on purpose.)
+// on purpose.) What is not printable is escaped: for terminals, and since YAML,
+// which it may become, does not have all of it.
 func compactJSON(m proto.Message) ([]byte, error) {
 	data, err := protojson.Marshal(m)
 	if err != nil {
 		return nil, err
 	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, data); err != nil {
+		return nil, err
+	}
 	var out bytes.Buffer
-	err = json.Compact(&out, data)
-	return out.Bytes(), err
+	for _, r := range compact.String() {
+		if unicode.IsPrint(r) {
+			out.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&out, `\u%04x`, unit)
+		}
+	}
+	return out.Bytes(), nil
 }
 
 // yamlOf turns JSON into YAML, in the same order.

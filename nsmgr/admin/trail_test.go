@@ -33,7 +33,7 @@ func (open) MayObserve(string, []string) bool             { return true }
 
 // newServer returns the server of manager "mgr" on node "a". Each endpoint is
 // "NAME SERVICE URL" and may have a node's name.
-func newServer(t *testing.T, endpoints ...string) *Server {
+func newServer(t testing.TB, endpoints ...string) *Server {
 	t.Helper()
 	c := Config{
 		Name: "mgr", URL: "tcp://a:5001", Labels: map[string]string{nodeLabel: "a"}, ForwarderService: "forwarder",
