@@ -74,8 +74,8 @@ type Config struct {
 	Handler  Handler
 
 	Manager string // URL; default DefaultManager
-	// ListenOn is the URL to serve on; default a Unix socket in a directory of its
-	// own, which reaches the manager as a descriptor.
+	// ListenOn is the URL to serve on; default a Unix socket without a path, which
+	// reaches the manager as a descriptor.
 	ListenOn string
 
 	// Source is who the endpoint is. Default: identity.Open, closed again at Stop.
@@ -236,20 +236,18 @@ func (c *Config) services() (out []*registry.NetworkService) {
 }
 
 // listen opens where the endpoint is served. A Unix socket is registered by its
-// descriptor, opened with O_PATH, which is all a peer needs to connect to it.
+// descriptor, opened with O_PATH, which is all a peer needs to connect to it. One
+// that nobody has asked for by its path loses it at once, so that an endpoint that
+// is killed leaves no file.
 func (e *Endpoint) listen(ctx context.Context, url string) (l net.Listener, registered string, socket *os.File, err error) {
-	path := ""
-	if url == "" {
+	nameless := url == ""
+	if nameless {
 		dir, err := os.MkdirTemp("", "nse-")
 		if err != nil {
 			return nil, "", nil, nserr.StateDir.Errorf("no directory for the endpoint's socket: %w", err)
 		}
-		e.later(func() { _ = os.RemoveAll(dir) })
-		if err := os.Chmod(dir, 0o755); err != nil { // managers may run as another user
-			return nil, "", nil, nserr.StateDir.Errorf("%w", err)
-		}
-		path = filepath.Join(dir, "nse.sock")
-		url = "unix://" + path
+		defer os.RemoveAll(dir)
+		url = "unix://" + filepath.Join(dir, "nse.sock")
 	}
 	if l, err = rpc.Listen(ctx, url); err != nil {
 		return nil, "", nil, err
@@ -257,9 +255,10 @@ func (e *Endpoint) listen(ctx context.Context, url string) (l net.Listener, regi
 	if l.Addr().Network() != "unix" {
 		return l, rpc.URL(l.Addr()), nil, nil
 	}
-	if path == "" {
-		path = l.Addr().String()
+	if u, ok := l.(*net.UnixListener); ok && nameless {
+		u.SetUnlinkOnClose(false) // somebody else may have the path by then
 	}
+	path := l.Addr().String()
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		_ = l.Close()

@@ -102,3 +102,32 @@ func startAt(ns *lab.NetNS, c *exec.Cmd, terminal string) error {
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	return ns.Do(c.Start)
 }
+
+// An endpoint is reached over a Unix socket, but has no file that could be left
+// when it is killed. Also a manager that starts later gets it.
+func TestServeHasNoFiles(t *testing.T) {
+	tmp := t.TempDir()
+	l := newMesh(t, lab.Config{Env: []string{"TMPDIR=" + tmp}})
+	a := l.Node("a")
+	p := serve(t, workload(t, a, "db"), "db", "--cidr", "10.60.0.0/24")
+	files := func(when string) {
+		t.Helper()
+		if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+			t.Errorf("%s: %v, %v", when, left, err)
+		}
+	}
+	files("while it serves")
+	unchanged(t, l)
+	connect(t, workload(t, a, "web"), "kernel://db/nsm-1")
+	for _, d := range l.Daemons() {
+		if d.Node == "a" && strings.Contains(d.Command, "nsm manager ") {
+			d.Kill()
+		}
+	}
+	if _, err := a.Start(t.Context(), "manager"); err != nil {
+		t.Fatal(err)
+	}
+	connect(t, workload(t, a, "shop"), "kernel://db/nsm-1", "--wait", "20s")
+	p.Kill()
+	files("when it has been killed")
+}
