@@ -34,14 +34,14 @@ func weighted(candidates []Candidate, turn uint64) int {
 	const golden = 0x9E3779B97F4A7C15 // 2^64 / φ
 	var total uint64
 	for _, c := range candidates {
-		total += uint64(c.Weight)
+		total += c.Weight
 	}
 	point, _ := bits.Mul64(turn*golden, total)
 	for i, c := range candidates {
-		if point < uint64(c.Weight) {
+		if point < c.Weight {
 			return i
 		}
-		point -= uint64(c.Weight)
+		point -= c.Weight
 	}
 	return 0 // all weights are zero
 }

@@ -29,7 +29,7 @@ type Match struct {
 }
 
 // Route selects endpoints by their labels. Weight is the share of clients that
-// it gets among the routes of its match; 0 counts as 1.
+// they get together among the routes of its match; 0 counts as 1, unless all are.
 type Route struct {
 	Destination Labels
 	Weight      uint32
@@ -44,14 +44,16 @@ type Endpoint struct {
 // Candidate is an endpoint with its share of the clients.
 type Candidate struct {
 	Name   string
-	Weight uint32 // at least 1
+	Weight uint64 // at least 1
 }
 
 // DefaultForwarder are the labels a forwarder needs when a match names none (§3.2).
 var DefaultForwarder = Labels{"p2p": "true"}
 
 // Endpoints returns the candidates for a client, in the order of the endpoints
-// given. An endpoint that two routes select gets the share of both.
+// given. The share of a route is divided among the endpoints that it selects, so
+// that more replicas of a version get no more clients; if no route has a weight
+// every endpoint gets the same. One that two routes select gets its part of both.
 func Endpoints(matches []Match, client Labels, all []Endpoint) []Candidate {
 	if len(matches) == 0 {
 		out := make([]Candidate, len(all))
@@ -76,20 +78,36 @@ func (m Match) candidates(client Labels, all []Endpoint) []Candidate {
 	if len(m.Routes) == 0 && m.Metadata != nil {
 		return Endpoints(nil, client, all) // a rule about forwarders only
 	}
-	var out []Candidate
-	for _, e := range all {
-		var weight uint32
-		for _, r := range m.Routes {
+	weights := make([]uint64, len(all))
+	weighted := slices.ContainsFunc(m.Routes, func(r Route) bool { return r.Weight > 0 })
+	for _, r := range m.Routes {
+		var selected []int
+		for i, e := range all {
 			if Contains(e.Labels, r.Destination, client) {
-				weight += max(r.Weight, 1)
+				selected = append(selected, i)
 			}
 		}
-		if weight > 0 {
-			out = append(out, Candidate{Name: e.Name, Weight: weight})
+		part := uint64(1)
+		if weighted && len(selected) > 0 {
+			part = max(uint64(max(r.Weight, 1))*scale/uint64(len(selected)), 1)
+		}
+		for _, i := range selected {
+			weights[i] += part
+		}
+	}
+	var out []Candidate
+	for i, e := range all {
+		if weights[i] > 0 {
+			out = append(out, Candidate{Name: e.Name, Weight: weights[i]})
 		}
 	}
 	return out
 }
+
+// scale is what a weight is multiplied by before it is divided: a thousand
+// endpoints share it fairly, and the largest weights of as many routes add up
+// without overflow.
+const scale = 1 << 16
 
 // Forwarders returns the names of the forwarders that qualify, in the order
 // given. A service without matches takes any (§3.2).

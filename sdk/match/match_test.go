@@ -78,14 +78,36 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-func TestTwoRoutesAddUp(t *testing.T) {
-	got := Endpoints([]Match{{Routes: []Route{
-		{Destination: Labels{"app": "db"}, Weight: 3},
-		{Destination: Labels{"size": "big"}},
-	}}}, nil, []Endpoint{{"a", Labels{"app": "db"}}, {"b", Labels{"app": "db", "size": "big"}}})
-	want := []Candidate{{"a", 3}, {"b", 4}}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
+// The share of a destination is its weight, however many endpoints it has; an
+// endpoint of two destinations has its part of both.
+func TestShares(t *testing.T) {
+	all := []Endpoint{{"v1-1", Labels{"v": "1"}}, {"v1-2", Labels{"v": "1"}}, {"v1-3", Labels{"v": "1", "size": "big"}}, {"v2-1", Labels{"v": "2"}}}
+	one, two, big, none := Labels{"v": "1"}, Labels{"v": "2"}, Labels{"size": "big"}, Labels{"v": "9"}
+	for _, tt := range []struct {
+		name   string
+		routes []Route
+		want   map[string]float64
+	}{
+		{"weights", []Route{{one, 90}, {two, 10}}, map[string]float64{"v1-1": .3, "v1-2": .3, "v1-3": .3, "v2-1": .1}},
+		{"0 counts as 1", []Route{{one, 0}, {two, 3}}, map[string]float64{"v1-1": 1. / 12, "v1-2": 1. / 12, "v1-3": 1. / 12, "v2-1": .75}},
+		{"no weights", []Route{{one, 0}, {two, 0}}, map[string]float64{"v1-1": .25, "v1-2": .25, "v1-3": .25, "v2-1": .25}},
+		{"of two destinations", []Route{{one, 3}, {big, 1}}, map[string]float64{"v1-1": .25, "v1-2": .25, "v1-3": .5}},
+		{"of two without weights", []Route{{one, 0}, {big, 0}}, map[string]float64{"v1-1": .25, "v1-2": .25, "v1-3": .5}},
+		{"a destination of nobody", []Route{{none, 90}, {two, 10}}, map[string]float64{"v2-1": 1}},
+		{"the largest", []Route{{one, 1<<32 - 1}, {two, 1<<32 - 1}}, map[string]float64{"v1-1": 1. / 6, "v1-2": 1. / 6, "v1-3": 1. / 6, "v2-1": .5}},
+	} {
+		got := make(map[string]float64)
+		total := 0.
+		for _, c := range Endpoints([]Match{{Routes: tt.routes}}, nil, all) {
+			got[c.Name] = float64(c.Weight)
+			total += float64(c.Weight)
+		}
+		for name := range got {
+			got[name] /= total
+		}
+		if diff := cmp.Diff(tt.want, got, cmpopts.EquateApprox(0, .001)); diff != "" {
+			t.Errorf("%s: %s", tt.name, diff)
+		}
 	}
 }
 
@@ -119,7 +141,7 @@ func TestOrderHonoursWeights(t *testing.T) {
 		var cs []Candidate
 		var total float64
 		for i := range n {
-			w := rapid.Uint32Range(1, 20).Draw(t, "weight")
+			w := rapid.Uint64Range(1, 20).Draw(t, "weight")
 			cs = append(cs, Candidate{Name: fmt.Sprint(i), Weight: w})
 			total += float64(w)
 		}

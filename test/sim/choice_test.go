@@ -45,15 +45,18 @@ func to(weight uint32, key, value string) *api.Destination {
 	return &api.Destination{DestinationSelector: map[string]string{key: value}, Weight: weight}
 }
 
+// A weight is the destination's, however many endpoints it has.
 func TestWeights(t *testing.T) {
 	Run(t, func(t *testing.T, m *Mesh) {
 		a := m.Node("a")
 		m.Apply(a, &api.NetworkService{Name: "db", Matches: []*api.Match{{Routes: []*api.Destination{to(3, "size", "big"), to(1, "size", "small")}}}})
-		a.Serve(Service{Name: "db", Endpoint: "big", Labels: map[string]string{"size": "big"}})
+		for i := range 3 {
+			a.Serve(Service{Name: "db", Endpoint: fmt.Sprintf("big-%d", i), Labels: map[string]string{"size": "big"}, CIDR: fmt.Sprintf("10.60.%d.0/24", i)})
+		}
 		a.Serve(Service{Name: "db", Endpoint: "small", Labels: map[string]string{"size": "small"}, CIDR: "10.61.0.0/24"})
-		got := connectMany(a.Client("web"), 40, "")
-		if got["big"] < 27 || got["big"] > 33 || got["big"]+got["small"] != 40 {
-			t.Errorf("weights 3 and 1 spread 40 clients %v", got)
+		got := connectMany(a.Client("web"), 60, "")
+		if got["small"] < 13 || got["small"] > 17 || got["big-0"] < 12 || got["big-1"] < 12 || got["big-2"] < 12 {
+			t.Errorf("weights 3, of three endpoints, and 1 spread 60 clients %v", got)
 		}
 	})
 }
