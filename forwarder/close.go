@@ -4,11 +4,13 @@ package forwarder
 
 import (
 	"context"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/openvwire/nsm/internal/backoff"
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
 )
@@ -70,22 +72,22 @@ func (f *Forwarder) passOn(ctx context.Context, call *hop.Call, space string) {
 	}
 }
 
-// expire closes a connection that nobody refreshed in time.
+// expire closes a connection that nobody refreshed in time, and tries again to
+// remove what could not be removed.
 func (f *Forwarder) expire(ctx context.Context, id string) {
-	err := f.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
+	_ = f.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
 		if !t.Expired() {
 			return nil
 		}
 		return f.drop(ctx, t, nil, "expired")
 	})
-	if err != nil {
-		f.log.Error("wire not removed", "connection", id, "error", err)
-	}
 }
 
 // drop closes the path behind this hop, takes the wire out of the kernel and
 // forgets it. The kernel and the next hop work at the same time: deleting a link
 // takes the kernel some 20 ms. What the next hop answers keeps nothing alive.
+//
+// What the kernel does not let go of stays known, and is tried again.
 func (f *Forwarder) drop(ctx context.Context, t *conn.Turn[wire], call *hop.Call, why string) error {
 	w := t.Record
 	removed := make(chan error, 1)
@@ -98,9 +100,34 @@ func (f *Forwarder) drop(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 		f.log.Warn("next hop did not close", "connection", t.ID, "error", err)
 	}
 	err := <-removed
-	w.holds.release()
 	t.Record = nil
 	f.monitor.Delete(t.ID)
-	f.log.Info("wire "+why, "connection", t.ID, "left", w.left.String(), "right", w.right.String())
+	switch {
+	case err != nil:
+		f.keepRest(t, w, err)
+	case w.stuck > 0:
+		f.log.Info("rest of a wire removed", "connection", t.ID)
+	default:
+		f.log.Info("wire "+why, "connection", t.ID, "left", w.left.String(), "right", w.right.String())
+	}
+	w.holds.release()
 	return err
+}
+
+// removeAgain spaces the attempts to remove what the kernel does not let go of.
+var removeAgain = backoff.Policy{Min: time.Second, Max: time.Minute}
+
+// keepRest keeps what it takes to remove a wire that could not be removed. Its
+// numbers are free: the kernel itself tells who else would take them.
+func (f *Forwarder) keepRest(t *conn.Turn[wire], w *wire, err error) {
+	if w.stuck == 0 {
+		f.log.Error("wire not removed, trying on", "connection", t.ID, "error", err)
+	}
+	t.Record = &wire{desired: w.desired, adopted: true, stuck: w.stuck + 1}
+	for _, end := range w.desired.Ends {
+		if f.config.Namespaces.Hold(end.NetNS) == nil {
+			t.Record.holds.add(func() { f.config.Namespaces.Release(end.NetNS) })
+		}
+	}
+	t.ExpireAt(time.Now().Add(removeAgain.Delay(w.stuck)))
 }

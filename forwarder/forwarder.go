@@ -112,10 +112,12 @@ type wire struct {
 	desired plan.Wire           // what the kernel has
 	holds   holdings            // namespaces, sockets, numbers
 
-	// adopted wires are links that an earlier life of this forwarder has made. No
-	// more is known of them: only desired, as far as it takes to remove them, and
-	// holds mean something. The next Request makes them whole.
+	// adopted wires are links without a connection: an earlier life of this forwarder
+	// has made them, or they could not be removed. No more is known of them: only
+	// desired, as far as it takes to remove them, and holds mean something. The next
+	// Request makes them whole.
 	adopted bool
+	stuck   int // how often it could not be removed
 }
 
 // New returns a forwarder. It touches nothing before the first Request.

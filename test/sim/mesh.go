@@ -44,6 +44,7 @@ type Mesh struct {
 	t         testing.TB
 	authority *authority
 	log       *slog.Logger
+	logs      *logbook
 	nodes     []*Node
 	registry  *registryPart
 	spaces    map[string]*os.File
@@ -57,7 +58,7 @@ func Run(t *testing.T, f func(t *testing.T, m *Mesh)) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &logbook{}
 		m := &Mesh{
-			Network: newNetwork(), t: t, authority: newAuthority(t), spaces: make(map[string]*os.File),
+			Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File),
 			log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		}
 		t.Cleanup(func() {
@@ -71,7 +72,7 @@ func Run(t *testing.T, f func(t *testing.T, m *Mesh)) {
 	})
 }
 
-// logbook keeps what is logged last.
+// logbook keeps what is logged.
 type logbook struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
