@@ -50,8 +50,8 @@ func ourManagerAt(t *testing.T, s ref.Security, name, registryURL, socket, publi
 	sockets := rpc.NewSockets()
 	pool := ourPool(s, name, sockets)
 	config := nsmgr.Config{
-		MayForward: func(string) bool { return true },
-		Name:       name, URL: public, Tokens: tokensOf(s), Peers: pool, Sockets: sockets,
+		MayForward: forwarders, MayRelay: relays,
+		Name: name, URL: public, Tokens: tokensOf(s), Peers: pool, Sockets: sockets,
 		Registry: dialOurs(t, s, registryURL), Logger: quiet,
 	}
 	if !s.Checked {

@@ -36,7 +36,7 @@ func ourRegistry(t *testing.T, s ref.Security, expiry time.Duration, address str
 		Endpoints: memory.New[*api.NetworkServiceEndpoint](),
 		Logger:    quiet,
 		MaxExpiry: expiry,
-		Policy:    registry.Strict{MaySpeakFor: func(string, string) bool { return true }}, // the reference's managers among them
+		Policy:    registry.Strict{MaySpeakFor: spokesmen},
 	}
 	if !s.Checked {
 		c.Policy = anybody{}
