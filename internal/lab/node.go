@@ -4,11 +4,13 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 )
 
 // Node is one machine of the lab.
@@ -139,22 +141,37 @@ func (l *Lab) StartDaemons(ctx context.Context) error {
 	if _, err := first.Start(ctx, "authority"); err != nil {
 		return err
 	}
-	for _, n := range l.nodes[1:] {
-		if _, err := n.join(ctx, first, "authority"); err != nil {
-			return err
-		}
+	err := sideBySide(l.nodes[1:], func(n *Node) error {
+		_, err := n.join(ctx, first, "authority")
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	if _, err := first.Start(ctx, "registry"); err != nil {
 		return err
 	}
 	for _, part := range []string{"manager", "forwarder"} {
-		for _, n := range l.nodes {
-			if _, err := n.Start(ctx, part); err != nil {
-				return err
-			}
+		err := sideBySide(l.nodes, func(n *Node) error {
+			_, err := n.Start(ctx, part)
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// sideBySide calls f for all nodes at once.
+func sideBySide(nodes []*Node, f func(*Node) error) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(nodes))
+	for i, n := range nodes {
+		wg.Go(func() { errs[i] = f(n) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // StartUp starts the mesh with a process per node: 'nsm up'.

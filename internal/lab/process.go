@@ -160,6 +160,16 @@ func (p *Process) Restart(ctx context.Context) (*Process, error) {
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Running reports whether the process has not ended.
+func (p *Process) Running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
 // ExitCode is that of an ended process; -1 if it runs or a signal ended it.
 func (p *Process) ExitCode() int {
 	select {
