@@ -110,17 +110,3 @@ func TestVerdict(t *testing.T) {
 		}
 	}
 }
-
-func TestReplaceBetween(t *testing.T) {
-	for _, tc := range []struct{ doc, want string }{
-		{"a<b>old</b>c", "a<b>new</b>c"},
-		{"a<b></b>", "a<b>new</b>"},
-		{"a<b>old", ""},
-		{"a", ""},
-	} {
-		got, err := replaceBetween([]byte(tc.doc), "<b>", "</b>", "new")
-		if string(got) != tc.want || (err == nil) != (tc.want != "") {
-			t.Errorf("%q: %q, %v", tc.doc, got, err)
-		}
-	}
-}

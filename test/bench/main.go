@@ -27,20 +27,18 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/openvwire/nsm/internal/lab"
+	"github.com/openvwire/nsm/test/report"
 )
 
 func main() {
 	role(os.Args)
-	if err := ownRun(); err != nil {
+	if err := report.OwnRun(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -57,28 +55,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
-}
-
-// ownRun gives the benchmark a /run of its own, a tmpfs as wherever systemd is:
-// nothing else on the machine sees its namespaces and sockets, and their making
-// takes as long as there. It starts the program again, once: a mount namespace
-// is a thread's until exec.
-func ownRun() error {
-	const inside = "NSM_BENCH_INSIDE"
-	if os.Getenv(inside) == "" {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("a mount namespace: %w; it needs root", err)
-		}
-		return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1"))
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
-	}
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"); err != nil {
-		return fmt.Errorf("mount /run: %w", err)
-	}
-	return nil
 }
 
 // rows are what -rows may name; "setup" stands for all that begin with it.

@@ -3,62 +3,28 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
-	"runtime"
-	"strconv"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/openvwire/nsm/test/report"
 )
 
 // Report is what a run has found.
 type Report struct {
-	Date    string `json:"date"`
-	Kernel  string `json:"kernel"`
-	CPU     string `json:"cpu"`
-	Build   string `json:"build"` // nsm's version and the Go it was built with
-	Load    string `json:"load"`  // of the machine when the run began, 1 min average
-	Rounds  int    `json:"rounds"`
-	RoundMS int64  `json:"round_ms"`
-	Short   bool   `json:"short"`
+	report.Machine
+	Rounds  int   `json:"rounds"`
+	RoundMS int64 `json:"round_ms"`
+	Short   bool  `json:"short"`
 
 	DataPlane []Comparison `json:"data_plane,omitempty"`
 	SetUp     []SetUp      `json:"set_up,omitempty"`
 }
 
 func newReport(ctx context.Context, o options) *Report {
-	r := &Report{
-		Date: time.Now().UTC().Format("2006-01-02 15:04 MST"), Kernel: "unknown", CPU: cpuModel(), Rounds: o.rounds, RoundMS: o.round.Milliseconds(), Short: o.short,
-	}
-	if version, err := exec.CommandContext(ctx, o.nsm, "version").Output(); err == nil {
-		r.Build = strings.TrimSpace(string(version)) // "nsm v0.1.0 (9ac672ca128d) go1.26.8 linux/amd64"
-	}
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		r.Kernel = unix.ByteSliceToString(u.Sysname[:]) + " " + unix.ByteSliceToString(u.Release[:])
-	}
-	if data, err := os.ReadFile("/proc/loadavg"); err == nil {
-		r.Load, _, _ = strings.Cut(string(data), " ")
-	}
-	return r
-}
-
-func cpuModel() string {
-	model := runtime.GOARCH
-	data, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(data)) {
-		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-			model = strings.TrimSpace(value)
-			break
-		}
-	}
-	return fmt.Sprintf("%d × %s", runtime.NumCPU(), model)
+	return &Report{Machine: report.Describe(ctx, o.nsm), Rounds: o.rounds, RoundMS: o.round.Milliseconds(), Short: o.short}
 }
 
 // markdown returns the whole report as Markdown.
@@ -67,11 +33,10 @@ func (r *Report) markdown() string {
 }
 
 func (r *Report) heading() string {
-	h := fmt.Sprintf("%s; %s; %s; %s; load average before the run %s\n\n", r.Date, r.Kernel, r.CPU, r.Build, r.Load)
-	if load, err := strconv.ParseFloat(r.Load, 64); err == nil && load >= 1 {
-		h += busy
+	if r.Busy() {
+		return r.Heading() + busy
 	}
-	return h
+	return r.Heading()
 }
 
 // busy is what a reader must know of a run on a machine that had other things to do.
@@ -91,7 +56,7 @@ func (r *Report) dataPlaneTable() string {
 		for _, m := range c.Metrics {
 			must, met := "", ""
 			if m.Bound != nil {
-				must, met = fmt.Sprintf("≥ %.2f", *m.Bound), verdict(m.Met)
+				must, met = fmt.Sprintf("≥ %.2f", *m.Bound), report.Verdict(m.Met)
 				if m.Ratio.Low < *m.Bound && *m.Bound < m.Ratio.High {
 					met += ", within the noise"
 				}
@@ -100,7 +65,7 @@ func (r *Report) dataPlaneTable() string {
 				}
 			}
 			fmt.Fprintf(&b, "| %s, %s | %s | %s | %.3f | %.3f – %.3f | %.2f – %.2f | %d | %s | %s |\n", m.Name, m.Unit,
-				figure(spreadOf(m.A).Median), figure(spreadOf(m.B).Median),
+				report.Figure(spreadOf(m.A).Median), report.Figure(spreadOf(m.B).Median),
 				m.Ratio.Median, m.Ratio.Low, m.Ratio.High, m.Ratio.Min, m.Ratio.Max, len(m.A), must, met)
 		}
 	}
@@ -119,31 +84,13 @@ func (r *Report) setUpTable() string {
 	for _, s := range r.SetUp {
 		made, closed := "", ""
 		if s.Rate.Made > 0 {
-			made, closed = figure(s.Rate.Made), figure(s.Rate.Closed)
+			made, closed = report.Figure(s.Rate.Made), report.Figure(s.Rate.Closed)
 		}
 		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %s | ≤ %.0f | %s | %s | %s | %s | %s |\n", s.Title, s.Held,
-			figure(s.Request.P50), figure(s.Request.P99), figure(s.First.P50), figure(s.First.P99),
-			s.Bound, verdict(s.Met), figure(s.Close.P50), figure(s.Close.P99), made, closed)
+			report.Figure(s.Request.P50), report.Figure(s.Request.P99), report.Figure(s.First.P50), report.Figure(s.First.P99),
+			s.Bound, report.Verdict(s.Met), report.Figure(s.Close.P50), report.Figure(s.Close.P99), made, closed)
 	}
 	return b.String()
-}
-
-func verdict(met bool) string {
-	if met {
-		return "met"
-	}
-	return "**missed**"
-}
-
-// figure prints a value with three digits.
-func figure(v float64) string {
-	switch {
-	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
 }
 
 func (r *Report) writeJSON(path string) error {
@@ -154,29 +101,7 @@ func (r *Report) writeJSON(path string) error {
 	return os.WriteFile(path, append(data, '\n'), 0o644)
 }
 
-// writeDoc replaces the tables in the document: what stands between
-// <!-- bench:NAME --> and <!-- /bench:NAME -->. A table that was not measured stays.
+// writeDoc replaces the tables in the document.
 func (r *Report) writeDoc(path string) error {
-	doc, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	for name, table := range map[string]string{"data-plane": r.dataPlaneTable(), "set-up": r.setUpTable()} {
-		if table == "" {
-			continue
-		}
-		if doc, err = replaceBetween(doc, "<!-- bench:"+name+" -->\n", "<!-- /bench:"+name+" -->", table); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	return os.WriteFile(path, doc, 0o644)
-}
-
-func replaceBetween(doc []byte, begin, end, with string) ([]byte, error) {
-	before, rest, ok := bytes.Cut(doc, []byte(begin))
-	_, after, ok2 := bytes.Cut(rest, []byte(end))
-	if !ok || !ok2 {
-		return nil, fmt.Errorf("no %q … %q", strings.TrimSpace(begin), end)
-	}
-	return bytes.Join([][]byte{before, []byte(begin), []byte(with), []byte(end), after}, nil), nil
+	return report.WriteDoc(path, map[string]string{"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable()})
 }
