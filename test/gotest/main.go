@@ -2,8 +2,9 @@
 
 // Command gotest runs go test with the given arguments and reports so that
 // nothing hides: a line per package as it ends, the whole output of what failed,
-// and in the end every skipped test with the reason it gave. A test that skips
-// without a reason fails the run.
+// and in the end what tests have measured (lines that begin with MEASURED:) and
+// every skipped test with the reason it gave. A test that skips without a reason
+// fails the run.
 //
 //	go run ./test/gotest -race ./...
 package main
@@ -60,6 +61,7 @@ type report struct {
 	passed, failed, packages int
 	skipped                  map[string][]string // names of tests by reason
 	notes                    []string            // lines that say SKIPPED outside of any test
+	figures                  []string            // lines that say MEASURED
 	silent                   []string            // skipped without a reason
 }
 
@@ -90,6 +92,9 @@ func (r *report) event(e event) {
 		r.output[t] = append(r.output[t], e.Output)
 		if strings.HasPrefix(e.Output, "SKIPPED:") {
 			r.notes = append(r.notes, short(e.Package)+": "+strings.TrimSpace(e.Output))
+		}
+		if strings.HasPrefix(e.Output, "MEASURED:") {
+			r.figures = append(r.figures, strings.TrimSpace(e.Output))
 		}
 		return
 	case "pass", "fail", "skip":
@@ -149,6 +154,9 @@ func (r *report) packageEnded(action string, t test) {
 
 func (r *report) summary() {
 	fmt.Fprintf(r.w, "%d tests passed, %d failed, %d skipped in %d packages\n", r.passed, r.failed, r.countSkipped(), r.packages)
+	for _, figure := range r.figures {
+		fmt.Fprintln(r.w, figure)
+	}
 	slices.Sort(r.notes)
 	for _, note := range slices.Compact(r.notes) {
 		fmt.Fprintln(r.w, note)

@@ -17,6 +17,7 @@ func TestReport(t *testing.T) {
 	in.WriteString("# not JSON\n")
 	say("output", "", "SKIPPED: no namespaces\n")
 	say("output", "TestGood", "a word\n")
+	say("output", "TestGood", "MEASURED: 7 ms\n")
 	say("pass", "TestGood", "")
 	say("output", "TestBad", "    x_test.go:7: it broke\n")
 	say("fail", "TestBad", "")
@@ -38,6 +39,7 @@ SKIPPED: no namespaces
 FAIL	sdk/x	1s
 panic: too long
 1 tests passed, 1 failed, 2 skipped in 1 packages
+MEASURED: 7 ms
 sdk/x: SKIPPED: no namespaces
 SKIPPED: sdk/x TestNotHere: needs a moon
 FAIL: sdk/x TestShy was skipped and does not say why
