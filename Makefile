@@ -4,7 +4,7 @@
 
 FUZZTIME ?= 1m
 
-.PHONY: help build demo test unit bench fuzz lint interop vm-test proto clean
+.PHONY: help build demo test unit bench heal-report fuzz lint interop vm-test proto clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -33,6 +33,9 @@ vm-test: ## the kernel's WireGuard, in a virtual machine
 
 bench: build ## measure, print ratios and write them to docs/performance.md; SHORT=1 only shows that it works
 	go run ./test/bench $(if $(SHORT),-short,-doc docs/performance.md) $(BENCHFLAGS)
+
+heal-report: build ## make everything fail, measure how long wires are interrupted and write it to docs/heal.md
+	go run ./test/heal -doc docs/heal.md $(HEALFLAGS)
 
 fuzz: ## every fuzz target, FUZZTIME (1m) each
 	@test/fuzz.sh $(FUZZTIME)

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command heal measures how long wires are interrupted when something fails, and
+// writes docs/heal.md.
+//
+//	go run ./test/heal -nsm bin/nsm [-rounds 5] [-cells budgets|all|TEXT] [-json FILE] [-doc docs/heal.md]
+//
+// Every cell of a matrix (cells.go) is a component of the mesh, a fault, and what
+// goes on when it comes. A lab of three nodes has wires of all kinds at once
+// (mesh.go); packets and TCP messages go over each every 10 ms while the fault
+// happens and until all is well again.
+//
+// It asserts nothing: a bound that is missed is printed as missed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/openvwire/nsm/test/report"
+)
+
+func main() {
+	role(os.Args)
+	if err := report.OwnRun(); err != nil {
+		fmt.Fprintln(os.Stderr, "heal:", err)
+		os.Exit(1)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	o, err := parse(os.Args[1:])
+	if err == nil {
+		err = o.run(ctx)
+	}
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "heal:", err)
+		os.Exit(1)
+	}
+}
+
+// role runs the process as an endpoint, if args say so, and exits.
+func role(args []string) {
+	if len(args) < 2 || args[1] != "endpoint" {
+		return
+	}
+	if err := endpointRole(args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, "endpoint:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+type options struct {
+	nsm    string
+	newer  string
+	rounds int
+	cells  string
+	json   string
+	doc    string
+	logs   bool
+}
+
+func parse(args []string) (o options, err error) {
+	f := flag.NewFlagSet("heal", flag.ContinueOnError)
+	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
+	f.StringVar(&o.newer, "newer", "", "another build of it, for upgrades; default built here")
+	f.IntVar(&o.rounds, "rounds", 5, "rounds of each cell")
+	f.StringVar(&o.cells, "cells", "all", `"budgets", "all", or a text that the chosen cells contain`)
+	f.StringVar(&o.json, "json", "", "write every value to this `file`")
+	f.StringVar(&o.doc, "doc", "", "replace the tables of this Markdown `file`")
+	f.BoolVar(&o.logs, "logs", false, "show what daemons have logged in a round that misses its bound")
+	return o, f.Parse(args)
+}
+
+// chosen are the cells to measure.
+func (o options) chosen() (chosen []cell) {
+	switch o.cells {
+	case "budgets":
+		return budgets
+	case "all":
+		return matrix()
+	}
+	for _, c := range matrix() {
+		if strings.Contains(c.String(), o.cells) {
+			chosen = append(chosen, c)
+		}
+	}
+	return chosen
+}
+
+func (o options) progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "heal: "+format+"\n", args...)
+}
+
+func (o options) run(ctx context.Context) error {
+	if o.newer == "" {
+		dir, err := os.MkdirTemp("", "nsm-heal-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		o.newer = filepath.Join(dir, "newer")
+		if err := buildNSM(ctx, o.newer, "-ldflags=-s -w"); err != nil {
+			return err
+		}
+	}
+	r := o.newReport(ctx)
+	var errs []error
+	for _, c := range o.chosen() {
+		x := measurer{options: o}
+		rounds, err := x.measure(ctx, c)
+		err = errors.Join(err, x.close())
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil { // the others can be measured all the same
+			o.progress("%v", err)
+			errs = append(errs, err)
+		}
+		row := newCell(c, rounds, err)
+		r.Cells = append(r.Cells, row)
+		o.progress("%s", row.row())
+	}
+	fmt.Print(r.table())
+	if o.json != "" {
+		errs = append(errs, r.writeJSON(o.json))
+	}
+	if o.doc != "" {
+		errs = append(errs, r.writeDoc(o.doc))
+	}
+	return errors.Join(errs...)
+}
