@@ -4,6 +4,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -19,13 +20,16 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/internal/nstest"
 	"github.com/openvwire/nsm/internal/statedir"
+	"github.com/openvwire/nsm/nsmgr"
 	"github.com/openvwire/nsm/registry"
 	"github.com/openvwire/nsm/registry/memory"
 	"github.com/openvwire/nsm/sdk/endpoint"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/peer"
 	"github.com/openvwire/nsm/sdk/regpath"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
@@ -51,6 +55,59 @@ var badReal = []struct {
 		return serveReal(t, dir).request(t, func(req *networkservice.NetworkServiceRequest) {
 			req.Connection.Labels = map[string]string{"big": strings.Repeat("x", 1<<20)}
 		})
+	}},
+	{"oversized Request at a manager", nserr.TooLarge, func(t *testing.T, dir string) error {
+		m := manageReal(t, dir)
+		defer m.close()
+		request := func(label string) error {
+			_, err := networkservice.NewNetworkServiceClient(m.cc).Request(t.Context(), &networkservice.NetworkServiceRequest{Connection: &networkservice.Connection{
+				Id: "1", NetworkService: "db", Path: &networkservice.Path{PathSegments: []*networkservice.PathSegment{{Name: "web", Id: "1"}}},
+				Labels: map[string]string{"big": label},
+			}})
+			return err
+		}
+		err := request(strings.Repeat("x", 5<<20))
+		if again := request("x"); !errors.Is(again, nserr.UnknownService) {
+			t.Errorf("another one afterwards: %v", again)
+		}
+		if u := m.Usage(); u.Wires != 0 {
+			t.Errorf("%d connections", u.Wires)
+		}
+		return err
+	}},
+	{"oversized registration at a manager", nserr.TooLarge, func(t *testing.T, dir string) error {
+		m := manageReal(t, dir)
+		defer m.close()
+		err := registerReal(t, m.cc, m.registry)
+		if u := m.Usage(); u.Endpoints != 1 {
+			t.Errorf("%d endpoints, want the good one", u.Endpoints)
+		}
+		return err
+	}},
+	{"oversized registration at a registry", nserr.TooLarge, func(t *testing.T, dir string) error {
+		r := openReal(t, dir)
+		defer r.close()
+		cc, stop := dialReal(t, dir, "registry", r.server.Register)
+		defer stop()
+		return registerReal(t, cc, r)
+	}},
+	{"oversized query at a registry", nserr.TooLarge, func(t *testing.T, dir string) error {
+		r := openReal(t, dir)
+		defer r.close()
+		cc, stop := dialReal(t, dir, "registry", r.server.Register)
+		defer stop()
+		find := func(name string) error {
+			stream, err := api.NewNetworkServiceRegistryClient(cc).Find(t.Context(), &api.NetworkServiceQuery{NetworkService: &api.NetworkService{Name: name}})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		}
+		err := find(strings.Repeat("x", 5<<20))
+		if again := find("x"); again != io.EOF {
+			t.Errorf("another one afterwards: %v", again)
+		}
+		return err
 	}},
 	{"port that is taken", nserr.AddressInUse, func(t *testing.T, dir string) error {
 		l, err := rpc.Listen(t.Context(), "tcp://127.0.0.1:0")
@@ -175,35 +232,98 @@ type real struct {
 
 func serveReal(t *testing.T, dir string) *real {
 	t.Helper()
-	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	db := &identity{svid: newAuthority(t).issue(t, "db")}
+	r := &real{endpoint: endpoint.New("db", endpoint.Chain(), token.NewGenerator(db, TokenLifetime), nil, silent)}
+	cc, stop := dialReal(t, dir, "db", r.endpoint.Register)
+	r.client = networkservice.NewNetworkServiceClient(cc)
+	r.close = func() {
+		stop()
+		r.endpoint.Stop()
+	}
+	return r
+}
+
+var silent = slog.New(slog.DiscardHandler)
+
+// dialReal serves on a real Unix socket with mutual TLS, and connects.
+func dialReal(t *testing.T, dir, name string, register func(grpc.ServiceRegistrar)) (cc *grpc.ClientConn, stop func()) {
+	t.Helper()
 	a := newAuthority(t)
 	bundle := x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString(TrustDomain), a.certs())
-	web, db := &identity{svid: a.issue(t, "web")}, &identity{svid: a.issue(t, "db")}
+	web, server := &identity{svid: a.issue(t, "web")}, &identity{svid: a.issue(t, name)}
 	clientCreds, _ := rpc.MutualTLS(web, bundle)
-	_, serverCreds := rpc.MutualTLS(db, bundle)
-
-	url := "unix://" + filepath.Join(dir, "db.sock")
+	_, serverCreds := rpc.MutualTLS(server, bundle)
+	url := "unix://" + filepath.Join(dir, name+".sock")
 	l, err := rpc.Listen(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &real{endpoint: endpoint.New("db", endpoint.Chain(), token.NewGenerator(db, TokenLifetime), nil, quiet)}
-	server := rpc.NewServer(rpc.ServerOptions{Credentials: serverCreds, Logger: quiet})
-	r.endpoint.Register(server)
+	s := rpc.NewServer(rpc.ServerOptions{Credentials: serverCreds, Logger: silent})
+	register(s)
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(l) })
-	cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: clientCreds, Tokens: token.NewGenerator(web, TokenLifetime)})
+	serving.Go(func() { _ = s.Serve(l) })
+	cc, err = rpc.Dial(url, rpc.DialOptions{Credentials: clientCreds, Tokens: token.NewGenerator(web, TokenLifetime)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.client = networkservice.NewNetworkServiceClient(cc)
-	r.close = func() {
+	return cc, func() {
 		_ = cc.Close()
-		server.Stop()
+		s.Stop()
 		serving.Wait()
-		r.endpoint.Stop()
 	}
-	return r
+}
+
+// realManager is a manager on a real socket, whose registry has files.
+type realManager struct {
+	*nsmgr.Manager
+	cc       *grpc.ClientConn // to it
+	registry *realRegistry
+	close    func()
+}
+
+func manageReal(t *testing.T, dir string) *realManager {
+	t.Helper()
+	r := openReal(t, dir)
+	who := &identity{svid: newAuthority(t).issue(t, "manager")}
+	tokens := token.NewGenerator(who, TokenLifetime)
+	peers := peer.NewPool(peer.PoolConfig{Name: "manager", Logger: silent}) // there is nobody to dial
+	m, err := nsmgr.New(nsmgr.Config{
+		Name: "manager", URL: "tcp://192.0.2.1:5001", Tokens: tokens, Peers: peers, Sockets: rpc.NewSockets(), Logger: silent,
+		Registry: r.local.Dial(rpc.LocalCaller{Identity: who.local, Tokens: tokens}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cc, stop := dialReal(t, dir, "manager", m.Register)
+	return &realManager{Manager: m, cc: cc, registry: r, close: func() {
+		stop()
+		m.Stop()
+		peers.Close()
+		r.close()
+	}}
+}
+
+// registerReal registers an endpoint that is too large, and a good one afterwards.
+func registerReal(t *testing.T, cc *grpc.ClientConn, r *realRegistry) error {
+	t.Helper()
+	register := func(label string) error {
+		_, err := api.NewNetworkServiceEndpointRegistryClient(cc).Register(regpath.Path{}.ToOutgoing(t.Context()), &api.NetworkServiceEndpoint{
+			Name: "db-1", NetworkServiceNames: []string{"db"}, Url: "tcp://192.0.2.2:1",
+			NetworkServiceLabels: map[string]*api.NetworkServiceLabels{"db": {Labels: map[string]string{"big": label}}},
+		})
+		return err
+	}
+	err := register(strings.Repeat("x", 5<<20))
+	for nse := range r.endpoints.Find(t.Context(), nil) {
+		t.Errorf("%s is registered", nse.GetName())
+	}
+	if again := register("x"); again != nil {
+		t.Errorf("another one afterwards: %v", again)
+	}
+	return err
 }
 
 // request sends a good request, changed, and closes everything.
@@ -233,30 +353,34 @@ func (r *real) request(t *testing.T, change func(*networkservice.NetworkServiceR
 type realRegistry struct {
 	services  *memory.Store[*api.NetworkService]
 	endpoints *memory.Store[*api.NetworkServiceEndpoint]
+	server    *registry.Server
+	local     *rpc.Local
 	client    api.NetworkServiceRegistryClient
 	close     func()
 }
 
 func openReal(t *testing.T, dir string) *realRegistry {
 	t.Helper()
-	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	r := &realRegistry{}
 	var err error
-	if r.services, err = memory.Open[*api.NetworkService](memory.Config{Path: filepath.Join(dir, "services.log"), Sync: true, Logger: quiet}); err != nil {
+	if r.services, err = memory.Open[*api.NetworkService](memory.Config{Path: filepath.Join(dir, "services.log"), Sync: true, Logger: silent}); err != nil {
 		t.Fatal(err)
 	}
-	if r.endpoints, err = memory.Open[*api.NetworkServiceEndpoint](memory.Config{Path: filepath.Join(dir, "endpoints.log"), Logger: quiet}); err != nil {
+	if r.endpoints, err = memory.Open[*api.NetworkServiceEndpoint](memory.Config{Path: filepath.Join(dir, "endpoints.log"), Logger: silent}); err != nil {
 		t.Fatal(err)
 	}
 	a := newAuthority(t)
 	who, operator := &identity{svid: a.issue(t, "registry")}, &identity{svid: a.issue(t, "operator")}
-	server := registry.New(registry.Config{Name: "registry", Tokens: token.NewGenerator(who, TokenLifetime), Services: r.services, Endpoints: r.endpoints, Logger: quiet})
-	local := rpc.NewLocal(rpc.LocalOptions{Identity: who.local, Logger: quiet})
-	server.Register(local)
-	r.client = api.NewNetworkServiceRegistryClient(local.Dial(rpc.LocalCaller{Identity: operator.local, Tokens: token.NewGenerator(operator, TokenLifetime)}))
+	r.server = registry.New(registry.Config{
+		Name: "registry", Tokens: token.NewGenerator(who, TokenLifetime), Services: r.services, Endpoints: r.endpoints, Logger: silent,
+		Policy: registry.Strict{MaySpeakFor: func(caller, _ string) bool { return caller == ID("manager") }},
+	})
+	r.local = rpc.NewLocal(rpc.LocalOptions{Identity: who.local, Logger: silent})
+	r.server.Register(r.local)
+	r.client = api.NewNetworkServiceRegistryClient(r.local.Dial(rpc.LocalCaller{Identity: operator.local, Tokens: token.NewGenerator(operator, TokenLifetime)}))
 	r.close = func() {
-		server.Close()
-		local.Close()
+		r.server.Close()
+		r.local.Close()
 		_ = r.services.Close()
 		_ = r.endpoints.Close()
 	}
