@@ -4,16 +4,18 @@ package forwarder
 
 import (
 	"context"
-	"log/slog"
+	"crypto/x509"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/openvwire/nsm/forwarder/kernel/memkernel"
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
-	"github.com/openvwire/nsm/sdk/conn"
-	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 // leftBehind is a kernel in which an earlier life has left links.
@@ -57,8 +59,16 @@ func TestAdoptHidden(t *testing.T) {
 		k := &leftBehind{Kernel: memkernel.New("f"), removed: make(chan plan.Wire, 2), found: []plan.Found{
 			{Tag: plan.Tag{Owner: "f", ID: "u", Side: plan.Client}, NetNS: key, Name: "nsm-1", LinkKind: "tun", Hidden: true},
 		}}
-		f := &Forwarder{config: Config{Kernel: k, Namespaces: table}, log: slog.New(slog.DiscardHandler), monitor: hop.NewMonitor(nil)}
-		f.wires = conn.NewTable[wire](f.expire)
+		peers := peer.NewPool(peer.PoolConfig{})
+		defer peers.Close()
+		f, err := New(Config{
+			Name: "f", Kernel: k, Namespaces: table, Peers: peers, Sockets: rpc.NewSockets(),
+			Tokens:   func(*x509.Certificate) (string, time.Time, error) { return "", time.Time{}, nil },
+			Registry: new(grpc.ClientConn), // nobody asks it
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := f.Adopt(t.Context(), time.Minute); err != nil {
 			t.Fatal(err)
 		}
