@@ -68,16 +68,30 @@ func (n *numbers) countVNI(vni uint32) (release func()) {
 	})
 }
 
-// choosePort returns the first UDP port from firstPort on that nobody has.
+// choosePort returns the first UDP port from firstPort on that nobody has. The
+// kernel is asked about a port that is held already, not under the lock.
 func (n *numbers) choosePort() (port uint16, release func(), err error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	for p := int(n.firstPort); p <= 65535; p++ {
-		if port := uint16(p); n.ports[port] == 0 && n.free(port) {
-			return port, n.countPort(port), nil
+		release, ok := n.claimPort(uint16(p))
+		if !ok {
+			continue
 		}
+		if n.free(uint16(p)) {
+			return uint16(p), release, nil
+		}
+		release()
 	}
 	return 0, nil, nserr.KernelFailed.Errorf("no UDP port from %d on is free for WireGuard", n.firstPort)
+}
+
+// claimPort holds a port unless a wire has it.
+func (n *numbers) claimPort(port uint16) (release func(), ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ports[port] > 0 {
+		return nil, false
+	}
+	return n.countPort(port), true
 }
 
 // holdPort holds a port that this wire's device has already.

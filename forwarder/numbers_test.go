@@ -94,6 +94,24 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// The kernel answers in its own time; nobody waits for it who needs no port.
+func TestNumbersDoNotWaitForTheKernel(t *testing.T) {
+	var n *numbers
+	n = newNumbers(51820, func(uint16) bool {
+		if !n.mu.TryLock() {
+			t.Error("the kernel is asked under the lock")
+			return true
+		}
+		n.mu.Unlock()
+		return true
+	})
+	_, release, err := n.choosePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+}
+
 // Turns of services are counted apart, and however many names clients ask for the
 // memory is bounded.
 func TestTurns(t *testing.T) {
