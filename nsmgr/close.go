@@ -42,7 +42,7 @@ func (m *Manager) Close(ctx context.Context, c *networkservice.Connection) (*emp
 // have. It checks for itself whose connection it is.
 func (m *Manager) passOn(ctx context.Context, call *hop.Call) error {
 	name := nextSegment(call.Conn)
-	for _, f := range m.locals.forwarders(m.config.ForwarderService, time.Now()) {
+	for _, f := range m.locals.forwarders(time.Now()) {
 		if f.nse.GetName() != name {
 			continue
 		}

@@ -4,7 +4,6 @@ package nsmgr
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -24,10 +23,12 @@ import (
 // turns serialises what happens to one name and holds its expiry; byName is what
 // everybody else reads.
 type locals struct {
-	turns *conn.Table[local]
+	turns   *conn.Table[local]
+	service string // of forwarders
 
-	mu     sync.RWMutex
-	byName map[string]*local // guarded by mu; values are immutable
+	mu         sync.RWMutex
+	byName     map[string]*local // guarded by mu; values are immutable
+	forwarding []*local          // the forwarders among them, by name; guarded by mu, immutable
 }
 
 // local is one endpoint of this node.
@@ -38,8 +39,8 @@ type local struct {
 	release func() // lets go of its Unix socket
 }
 
-func newLocals(expired func(ctx context.Context, name string)) *locals {
-	return &locals{turns: conn.NewTable[local](expired), byName: make(map[string]*local)}
+func newLocals(forwarderService string, expired func(ctx context.Context, name string)) *locals {
+	return &locals{turns: conn.NewTable[local](expired), service: forwarderService, byName: make(map[string]*local)}
 }
 
 func (l *locals) get(name string) (*local, bool) {
@@ -54,21 +55,36 @@ func (l *locals) get(name string) (*local, bool) {
 func (l *locals) set(name string, e *local) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	old := l.byName[name]
 	if e == nil {
 		delete(l.byName, name)
 	} else {
 		l.byName[name] = e
 	}
+	if !old.forwards(l.service) && !e.forwards(l.service) {
+		return
+	}
+	others := slices.DeleteFunc(slices.Clone(l.forwarding), func(f *local) bool { return f.nse.GetName() == name })
+	if e.forwards(l.service) {
+		at, _ := slices.BinarySearchFunc(others, name, func(f *local, name string) int { return strings.Compare(f.nse.GetName(), name) })
+		others = slices.Insert(others, at, e)
+	}
+	l.forwarding = others
 }
 
-// forwarders returns the local endpoints of the given service by name.
-func (l *locals) forwarders(service string, now time.Time) []forwarder {
+func (e *local) forwards(service string) bool {
+	return e != nil && slices.Contains(e.nse.GetNetworkServiceNames(), service)
+}
+
+// forwarders returns the forwarders of this node by name. A node may have a
+// thousand endpoints beside them.
+func (l *locals) forwarders(now time.Time) []forwarder {
 	l.mu.RLock()
-	defer l.mu.RUnlock()
-	var out []forwarder
-	for _, name := range slices.Sorted(maps.Keys(l.byName)) {
-		e := l.byName[name]
-		if slices.Contains(e.nse.GetNetworkServiceNames(), service) && e.expires.After(now) {
+	forwarding := l.forwarding
+	l.mu.RUnlock()
+	out := make([]forwarder, 0, len(forwarding))
+	for _, e := range forwarding {
+		if e.expires.After(now) {
 			out = append(out, forwarder{nse: e.nse, url: e.nse.GetUrl()})
 		}
 	}
@@ -83,6 +99,7 @@ func (l *locals) close() {
 		e.release()
 	}
 	clear(l.byName)
+	l.forwarding = nil
 }
 
 // receiveSocket claims the endpoint's Unix socket if its URL names one, and holds

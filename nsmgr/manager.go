@@ -129,7 +129,7 @@ func New(c Config) (*Manager, error) {
 	m.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: m.monitor}
 	m.wires = conn.NewTable[wire](m.expire)
 	m.catalog = newCatalog()
-	m.locals = newLocals(m.forgetEndpoint)
+	m.locals = newLocals(m.config.ForwarderService, m.forgetEndpoint)
 	m.admin = admin.New(admin.Config{
 		Name: c.Name, URL: c.URL, Labels: c.Labels, ForwarderService: c.ForwarderService,
 		Wires: m.monitor, Services: m.catalog.services.objects, Endpoints: m.catalog.endpoints.objects,

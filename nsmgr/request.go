@@ -204,7 +204,7 @@ type forwarder struct {
 // that wants another path keeps it in the first place: it is the forwarder that
 // chooses the endpoint, and it has the interface.
 func (m *Manager) candidates(ctx context.Context, c *networkservice.Connection, known *wire, reselect bool) ([]forwarder, error) {
-	all := m.locals.forwarders(m.config.ForwarderService, time.Now())
+	all := m.locals.forwarders(time.Now())
 	if known != nil && !reselect {
 		i := slices.IndexFunc(all, func(f forwarder) bool { return f.nse.GetName() == known.forwarder })
 		if i < 0 {
