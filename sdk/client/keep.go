@@ -221,6 +221,9 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 		asked.Mechanism = nil
 		asked.NetworkServiceEndpointName = w.pinned
 		asked.State = networkservice.State_RESELECT_REQUESTED
+		if asked.Context != nil {
+			asked.Context.MTU = w.mtu // what the old path took says nothing of the new one
+		}
 	}
 	var at grpcpeer.Peer
 	got, err := hop.Ask(rpc.WithFiles(ctx, w.netns), w.client.manager,

@@ -54,6 +54,7 @@ type Wire struct {
 	prefs  []*networkservice.Mechanism // owned by whoever has turn
 	named  bool                        // the interface has the name that was asked for
 	pinned string                      // the one endpoint wanted; "" = any
+	mtu    uint32                      // asked for; 0 = whatever the path takes
 	netns  *os.File
 	retry  bool
 
@@ -110,7 +111,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		r.ID = fmt.Sprintf("%s-%d", c.config.Name, c.number())
 	}
 	w := &Wire{
-		client: c, id: r.ID, netns: netns, retry: r.Retry, named: r.Interface != "", pinned: r.Endpoint,
+		client: c, id: r.ID, netns: netns, retry: r.Retry, named: r.Interface != "", pinned: r.Endpoint, mtu: r.Context.GetMTU(),
 		prefs: []*networkservice.Mechanism{hop.MechanismMessage(
 			mechanism.Kernel{NetNS: url, Name: r.Interface}.With(mechanism.Mechanism{}))},
 		conn: &networkservice.Connection{

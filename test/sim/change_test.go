@@ -3,11 +3,14 @@
 package sim
 
 import (
+	"cmp"
 	"testing"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/openvwire/nsm/sdk/client"
 )
 
 // A connection may be asked for anew with something changed. What it was before
@@ -173,4 +176,42 @@ func TestCloseWhileConnecting(t *testing.T) {
 			t.Error("a closed client connects")
 		}
 	})
+}
+
+// The MTU of a wire is that of its path. When the path becomes another one it is
+// what the client has asked for, as far as the new one takes it.
+func TestMTUOfAnotherPath(t *testing.T) {
+	for _, wish := range []uint32{0, 9000, 1480, 1300} {
+		Run(t, func(t *testing.T, m *Mesh) {
+			a, b := m.Node("a"), m.Node("b")
+			far := b.Serve(Service{Name: "db", Endpoint: "far"})
+			c := a.Client("web")
+			r := client.Request{Service: "db", Interface: "nsm-1"}
+			if wish != 0 {
+				r.Context = &networkservice.ConnectionContext{MTU: wish}
+			}
+			w, err := c.Ask(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check := func(where string, want uint32) {
+				t.Helper()
+				if got := w.Connection().GetContext().GetMTU(); got != want || w.Connection().GetNetworkServiceEndpointName() != where {
+					t.Errorf("asked for %d: MTU %d at %s, want %d at %s", wish, got, w.Connection().GetNetworkServiceEndpointName(), want, where)
+				}
+			}
+			asked := cmp.Or(wish, 1500)
+			check("far", min(asked, 1440))
+			Pass(10 * time.Minute)
+			check("far", min(asked, 1440))
+			a.Serve(Service{Name: "db", Endpoint: "near", CIDR: "10.61.0.0/24"})
+			far.Vanish()
+			Pass(time.Minute)
+			check("near", asked)
+			Pass(10 * time.Minute)
+			check("near", asked)
+			c.Close(w)
+			m.CheckEmpty()
+		})
+	}
 }
