@@ -109,16 +109,29 @@ func (w *Wire) note(e conn.Event) {
 		w.prober.suspect()
 	}
 	w.due = w.decide(e)
-	if e != conn.AskedRefresh {
+	switch e {
+	case conn.PathDown, conn.PeerLost, conn.DataLost, conn.AskedReselect:
 		w.setDown()
 	}
 }
 
 // attempt does what is due, and decides what is due then.
 func (w *Wire) attempt(ctx context.Context) error {
-	moved, err := w.act(ctx, w.due.Do)
+	do := w.due.Do
+	if w.due.Urged > 0 {
+		w.urged, w.urgedAt = w.due.Urged, time.Now()
+	}
+	if w.due.News() {
+		w.stale = w.tries()
+	}
+	w.due = conn.Decision{}
+	if do == conn.Anew && w.isUp() {
+		w.expire()
+	}
+	moved, err := w.act(ctx, do)
 	switch {
 	case err == nil:
+		w.stale = 0
 		if moved {
 			w.prober.renew(w.Addrs(), w.PeerAddrs())
 		} else {
@@ -154,14 +167,18 @@ func (w *Wire) hear(e peer.Event) {
 	switch {
 	case e.Kind == peer.Lost:
 		w.inbox.post(conn.PeerLost)
-	case e.Kind == peer.Down && e.Conn == nil:
-		w.inbox.post(conn.PeerLost) // a manager that has restarted knows nothing
+	case e.Kind == peer.Down && e.Conn == nil: // a manager that has restarted knows nothing
+		w.inbox.post(conn.PeerLost)
+		w.inbox.post(conn.PeerFound)
 	case e.Kind == peer.Down || e.Conn.GetState() == networkservice.State_DOWN:
 		w.inbox.post(conn.PathDown)
 	case e.Conn.GetState() == networkservice.State_REFRESH_REQUESTED:
 		w.inbox.post(conn.AskedRefresh)
 	case e.Conn.GetState() == networkservice.State_RESELECT_REQUESTED:
 		w.inbox.post(conn.AskedReselect)
+	case e.Kind == peer.Restored:
+		w.inbox.drop(conn.PathDown, conn.PeerLost)
+		w.inbox.post(conn.PeerFound)
 	default:
 		w.inbox.drop(conn.PathDown, conn.PeerLost) // it is up again
 	}
@@ -175,8 +192,11 @@ func (w *Wire) decide(e conn.Event) conn.Decision {
 func (w *Wire) state() conn.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p := hop.PathOf(w.conn)
-	return conn.State{Expires: p.Expires(), Index: p.Index, Length: len(p.Segments), Attempts: w.attempts, Up: w.up}
+	return conn.State{
+		Expires: w.ends, Index: int(w.conn.GetPath().GetIndex()), Length: len(w.conn.GetPath().GetPathSegments()),
+		Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over,
+		Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt,
+	}
 }
 
 // act does what conn.Decide has decided. moved is set when the path may be
@@ -267,7 +287,41 @@ func (w *Wire) established(got *networkservice.Connection) {
 	if !w.up {
 		w.client.log.Info("wire up", "connection", w.id, "service", got.GetNetworkService(), "endpoint", got.GetNetworkServiceEndpointName())
 	}
-	w.conn, w.up, w.attempts, w.last = got, true, 0, nil
+	w.conn, w.up, w.over, w.attempts, w.last = got, true, false, 0, nil
+	w.ends = lifeEnd(got.GetPath(), time.Now(), w.client.config.TokenLifetime)
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// lifeEnd is when the first segment of a path expires, by a clock that nobody sets.
+// A hop need not say when it does; if none does a token's life counts.
+func lifeEnd(p *networkservice.Path, now time.Time, lifetime time.Duration) time.Time {
+	left, known := lifetime, false
+	for _, s := range p.GetPathSegments() {
+		if !s.GetExpires().IsValid() {
+			continue
+		}
+		if d := s.GetExpires().AsTime().Sub(now); !known || d < left {
+			left, known = d, true
+		}
+	}
+	return now.Add(left)
+}
+
+// expire notes that the life of the connection has ended. What follows is another
+// one, in its place and under its id: each hop has let go of this one, or is about
+// to.
+func (w *Wire) expire() {
+	w.prober.end()
+	w.stale = 0
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.client.log.Warn("wire has expired, asking for a new one", "connection", w.id, "attempt", w.attempts, "error", w.last)
+	c := proto.Clone(w.conn).(*networkservice.Connection)
+	hop.Trim(c)
+	c.Path.PathSegments[c.Path.Index].Expires = nil
+	c.State = networkservice.State_DOWN
+	w.conn, w.up, w.over, w.attempts = c, false, true, 0
 	close(w.changed)
 	w.changed = make(chan struct{})
 }
@@ -286,6 +340,9 @@ func (w *Wire) count(err error) {
 func (w *Wire) setDown() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.conn.GetState() == networkservice.State_DOWN {
+		return
+	}
 	c := proto.Clone(w.conn).(*networkservice.Connection)
 	c.State = networkservice.State_DOWN
 	w.conn = c

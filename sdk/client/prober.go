@@ -160,15 +160,16 @@ func (p *prober) recheck() {
 	}
 }
 
-func (p *prober) closely(f func(*pulse, time.Time)) {
+func (p *prober) closely(f func(*pulse, time.Time) bool) {
 	p.mu.Lock()
 	now := time.Now()
 	p.read(now)
-	f(&p.pulse, now)
-	p.next, p.told = time.Time{}, false
-	probing := len(p.lines) > 0
+	begins := f(&p.pulse, now) && len(p.lines) > 0
+	if begins {
+		p.next, p.told = time.Time{}, false
+	}
 	p.mu.Unlock()
-	if probing {
+	if begins {
 		p.pacer.wake(p)
 	}
 }

@@ -124,18 +124,23 @@ func (p *pulse) look(now time.Time, l Liveness) {
 	}
 }
 
-// suspect has packets looked at closely for a while. What was asked before does
-// not count.
-func (p *pulse) suspect(now time.Time) {
-	p.begin(&p.closely, p.sent)
+// suspect has packets looked at closely for a while, if they are not yet. What was
+// asked before does not count. It reports whether that is new.
+func (p *pulse) suspect(now time.Time) bool {
+	begins := !now.Before(p.until)
+	if begins {
+		p.begin(&p.closely, p.sent)
+	}
 	p.until = now.Add(nearFor)
+	return begins
 }
 
 // pardon forgets that packets have stopped, if they have: something was repaired,
 // perhaps. A close look shows it.
-func (p *pulse) pardon(now time.Time) {
+func (p *pulse) pardon(now time.Time) bool {
 	p.begin(&p.usual, p.sent)
-	p.suspect(now)
+	p.until = time.Time{}
+	return p.suspect(now)
 }
 
 // pace is the time between requests.

@@ -70,6 +70,9 @@ func TestPulse(t *testing.T) {
 		{"a close look finds that packets have stopped", false, 0, []step{
 			tick(0, unknown), tick(200, flowing, 0), {300, "suspect", []int{1}, flowing}, tick(300, flowing), tick(350, flowing), tick(400, flowing), tick(450, flowing), tick(500, flowing), tick(550, stopped),
 		}},
+		{"a suspicion that is repeated does not put it off", false, 0, []step{
+			tick(0, unknown), tick(200, flowing, 0), {300, "suspect", []int{1}, flowing}, tick(300, flowing), tick(350, flowing), {360, "suspect", nil, flowing}, tick(400, flowing), {440, "suspect", nil, flowing}, tick(450, flowing), tick(500, flowing), tick(550, stopped),
+		}},
 		{"a close look is patient where trips are long", false, 150 * time.Millisecond, []step{
 			tick(0, unknown), tick(200, flowing, 0), {300, "suspect", []int{1}, flowing}, tick(300, flowing), tick(400, flowing), tick(500, flowing), tick(600, flowing), tick(700, flowing), tick(800, flowing), tick(900, stopped),
 		}},

@@ -59,16 +59,23 @@ type Wire struct {
 	retry  bool
 
 	inbox  *inbox
-	prober prober        // owned by run, which also owns due
-	due    conn.Decision // what is to be done, and when
+	prober prober
 	cancel context.CancelFunc
 	done   chan struct{} // closed when run has ended
+
+	// Owned by run, and by open before it:
+	due     conn.Decision // what is to be done, and when
+	urged   int           // see conn.State
+	urgedAt time.Time
+	stale   int
 
 	turn chan struct{} // held while a Request or Close is under way
 
 	mu       sync.Mutex
 	conn     *networkservice.Connection // last answer, or what is asked for; guarded by mu, immutable
 	up       bool                       // guarded by mu
+	over     bool                       // was up, and its life has ended; guarded by mu
+	ends     time.Time                  // when its life does; guarded by mu
 	attempts int                        // failed in a row; guarded by mu
 	changed  chan struct{}              // closed at the next change; guarded by mu
 	last     error                      // of the last attempt; guarded by mu

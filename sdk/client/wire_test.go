@@ -55,6 +55,7 @@ type ask struct {
 	reselect bool
 	endpoint string // asked for
 	name     string // of the interface, as preferred
+	segments int    // of the path
 }
 
 func (m *manager) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
@@ -63,7 +64,7 @@ func (m *manager) Request(ctx context.Context, req *networkservice.NetworkServic
 	c := req.GetConnection()
 	m.asked = append(m.asked, ask{
 		time.Now(), c.GetState() == networkservice.State_RESELECT_REQUESTED, c.GetNetworkServiceEndpointName(),
-		req.GetMechanismPreferences()[0].GetParameters()["name"],
+		req.GetMechanismPreferences()[0].GetParameters()["name"], len(c.GetPath().GetPathSegments()),
 	})
 	if c.GetState() != networkservice.State_RESELECT_REQUESTED && m.slow > 0 {
 		slow := time.After(m.slow)

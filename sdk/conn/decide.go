@@ -6,11 +6,18 @@ import "time"
 
 // State is what the originator of a connection knows about it when it decides.
 type State struct {
-	Expires  time.Time // the earliest expiry of any segment of the path
+	Expires  time.Time // when its life ends: the earliest expiry of any segment of the path
 	Index    int       // of the originator's segment: 0 for a client
 	Length   int       // of the path, in segments
 	Attempts int       // failed since the last success
+	Stale    int       // of these: before there was news, which begins the back-off anew
 	Up       bool      // established, as far as anybody said
+	Over     bool      // it was, and its life has ended: nothing is left of it
+
+	Due     Decision  // what was decided before and is not done yet; zero if nothing is
+	Urged   int       // Requests that events have asked for, one soon after the other
+	UrgedAt time.Time // when the last of them was made
+	Watched bool      // somebody is going to tell when there is an endpoint to ask for
 }
 
 // Event is what made the originator decide.
@@ -23,6 +30,8 @@ const (
 	EndpointLost               // a Request failed since the endpoint is gone
 	PathDown                   // a hop said that the path behind it is broken
 	PeerLost                   // nothing is heard of the first hop any more
+	PeerFound                  // the first hop is heard of again
+	EndpointCame               // an endpoint of the service has come, or has changed
 	DataLost                   // packets do not come back although control is well
 	AskedRefresh               // a hop asked for the Request again (REFRESH_REQUESTED)
 	AskedReselect              // a hop asked for another path (RESELECT_REQUESTED)
@@ -41,24 +50,32 @@ const (
 // Action is what the originator does next.
 type Action int
 
-// The actions that Decide chooses from.
+// The actions that Decide chooses from. Each gives up more than the one before.
 const (
 	Refresh  Action = iota // Request again on the same path
-	Reselect               // give the path up and Request another
 	Either                 // Refresh and, if that fails, Reselect
+	Reselect               // give the path up and Request another
+	Anew                   // Request a new connection: the old one's life has ended
 )
 
 // Decision is an action and its time. At is never before now.
 type Decision struct {
-	Do Action
-	At time.Time
+	Do    Action
+	At    time.Time
+	Urged int // what State.Urged is when it is done; 0 if it is not an event that asks for it
 }
+
+// News reports whether it is one event that asks for it, and not the last of many.
+func (d Decision) News() bool { return d.Urged == 1 }
 
 // Back-off between failed attempts: quick enough to find a replacement within a
 // second, slow enough that a thousand clients without an endpoint cost little.
 const (
 	firstRetry = 100 * time.Millisecond
 	maxRetry   = 5 * time.Second
+	// lastRetry is the longest pause where somebody tells when there is something
+	// new to try, and of a connection that nobody has had for all of its life.
+	lastRetry = 30 * time.Second
 
 	// samePathTries is how often the same path is asked again when nobody knows
 	// whether packets flow: with the back-off above long enough for a daemon to
@@ -69,13 +86,30 @@ const (
 	restartTries = 2
 )
 
+// Many connections hear of one event at the same time. Their Requests are spread
+// over a while: a long one when they are in no hurry.
+const (
+	spreadFlowing = 200 * time.Millisecond // while packets flow
+	spreadPeer    = 200 * time.Millisecond // when the first hop is back, which all of them wait for
+	spreadWaiting = 50 * time.Millisecond  // when there is an endpoint at last
+)
+
+// minRefresh is the shortest pause between a Request that succeeded and the refresh
+// that follows.
+const minRefresh = time.Second
+
+// calm is how long after a Request that an event has asked for the next event is
+// one of its own, and no flapping.
+const calm = 10 * time.Second
+
 // Decide is the policy of refresh and healing. data says what is known about
 // packets; random is uniform in [0,1) and spreads what many do at once.
 //
 // The rules (protocol.md §2.8, §5.1, with back-off where the reference has none):
 //
 //   - established: refresh at a fraction of the shortest segment life;
-//   - the path is down, or the control plane is gone: the same path again, at once;
+//   - the path is down, or the control plane is gone: the same path again, at once,
+//     or a moment later if packets flow;
 //   - packets are lost, or a hop asks for it: another path, at once;
 //   - an attempt failed: try again with back-off, on the same path while
 //     packets flow or it is too early to tell, then on another one. The same
@@ -83,59 +117,142 @@ const (
 //     flowed all the time;
 //   - an attempt failed and packets have stopped: another path at once;
 //   - the endpoint is gone: another path after the time that a restart takes, even
-//     if packets flow. It is the kernel of its namespace that answers.
+//     if packets flow. It is the kernel of its namespace that answers;
+//   - the life of the connection has ended: ask for a new one, with more and more
+//     time in between;
+//   - events that follow each other closely are subject to the same back-off, and
+//     while attempts fail only what is news shortens it. What is due is never put
+//     off by an event, nor made weaker.
 func Decide(s State, e Event, data Data, now time.Time, random float64) Decision {
 	switch e {
 	case Established:
-		return Decision{Refresh, now.Add(refreshAfter(s, now, random))}
-	case AskedRefresh:
-		return Decision{Refresh, now}
-	case AskedReselect, DataLost:
-		return Decision{Reselect, now}
-	case PathDown, PeerLost:
-		// Neither says that packets have stopped: a hop that restarts looks the
-		// same as one that died (docs/adr/0003).
-		return Decision{Refresh, now}
+		return Decision{Do: Refresh, At: now.Add(refreshAfter(s, now, random))}
+	case Failed, EndpointLost:
+		return retry(s, e, data, now, random)
 	}
-	wait := backoff(s.Attempts, random)
-	left := s.Expires.Sub(now)
+	return urge(s, e, data, now, random)
+}
+
+// over reports whether the connection's life has ended.
+func (s State) over(now time.Time) bool { return s.Over || s.Up && !s.Expires.After(now) }
+
+// retry decides what follows a failed attempt.
+func retry(s State, e Event, data Data, now time.Time, random float64) Decision {
+	limit := maxRetry
+	if s.Watched || s.Over {
+		limit = lastRetry
+	}
+	wait := backoff(s.Attempts-s.Stale, limit, random)
 	switch {
+	case s.over(now) && !s.Over:
+		return Decision{Do: Anew, At: now.Add(backoff(1, limit, random))} // this has a back-off of its own
+	case s.Over:
+		return Decision{Do: Anew, At: now.Add(wait)}
 	case !s.Up:
-		return Decision{Reselect, now.Add(wait)}
-	case e == EndpointLost && s.Attempts == restartTries+1:
-		return Decision{Either, now}
-	case e == EndpointLost && s.Attempts > restartTries:
-		return Decision{Either, now.Add(wait)}
+		return Decision{Do: Reselect, At: now.Add(wait)}
 	case data == Stopped:
 		if s.Attempts <= 1 {
 			wait = 0
 		}
-		return Decision{Reselect, now.Add(wait)}
-	case left > 0 && (data == Flowing || s.Attempts <= samePathTries):
-		return Decision{Refresh, now.Add(min(wait, left))}
+		return Decision{Do: Reselect, At: now.Add(wait)}
+	case e == EndpointLost && s.Attempts == restartTries+1:
+		return Decision{Do: Either, At: now}
+	case e == EndpointLost && s.Attempts > restartTries:
+		return Decision{Do: Either, At: now.Add(min(wait, s.Expires.Sub(now)))}
+	case data == Flowing || s.Attempts <= samePathTries:
+		return Decision{Do: Refresh, At: now.Add(min(wait, s.Expires.Sub(now)))}
 	}
-	return Decision{Either, now.Add(wait)}
+	return Decision{Do: Either, At: now.Add(min(wait, s.Expires.Sub(now)))}
+}
+
+// urge decides what an event from outside changes.
+func urge(s State, e Event, data Data, now time.Time, random float64) Decision {
+	failing := s.Attempts > 0 || s.Over
+	d := Decision{Do: Refresh, At: now, Urged: 1}
+	spread := time.Duration(0)
+	if data == Flowing {
+		spread = spreadFlowing
+	}
+	switch e {
+	case PathDown, PeerLost:
+		// Neither says that packets have stopped: a hop that restarts looks the
+		// same as one that died (docs/adr/0003).
+		if failing { // no news
+			return s.Due
+		}
+		if data == Stopped {
+			d.Do = Reselect
+		}
+	case AskedRefresh:
+		if failing {
+			return s.Due
+		}
+	case AskedReselect:
+		d.Do = Reselect
+		if failing {
+			s.Due.Do = max(s.Due.Do, Reselect)
+			return s.Due
+		}
+	case DataLost:
+		d.Do, spread = Reselect, 0
+		if failing && s.Due.Do >= Reselect {
+			return s.Due
+		}
+	case PeerFound:
+		if !failing {
+			return s.Due
+		}
+		spread = spreadPeer
+	case EndpointCame:
+		if !failing {
+			return s.Due
+		}
+		d.Do, spread = Either, spreadWaiting
+	}
+	d.At = now.Add(time.Duration(random * float64(spread)))
+	if now.Sub(s.UrgedAt) < calm {
+		d.Urged = s.Urged + 1
+		if s.Urged > 0 {
+			d.At = later(d.At, s.UrgedAt.Add(backoff(s.Urged-1, maxRetry, random)))
+		}
+	}
+	if !s.Due.At.IsZero() {
+		d.Do = max(d.Do, s.Due.Do)
+		if s.Due.At.Before(d.At) {
+			d.At, d.Urged = later(s.Due.At, now), s.Due.Urged
+		}
+	}
+	if s.over(now) {
+		d.Do = Anew
+	}
+	return d
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // refreshAfter is the pause before the next refresh: a fifth of the remaining
 // life for a client, up to two fifths further down the path, so that outer hops
-// refresh before inner ones; up to a tenth of it earlier by chance.
+// refresh before inner ones; up to a tenth of it earlier by chance. However short
+// the life is, there is a pause: who answers with lives that have ended must not
+// be asked without end.
 func refreshAfter(s State, now time.Time, random float64) time.Duration {
 	scale := 1.0 / 3
 	if s.Length > 1 {
 		scale = 0.2 + 0.2*float64(s.Index)/float64(s.Length)
 	}
-	left := s.Expires.Sub(now)
-	if left <= 0 {
-		return 0
-	}
-	return time.Duration(float64(left) * scale * (1 - 0.1*random))
+	return max(minRefresh, time.Duration(float64(s.Expires.Sub(now))*scale*(1-0.1*random)))
 }
 
-func backoff(attempts int, random float64) time.Duration {
-	wait := maxRetry
-	if attempts < 6 {
-		wait = firstRetry << attempts
+// backoff is the pause after n failures, less up to three tenths by chance.
+func backoff(n int, limit time.Duration, random float64) time.Duration {
+	wait := limit
+	if n < 9 { // which is 51 s
+		wait = min(limit, firstRetry<<n)
 	}
 	return wait - time.Duration(float64(wait)*0.3*random)
 }
