@@ -73,6 +73,7 @@ func (a *app) root() *cobra.Command {
 		newApply(a),
 		newDelete(a),
 		newToken(a),
+		newRotate(a),
 		newVersion(a),
 		newConnect(a),
 		newServe(a),

@@ -80,7 +80,7 @@ func TestReadmeOnCommands(t *testing.T) {
 		}
 		if c.Flags().Lookup("output") != nil {
 			name := strings.TrimPrefix(c.CommandPath(), "nsm ")
-			if group, _, ok := strings.Cut(name, " "); ok && group != "token" {
+			if group, _, ok := strings.Cut(name, " "); ok && group != "token" && group != "rotate" {
 				name = group
 			}
 			withOutput = append(withOutput, "`"+name+"`")

@@ -24,6 +24,8 @@
 package identity
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"io"
 	"strconv"
 	"strings"
@@ -77,6 +79,12 @@ func AuthorityID(td spiffeid.TrustDomain) spiffeid.ID {
 func NodeID(td spiffeid.TrustDomain, node string, part ...string) (spiffeid.ID, error) {
 	return spiffeid.FromSegments(td, append([]string{"node", node}, part...)...)
 }
+
+// CAServerName is the TLS server name by which a node asks the authority for a
+// certificate of the CA that it knows, ca being the SHA-256 of that. So it
+// recognises the authority while one CA takes over from another, be it that it was
+// away or that its token is of before.
+func CAServerName(ca [sha256.Size]byte) string { return hex.EncodeToString(ca[:16]) + ".ca" }
 
 // NodeOf returns the node that an ID with such a path is of. trusted reports
 // whether whoever has it has that node in hand anyway: its agent, another part of

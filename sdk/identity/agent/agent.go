@@ -19,6 +19,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -151,7 +152,7 @@ func (a *Agent) start(dir *statedir.Dir, m membership) error {
 	a.trust = identity.NewBundles(m.bundles.Bundles()...)
 	a.own.Store(m.svid)
 	a.addresses = m.addresses
-	conn, err := dial(m.addresses, a.tlsConfig())
+	conn, err := dial(m.addresses, memberTLS{credentials.NewTLS(a.tlsConfig()), a.tlsConfig})
 	if err != nil {
 		return err
 	}
@@ -174,10 +175,28 @@ func (a *Agent) start(dir *statedir.Dir, m membership) error {
 	return nil
 }
 
-// tlsConfig proves that the agent is one, and notes whether it was the authority
-// that it met.
+// memberTLS makes the configuration anew for each handshake.
+type memberTLS struct {
+	credentials.TransportCredentials
+	config func() *tls.Config
+}
+
+func (m memberTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return credentials.NewTLS(m.config()).ClientHandshake(ctx, authority, conn)
+}
+
+func (m memberTLS) Clone() credentials.TransportCredentials { return m }
+
+// tlsConfig proves that the agent is one, asks for a certificate of the newest CA
+// that it knows, and notes whether it was the authority that it met.
 func (a *Agent) tlsConfig() *tls.Config {
 	config := tlsconfig.MTLSClientConfig(&a.own, a.trust, tlsconfig.AuthorizeID(identity.AuthorityID(a.td)))
+	config.MinVersion = tls.VersionTLS13
+	if bundle, err := a.trust.GetX509BundleForTrustDomain(a.td); err == nil {
+		if ca := newest(bundle.X509Authorities(), time.Now()); ca != nil {
+			config.ServerName = identity.CAServerName(sha256.Sum256(ca.Raw))
+		}
+	}
 	verify := config.VerifyPeerCertificate
 	config.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
 		err := verify(raw, chains)
@@ -189,6 +208,17 @@ func (a *Agent) tlsConfig() *tls.Config {
 		return err
 	}
 	return config
+}
+
+// newest returns the newest of the CAs by the clock of this node, which may be
+// behind that of the authority; nil if none is valid yet.
+func newest(cas []*x509.Certificate, now time.Time) (best *x509.Certificate) {
+	for _, ca := range cas {
+		if !now.Before(ca.NotBefore) && (best == nil || ca.NotBefore.After(best.NotBefore)) {
+			best = ca
+		}
+	}
+	return best
 }
 
 // Close stops serving and waits until everything has ended. It is idempotent.
@@ -340,18 +370,17 @@ func (o *ownSVID) GetX509SVID() (*x509svid.SVID, error) { return identity.Unexpi
 
 // dial returns a connection to the authority, at the first of its addresses
 // that answers.
-func dial(addresses []string, config *tls.Config) (*grpc.ClientConn, error) {
+func dial(addresses []string, creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	at := manual.NewBuilderWithScheme("authority")
 	var state resolver.State
 	for _, address := range addresses {
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: address})
 	}
 	at.InitialState(state)
-	config.MinVersion = tls.VersionTLS13
 	conn, err := grpc.NewClient("authority:///nodes",
 		grpc.WithResolvers(at),
 		grpc.WithNoProxy(),
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: connectTimeout,

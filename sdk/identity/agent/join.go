@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/openvwire/nsm/internal/statedir"
 	identityv1 "github.com/openvwire/nsm/proto/nsm/identity/v1"
@@ -116,7 +117,7 @@ func (a *Agent) join(ctx context.Context, token jointoken.Token, key *ecdsa.Priv
 		return membership{}, nserr.Internal.Errorf("request: %w", err)
 	}
 	p := &pin{token: token}
-	conn, err := dial(token.Addresses, p.config())
+	conn, err := dial(token.Addresses, credentials.NewTLS(p.config()))
 	if err != nil {
 		return membership{}, err
 	}
@@ -178,6 +179,8 @@ type pin struct {
 
 func (p *pin) config() *tls.Config {
 	return &tls.Config{
+		MinVersion:            tls.VersionTLS13,
+		ServerName:            identity.CAServerName(p.token.CA),
 		InsecureSkipVerify:    true, // verify does it, by the token instead of the system's CAs
 		VerifyPeerCertificate: p.verify,
 	}

@@ -86,8 +86,8 @@ type Authority struct {
 	issuer    *issuer
 	ledger    *ledger
 	limiter   limiter
-	listener  net.Listener    // nil if no node can join
-	server    identity.Source // the identity it serves nodes with; nil likewise
+	watchers  watchers
+	listener  net.Listener // nil if no node can join
 	advertise []string
 
 	closing sync.Once

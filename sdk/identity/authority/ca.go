@@ -6,13 +6,16 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -30,7 +33,8 @@ import (
 //	│          │ trusted  │             │
 //
 // So every node has had two months to learn of a CA before it signs anything,
-// and what the old one signed stays valid for as long as it may live.
+// and what the old one signed stays valid for as long as it may live. When
+// somebody replaces a CA before its time the steps are the same, only sooner.
 const (
 	caLife     = 365 * 24 * time.Hour
 	caRenew    = caLife / 2 // age of the newest CA at which another is made
@@ -39,13 +43,23 @@ const (
 	// backdate is how much earlier than now a certificate becomes valid, for
 	// peers whose clock is behind.
 	backdate = time.Minute
+
+	// maxCAs bounds how many CAs may be trusted at a time.
+	maxCAs = 8
 )
 
-// ca is a certificate of the authority and its key.
+// ca is a certificate of the authority and its key. Values, never modified.
 type ca struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
+
+	signs  time.Time         // from then on; zero = when its age says so
+	leaves time.Time         // from then on it is not trusted; zero = at its end
+	rest   map[string]string // what a later version says of it
 }
+
+// hash is how join tokens name the CA.
+func (c ca) hash() [sha256.Size]byte { return sha256.Sum256(c.cert.Raw) }
 
 // newCA makes a self-signed CA for a trust domain.
 func newCA(td spiffeid.TrustDomain, now time.Time) (ca, error) {
@@ -71,15 +85,15 @@ func newCA(td spiffeid.TrustDomain, now time.Time) (ca, error) {
 		return ca{}, err
 	}
 	cert, err := x509.ParseCertificate(der)
-	return ca{cert, key}, err
+	return ca{cert: cert, key: key}, err
 }
 
 // sign makes the X.509-SVID of id for a key, valid for ttl from now but not
-// longer than the CA. The profile is that of the SPIFFE X.509-SVID standard.
+// longer than the CA is trusted. The profile is that of the SPIFFE X.509-SVID standard.
 func (c ca) sign(id spiffeid.ID, key *ecdsa.PublicKey, ttl time.Duration, now time.Time) ([]byte, error) {
 	notAfter := now.Add(ttl)
-	if notAfter.After(c.cert.NotAfter) {
-		notAfter = c.cert.NotAfter
+	if until := c.leavesAt(); notAfter.After(until) {
+		notAfter = until
 	}
 	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          newSerial(),
@@ -103,12 +117,26 @@ func newSerial() *big.Int {
 // age is how long ago a CA was made.
 func (c ca) age(now time.Time) time.Duration { return now.Sub(c.cert.NotBefore) - backdate }
 
-// rotate returns the CAs to have at a time, oldest first: without the expired
-// ones, and with a new one if it is due. changed says whether that differs
-// from cas.
+func (c ca) signsAt() time.Time {
+	if !c.signs.IsZero() {
+		return c.signs
+	}
+	return c.cert.NotBefore.Add(backdate + caAnnounce)
+}
+
+func (c ca) leavesAt() time.Time {
+	if !c.leaves.IsZero() && c.leaves.Before(c.cert.NotAfter) {
+		return c.leaves
+	}
+	return c.cert.NotAfter
+}
+
+// rotate returns the CAs to have at a time, oldest first: without those that are
+// not trusted any more, and with a new one if it is due. changed says whether
+// that differs from cas.
 func rotate(cas []ca, td spiffeid.TrustDomain, now time.Time) (next []ca, changed bool, err error) {
 	for _, c := range cas {
-		if now.Before(c.cert.NotAfter) {
+		if now.Before(c.leavesAt()) {
 			next = append(next, c)
 		}
 	}
@@ -123,15 +151,43 @@ func rotate(cas []ca, td spiffeid.TrustDomain, now time.Time) (next []ca, change
 	return next, changed, nil
 }
 
+// replace returns the CAs with a new one, which signs from a time on. The others
+// are trusted for as long after that as the longest of what they sign may live.
+func replace(cas []ca, td spiffeid.TrustDomain, now, signs time.Time, longest time.Duration) ([]ca, error) {
+	c, err := newCA(td, now)
+	if err != nil {
+		return nil, err
+	}
+	c.signs = signs
+	next := slices.Clone(cas)
+	for i := range next {
+		if end := signs.Add(longest); end.Before(next[i].leavesAt()) {
+			next[i].leaves = end
+		}
+	}
+	return append(next, c), nil
+}
+
 // signer returns the CA that signs at a time: the newest that has been known
 // for long enough, else the oldest.
 func signer(cas []ca, now time.Time) ca {
 	for i := len(cas) - 1; i > 0; i-- {
-		if cas[i].age(now) >= caAnnounce {
+		if !now.Before(cas[i].signsAt()) {
 			return cas[i]
 		}
 	}
 	return cas[0]
+}
+
+// nextChange returns when rotate has something to do at the latest.
+func nextChange(cas []ca) time.Time {
+	next := cas[len(cas)-1].cert.NotBefore.Add(backdate + caRenew)
+	for _, c := range cas {
+		if at := c.leavesAt(); at.Before(next) {
+			next = at
+		}
+	}
+	return next
 }
 
 // bundleOf returns what to trust while these are the CAs.
@@ -144,9 +200,12 @@ func bundleOf(cas []ca, td spiffeid.TrustDomain) *x509bundle.Bundle {
 }
 
 // The CAs are kept as PEM: certificate, key, certificate, key, …, oldest first.
+// Headers of a certificate say what its dates do not.
 const (
-	pemCert = "CERTIFICATE"
-	pemKey  = "PRIVATE KEY"
+	pemCert   = "CERTIFICATE"
+	pemKey    = "PRIVATE KEY"
+	pemSigns  = "Signs-From"
+	pemLeaves = "Trusted-Until"
 )
 
 // errLater is what a later version of this program may have written.
@@ -159,8 +218,19 @@ func encodeCAs(cas []ca) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		pem.Encode(&out, &pem.Block{Type: pemCert, Bytes: c.cert.Raw}) // a Buffer never fails
-		pem.Encode(&out, &pem.Block{Type: pemKey, Bytes: key})
+		headers := maps.Clone(c.rest)
+		for name, at := range map[string]time.Time{pemSigns: c.signs, pemLeaves: c.leaves} {
+			if !at.IsZero() {
+				if headers == nil {
+					headers = make(map[string]string)
+				}
+				headers[name] = at.UTC().Format(time.RFC3339Nano)
+			}
+		}
+		if err := pem.Encode(&out, &pem.Block{Type: pemCert, Headers: headers, Bytes: c.cert.Raw}); err != nil {
+			return nil, err
+		}
+		pem.Encode(&out, &pem.Block{Type: pemKey, Bytes: key}) // a Buffer never fails
 	}
 	return out.Bytes(), nil
 }
@@ -170,15 +240,18 @@ func encodeCAs(cas []ca) ([]byte, error) {
 func decodeCAs(data []byte, td spiffeid.TrustDomain) ([]ca, error) {
 	var cas []ca
 	for len(bytes.TrimSpace(data)) > 0 {
-		var certDER, keyDER []byte
+		var cert, key *pem.Block
 		var err error
-		if certDER, data, err = nextBlock(data, pemCert); err != nil {
+		if cert, data, err = nextBlock(data, pemCert); err != nil {
 			return nil, err
 		}
-		if keyDER, data, err = nextBlock(data, pemKey); err != nil {
+		if key, data, err = nextBlock(data, pemKey); err != nil {
 			return nil, err
 		}
-		c, err := parseCA(certDER, keyDER, td)
+		c, err := parseCA(cert.Bytes, key.Bytes, td)
+		if err == nil {
+			err = c.setHeaders(cert.Headers)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -190,9 +263,9 @@ func decodeCAs(data []byte, td spiffeid.TrustDomain) ([]ca, error) {
 	return cas, nil
 }
 
-func nextBlock(data []byte, kind string) (der, rest []byte, err error) {
+func nextBlock(data []byte, kind string) (block *pem.Block, rest []byte, err error) {
 	data = bytes.TrimLeft(data, " \t\r\n")
-	block, rest := pem.Decode(data)
+	block, rest = pem.Decode(data)
 	switch {
 	case !bytes.HasPrefix(data, []byte("-----BEGIN ")):
 		return nil, nil, fmt.Errorf("no %s where one must be", kind)
@@ -205,7 +278,7 @@ func nextBlock(data []byte, kind string) (der, rest []byte, err error) {
 	case block.Type != kind:
 		return nil, nil, fmt.Errorf("no %s where one must be", kind)
 	}
-	return block.Bytes, rest, nil
+	return block, rest, nil
 }
 
 func parseCA(certDER, keyDER []byte, td spiffeid.TrustDomain) (ca, error) {
@@ -228,5 +301,26 @@ func parseCA(certDER, keyDER []byte, td spiffeid.TrustDomain) (ca, error) {
 	if id != td.ID() {
 		return ca{}, fmt.Errorf("it holds the CA of %s, not of %s", id, td.IDString())
 	}
-	return ca{cert, key}, nil
+	return ca{cert: cert, key: key}, nil
+}
+
+// setHeaders reads what a certificate's dates do not say.
+func (c *ca) setHeaders(headers map[string]string) (err error) {
+	for name, value := range headers {
+		switch name {
+		case pemSigns:
+			c.signs, err = time.Parse(time.RFC3339Nano, value)
+		case pemLeaves:
+			c.leaves, err = time.Parse(time.RFC3339Nano, value)
+		default:
+			if c.rest == nil {
+				c.rest = make(map[string]string)
+			}
+			c.rest[name] = value
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
 }

@@ -5,6 +5,9 @@ package authority
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -15,7 +18,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
-	"github.com/openvwire/nsm/internal/backoff"
 	"github.com/openvwire/nsm/internal/statedir"
 	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -25,9 +27,14 @@ import (
 // has it is the authority of a domain.
 const CAFile = "ca.pem"
 
-// rotateEvery spaces the looks at the age of the CAs, which live for months.
-// After a failure to store a new one they come no sooner.
-var rotateEvery = backoff.Policy{Min: time.Hour, Max: time.Hour}
+// rotateEvery bounds the time between looks at the CAs, which live for months: a
+// timer stands still while a machine sleeps. After a failure to store a new one
+// they come no sooner.
+const rotateEvery = time.Hour
+
+// clockSkew is how much the clocks of nodes may differ without anybody missing
+// what was signed by a CA that leaves.
+const clockSkew = 5 * time.Minute
 
 // issuer signs SVIDs and looks after the CAs that it does that with.
 type issuer struct {
@@ -36,12 +43,17 @@ type issuer struct {
 	bundles *identity.Bundles
 	log     *slog.Logger
 
+	writing  sync.Mutex    // held while the CAs are replaced
+	replaced chan struct{} // capacity 1; for keepRotating
+
 	mu  sync.RWMutex
 	cas []ca // oldest first, never empty; replaced as a whole, once it is on disk
+
+	servers servers
 }
 
 func openIssuer(dir *statedir.Dir, td spiffeid.TrustDomain, log *slog.Logger, now time.Time) (*issuer, error) {
-	i := &issuer{td: td, dir: dir, bundles: identity.NewBundles(), log: log}
+	i := &issuer{td: td, dir: dir, bundles: identity.NewBundles(), log: log, replaced: make(chan struct{}, 1)}
 	data, err := dir.Read(CAFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // the first start
@@ -63,18 +75,54 @@ func openIssuer(dir *statedir.Dir, td spiffeid.TrustDomain, log *slog.Logger, no
 	return i, nil
 }
 
-// rotate replaces the CAs by those to have now. They are on disk first.
+// rotate replaces the CAs by those to have now.
 func (i *issuer) rotate(now time.Time) error {
-	i.mu.RLock()
-	cas := i.cas
-	i.mu.RUnlock()
-	next, changed, err := rotate(cas, i.td, now)
+	i.writing.Lock()
+	defer i.writing.Unlock()
+	next, changed, err := rotate(i.current(), i.td, now)
 	if err != nil {
 		return nserr.Internal.Errorf("make a CA: %w", err)
 	}
 	if !changed {
 		return nil
 	}
+	return i.storeLocked(next)
+}
+
+// replace makes a new CA that signs from a time on, and returns all.
+func (i *issuer) replace(now, signs time.Time, longest time.Duration) ([]ca, error) {
+	i.writing.Lock()
+	defer i.writing.Unlock()
+	cas, _, err := rotate(i.current(), i.td, now)
+	if err != nil {
+		return nil, nserr.Internal.Errorf("make a CA: %w", err)
+	}
+	if len(cas) >= maxCAs {
+		return nil, nserr.Busy.Errorf("%d certificates of the authority are trusted already", len(cas)).
+			WithFix("wait until %s, when the first of them leaves", nextChange(cas).UTC().Format(time.RFC3339))
+	}
+	if cas, err = replace(cas, i.td, now, signs, longest+clockSkew); err != nil {
+		return nil, nserr.Internal.Errorf("make a CA: %w", err)
+	}
+	if err := i.storeLocked(cas); err != nil {
+		return nil, err
+	}
+	select {
+	case i.replaced <- struct{}{}:
+	default:
+	}
+	return cas, nil
+}
+
+func (i *issuer) current() []ca {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.cas
+}
+
+// storeLocked makes other CAs the current ones, once they are on disk; writing
+// is held.
+func (i *issuer) storeLocked(next []ca) error {
 	data, err := encodeCAs(next)
 	if err != nil {
 		return nserr.Internal.Errorf("encode CAs: %w", err)
@@ -95,9 +143,7 @@ func (i *issuer) rotate(now time.Time) error {
 // publish makes the CAs what is trusted for this domain, and leaves what is
 // trusted for others.
 func (i *issuer) publish() {
-	i.mu.RLock()
-	own := bundleOf(i.cas, i.td)
-	i.mu.RUnlock()
+	own := bundleOf(i.current(), i.td)
 	current, _ := i.bundles.Current()
 	set := x509bundle.NewSet(current.Bundles()...)
 	set.Add(own)
@@ -106,24 +152,47 @@ func (i *issuer) publish() {
 
 // keepRotating runs until ctx ends.
 func (i *issuer) keepRotating(ctx context.Context) {
-	for rotateEvery.Wait(ctx, 0) == nil {
+	pause := time.Duration(0) // after a failure
+	for {
+		wait := max(pause, min(time.Until(nextChange(i.current())), rotateEvery))
+		select {
+		case <-ctx.Done():
+			return
+		case <-i.replaced:
+			continue
+		case <-time.After(wait):
+		}
+		pause = 0
 		if err := i.rotate(time.Now()); err != nil {
 			i.log.Error("cannot renew the certificate of the authority", "error", err)
+			pause = rotateEvery
 		}
 	}
 }
 
 // signer returns the CA that signs now.
-func (i *issuer) signer(now time.Time) ca {
-	i.mu.RLock()
-	defer i.mu.RUnlock()
-	return signer(i.cas, now)
+func (i *issuer) signer(now time.Time) ca { return signer(i.current(), now) }
+
+// signerFor returns the CA that somebody asks for by the name of the server, else
+// the one that signs now.
+func (i *issuer) signerFor(serverName string, now time.Time) ca {
+	cas := i.current()
+	for _, c := range cas {
+		if now.Before(c.leavesAt()) && identity.CAServerName(c.hash()) == serverName {
+			return c
+		}
+	}
+	return signer(cas, now)
 }
 
 // sign returns the chain, DER, of a new SVID.
 func (i *issuer) sign(id spiffeid.ID, key *ecdsa.PublicKey, ttl time.Duration) ([][]byte, error) {
 	now := time.Now()
-	der, err := i.signer(now).sign(id, key, ttl, now)
+	return signBy(i.signer(now), id, key, ttl, now)
+}
+
+func signBy(by ca, id spiffeid.ID, key *ecdsa.PublicKey, ttl time.Duration, now time.Time) ([][]byte, error) {
+	der, err := by.sign(id, key, ttl, now)
 	if err != nil {
 		return nil, nserr.Internal.Errorf("sign the SVID of %s: %w", id, err)
 	}
@@ -143,21 +212,47 @@ func (i *issuer) mint(id spiffeid.ID, ttl time.Duration) (*x509svid.SVID, error)
 	return identity.NewSVID(key, chain)
 }
 
-// mintWithRoot is mint for the server that nodes join at: they know nothing but
-// the hash of the CA, so it has to show the CA as well.
-func (i *issuer) mintWithRoot(id spiffeid.ID, ttl time.Duration) (*x509svid.SVID, error) {
-	svid, err := i.mint(id, ttl)
+// servers is what the authority shows to nodes: an SVID of its own from each CA,
+// made when somebody asks for it. The zero value is ready.
+type servers struct {
+	mu    sync.Mutex
+	svids map[[sha256.Size]byte]server // by the CA's hash
+}
+
+type server struct {
+	certificate *tls.Certificate
+	renew       time.Time
+}
+
+// server returns the certificate of an ID for a node that asks for it by the name of
+// a server. The CA comes with it: a node that joins knows nothing but its hash.
+func (i *issuer) server(id spiffeid.ID, serverName string, ttl time.Duration, now time.Time) (*tls.Certificate, error) {
+	by := i.signerFor(serverName, now)
+	i.servers.mu.Lock()
+	defer i.servers.mu.Unlock()
+	if s, ok := i.servers.svids[by.hash()]; ok && now.Before(s.renew) {
+		return s.certificate, nil
+	}
+	key, err := identity.NewKey()
+	if err != nil {
+		return nil, nserr.Internal.Errorf("make a key: %w", err)
+	}
+	chain, err := signBy(by, id, &key.PublicKey, ttl, now)
 	if err != nil {
 		return nil, err
 	}
-	bundle, err := i.bundles.GetX509BundleForTrustDomain(i.td)
+	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {
 		return nil, nserr.Internal.Errorf("%w", err)
 	}
-	for _, root := range bundle.X509Authorities() {
-		if svid.Certificates[0].CheckSignatureFrom(root) == nil {
-			svid.Certificates = append(svid.Certificates, root)
+	certificate := &tls.Certificate{Certificate: append(chain, by.cert.Raw), PrivateKey: key, Leaf: leaf}
+	trusted := make(map[[sha256.Size]byte]server)
+	for _, c := range i.current() {
+		if s, ok := i.servers.svids[c.hash()]; ok {
+			trusted[c.hash()] = s
 		}
 	}
-	return svid, nil
+	trusted[by.hash()] = server{certificate, now.Add(leaf.NotAfter.Sub(now) / 2)}
+	i.servers.svids = trusted
+	return certificate, nil
 }

@@ -133,6 +133,13 @@ func (l *ledger) redeem(secret []byte, node string, key []byte, now time.Time) e
 	return l.saveLocked(next)
 }
 
+// nodes returns the names of those that have joined.
+func (l *ledger) nodes() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.book.Nodes))
+}
+
 // find returns the index of the token with a hash, -1 if there is none. Its
 // time does not depend on how much of a hash is right.
 func find(tokens []entry, hash []byte) int {

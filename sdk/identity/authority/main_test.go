@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 	case "token":
 		_, _, err := RequestToken(context.Background(), os.Getenv("SPIFFE_ENDPOINT_SOCKET"), "", 0)
 		fmt.Print(err)
+	case "rotate":
+		_, err := RequestRotation(context.Background(), os.Getenv("SPIFFE_ENDPOINT_SOCKET"), 0)
+		fmt.Print(err)
 	}
 }
 

@@ -9,13 +9,14 @@ import (
 	"crypto/x509"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -31,14 +32,6 @@ import (
 
 // serveNodes starts the service for other nodes.
 func (a *Authority) serveNodes(ctx context.Context, listenOn string, advertise []string) error {
-	id := identity.AuthorityID(a.td)
-	mint := func(context.Context) (*x509svid.SVID, error) { return a.issuer.mintWithRoot(id, a.ttl) }
-	source, err := identity.Keep(ctx, mint, a.issuer.bundles, a.log)
-	if err != nil {
-		return err
-	}
-	a.close.Add(func(context.Context) error { return source.Close() })
-
 	listener, err := rpc.Listen(ctx, listenOn)
 	if err != nil {
 		return err
@@ -50,10 +43,10 @@ func (a *Authority) serveNodes(ctx context.Context, listenOn string, advertise [
 		listener.Close()
 		return nserr.BadFlag.Errorf("addresses to advertise: %w", err)
 	}
-	a.listener, a.server, a.advertise = listener, source, advertise
+	a.listener, a.advertise = listener, advertise
 
 	server := rpc.NewServer(rpc.ServerOptions{
-		Credentials: credentials.NewTLS(a.serverTLS(source)),
+		Credentials: credentials.NewTLS(a.serverTLS()),
 		Logger:      a.log,
 		Options: []grpc.ServerOption{
 			grpc.WaitForHandlers(true),
@@ -82,13 +75,17 @@ func (a *Authority) serveNodes(ctx context.Context, listenOn string, advertise [
 }
 
 // serverTLS shows the authority's SVID together with its CA, which a joining
-// node recognises by the hash in its token. Clients need no certificate to
-// join; one that is shown must be valid.
-func (a *Authority) serverTLS(source identity.Source) *tls.Config {
-	verify := tlsconfig.VerifyPeerCertificate(source, tlsconfig.AuthorizeMemberOf(a.td))
+// node recognises by the hash in its token. While there are several CAs it is of
+// the one that the node asks for. Clients need no certificate to join; one that is
+// shown must be valid.
+func (a *Authority) serverTLS() *tls.Config {
+	id := identity.AuthorityID(a.td)
+	verify := tlsconfig.VerifyPeerCertificate(a.issuer.bundles, tlsconfig.AuthorizeMemberOf(a.td))
 	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		GetCertificate:         tlsconfig.GetCertificate(source),
+		MinVersion: tls.VersionTLS13,
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return a.issuer.server(id, hello.ServerName, a.ttl, time.Now())
+		},
 		ClientAuth:             tls.RequestClientCert,
 		SessionTicketsDisabled: true, // a resumed session would skip the verification
 		VerifyPeerCertificate: func(raw [][]byte, chains [][]*x509.Certificate) error {
@@ -239,9 +236,11 @@ func (a *Authority) subject(node string, r *identityv1.IssueRequest) (spiffeid.I
 
 func (n nodes) WatchBundles(_ *identityv1.WatchBundlesRequest, stream grpc.ServerStreamingServer[identityv1.Bundles]) error {
 	a := n.authority
-	if _, err := a.agent(stream.Context()); err != nil {
+	node, err := a.agent(stream.Context())
+	if err != nil {
 		return err
 	}
+	defer a.watchers.add(node)()
 	for {
 		_, changed := a.issuer.bundles.Current()
 		if err := stream.Send(a.bundles()); err != nil {
@@ -279,6 +278,42 @@ func (a *Authority) agent(ctx context.Context) (node string, err error) {
 		return "", nserr.NotAllowed.Errorf("%s is not the agent of a node", id)
 	}
 	return segments[2], nil
+}
+
+// watchers is which nodes learn at once what to trust. The zero value is ready.
+type watchers struct {
+	mu    sync.Mutex
+	nodes map[string]int // streams of each
+}
+
+// add counts a node in until the function that it returns is called.
+func (w *watchers) add(node string) (remove func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.nodes == nil {
+		w.nodes = make(map[string]int)
+	}
+	w.nodes[node]++
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.nodes[node]--; w.nodes[node] == 0 {
+			delete(w.nodes, node)
+		}
+	}
+}
+
+// absent returns those of the nodes that do not watch, sorted.
+func (w *watchers) absent(nodes []string) (absent []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, node := range nodes {
+		if w.nodes[node] == 0 {
+			absent = append(absent, node)
+		}
+	}
+	slices.Sort(absent)
+	return absent
 }
 
 // remote returns the address of the caller, the zero Addr if it has none.

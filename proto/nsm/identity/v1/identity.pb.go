@@ -530,6 +530,118 @@ func (x *CreateTokenResponse) GetExpires() int64 {
 	return 0
 }
 
+type RotateCARequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AfterSeconds  int64                  `protobuf:"varint,1,opt,name=after_seconds,json=afterSeconds,proto3" json:"after_seconds,omitempty"` // how long the new CA is trusted before it signs; 0 = it signs at once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCARequest) Reset() {
+	*x = RotateCARequest{}
+	mi := &file_nsm_identity_v1_identity_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCARequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCARequest) ProtoMessage() {}
+
+func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nsm_identity_v1_identity_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
+func (*RotateCARequest) Descriptor() ([]byte, []int) {
+	return file_nsm_identity_v1_identity_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RotateCARequest) GetAfterSeconds() int64 {
+	if x != nil {
+		return x.AfterSeconds
+	}
+	return 0
+}
+
+type RotateCAResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ca            []byte                 `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`                                    // SHA-256 of the new CA's certificate
+	Signs         int64                  `protobuf:"varint,2,opt,name=signs,proto3" json:"signs,omitempty"`                             // from then on it signs; Unix time, seconds
+	OldTrusted    int64                  `protobuf:"varint,3,opt,name=old_trusted,json=oldTrusted,proto3" json:"old_trusted,omitempty"` // until then the CAs before it are trusted, likewise
+	Absent        []string               `protobuf:"bytes,4,rep,name=absent,proto3" json:"absent,omitempty"`                            // nodes that have joined once and are not connected now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCAResponse) Reset() {
+	*x = RotateCAResponse{}
+	mi := &file_nsm_identity_v1_identity_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCAResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCAResponse) ProtoMessage() {}
+
+func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nsm_identity_v1_identity_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCAResponse.ProtoReflect.Descriptor instead.
+func (*RotateCAResponse) Descriptor() ([]byte, []int) {
+	return file_nsm_identity_v1_identity_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RotateCAResponse) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *RotateCAResponse) GetSigns() int64 {
+	if x != nil {
+		return x.Signs
+	}
+	return 0
+}
+
+func (x *RotateCAResponse) GetOldTrusted() int64 {
+	if x != nil {
+		return x.OldTrusted
+	}
+	return 0
+}
+
+func (x *RotateCAResponse) GetAbsent() []string {
+	if x != nil {
+		return x.Absent
+	}
+	return nil
+}
+
 var File_nsm_identity_v1_identity_proto protoreflect.FileDescriptor
 
 const file_nsm_identity_v1_identity_proto_rawDesc = "" +
@@ -566,13 +678,22 @@ const file_nsm_identity_v1_identity_proto_rawDesc = "" +
 	"ttlSeconds\"E\n" +
 	"\x13CreateTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n" +
-	"\aexpires\x18\x02 \x01(\x03R\aexpires2\xea\x01\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\"6\n" +
+	"\x0fRotateCARequest\x12#\n" +
+	"\rafter_seconds\x18\x01 \x01(\x03R\fafterSeconds\"q\n" +
+	"\x10RotateCAResponse\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\fR\x02ca\x12\x14\n" +
+	"\x05signs\x18\x02 \x01(\x03R\x05signs\x12\x1f\n" +
+	"\vold_trusted\x18\x03 \x01(\x03R\n" +
+	"oldTrusted\x12\x16\n" +
+	"\x06absent\x18\x04 \x03(\tR\x06absent2\xea\x01\n" +
 	"\tAuthority\x12C\n" +
 	"\x04Join\x12\x1c.nsm.identity.v1.JoinRequest\x1a\x1d.nsm.identity.v1.JoinResponse\x12F\n" +
 	"\x05Issue\x12\x1d.nsm.identity.v1.IssueRequest\x1a\x1e.nsm.identity.v1.IssueResponse\x12P\n" +
-	"\fWatchBundles\x12$.nsm.identity.v1.WatchBundlesRequest\x1a\x18.nsm.identity.v1.Bundles0\x012a\n" +
+	"\fWatchBundles\x12$.nsm.identity.v1.WatchBundlesRequest\x1a\x18.nsm.identity.v1.Bundles0\x012\xb2\x01\n" +
 	"\x05Admin\x12X\n" +
-	"\vCreateToken\x12#.nsm.identity.v1.CreateTokenRequest\x1a$.nsm.identity.v1.CreateTokenResponseB;Z9github.com/openvwire/nsm/proto/nsm/identity/v1;identityv1b\x06proto3"
+	"\vCreateToken\x12#.nsm.identity.v1.CreateTokenRequest\x1a$.nsm.identity.v1.CreateTokenResponse\x12O\n" +
+	"\bRotateCA\x12 .nsm.identity.v1.RotateCARequest\x1a!.nsm.identity.v1.RotateCAResponseB;Z9github.com/openvwire/nsm/proto/nsm/identity/v1;identityv1b\x06proto3"
 
 var (
 	file_nsm_identity_v1_identity_proto_rawDescOnce sync.Once
@@ -586,7 +707,7 @@ func file_nsm_identity_v1_identity_proto_rawDescGZIP() []byte {
 	return file_nsm_identity_v1_identity_proto_rawDescData
 }
 
-var file_nsm_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_nsm_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_nsm_identity_v1_identity_proto_goTypes = []any{
 	(*JoinRequest)(nil),         // 0: nsm.identity.v1.JoinRequest
 	(*JoinResponse)(nil),        // 1: nsm.identity.v1.JoinResponse
@@ -597,25 +718,29 @@ var file_nsm_identity_v1_identity_proto_goTypes = []any{
 	(*Bundles)(nil),             // 6: nsm.identity.v1.Bundles
 	(*CreateTokenRequest)(nil),  // 7: nsm.identity.v1.CreateTokenRequest
 	(*CreateTokenResponse)(nil), // 8: nsm.identity.v1.CreateTokenResponse
-	nil,                         // 9: nsm.identity.v1.Bundles.BundlesEntry
+	(*RotateCARequest)(nil),     // 9: nsm.identity.v1.RotateCARequest
+	(*RotateCAResponse)(nil),    // 10: nsm.identity.v1.RotateCAResponse
+	nil,                         // 11: nsm.identity.v1.Bundles.BundlesEntry
 }
 var file_nsm_identity_v1_identity_proto_depIdxs = []int32{
-	6, // 0: nsm.identity.v1.JoinResponse.bundles:type_name -> nsm.identity.v1.Bundles
-	3, // 1: nsm.identity.v1.IssueRequest.workload:type_name -> nsm.identity.v1.Workload
-	9, // 2: nsm.identity.v1.Bundles.bundles:type_name -> nsm.identity.v1.Bundles.BundlesEntry
-	0, // 3: nsm.identity.v1.Authority.Join:input_type -> nsm.identity.v1.JoinRequest
-	2, // 4: nsm.identity.v1.Authority.Issue:input_type -> nsm.identity.v1.IssueRequest
-	5, // 5: nsm.identity.v1.Authority.WatchBundles:input_type -> nsm.identity.v1.WatchBundlesRequest
-	7, // 6: nsm.identity.v1.Admin.CreateToken:input_type -> nsm.identity.v1.CreateTokenRequest
-	1, // 7: nsm.identity.v1.Authority.Join:output_type -> nsm.identity.v1.JoinResponse
-	4, // 8: nsm.identity.v1.Authority.Issue:output_type -> nsm.identity.v1.IssueResponse
-	6, // 9: nsm.identity.v1.Authority.WatchBundles:output_type -> nsm.identity.v1.Bundles
-	8, // 10: nsm.identity.v1.Admin.CreateToken:output_type -> nsm.identity.v1.CreateTokenResponse
-	7, // [7:11] is the sub-list for method output_type
-	3, // [3:7] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	6,  // 0: nsm.identity.v1.JoinResponse.bundles:type_name -> nsm.identity.v1.Bundles
+	3,  // 1: nsm.identity.v1.IssueRequest.workload:type_name -> nsm.identity.v1.Workload
+	11, // 2: nsm.identity.v1.Bundles.bundles:type_name -> nsm.identity.v1.Bundles.BundlesEntry
+	0,  // 3: nsm.identity.v1.Authority.Join:input_type -> nsm.identity.v1.JoinRequest
+	2,  // 4: nsm.identity.v1.Authority.Issue:input_type -> nsm.identity.v1.IssueRequest
+	5,  // 5: nsm.identity.v1.Authority.WatchBundles:input_type -> nsm.identity.v1.WatchBundlesRequest
+	7,  // 6: nsm.identity.v1.Admin.CreateToken:input_type -> nsm.identity.v1.CreateTokenRequest
+	9,  // 7: nsm.identity.v1.Admin.RotateCA:input_type -> nsm.identity.v1.RotateCARequest
+	1,  // 8: nsm.identity.v1.Authority.Join:output_type -> nsm.identity.v1.JoinResponse
+	4,  // 9: nsm.identity.v1.Authority.Issue:output_type -> nsm.identity.v1.IssueResponse
+	6,  // 10: nsm.identity.v1.Authority.WatchBundles:output_type -> nsm.identity.v1.Bundles
+	8,  // 11: nsm.identity.v1.Admin.CreateToken:output_type -> nsm.identity.v1.CreateTokenResponse
+	10, // 12: nsm.identity.v1.Admin.RotateCA:output_type -> nsm.identity.v1.RotateCAResponse
+	8,  // [8:13] is the sub-list for method output_type
+	3,  // [3:8] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_nsm_identity_v1_identity_proto_init() }
@@ -633,7 +758,7 @@ func file_nsm_identity_v1_identity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nsm_identity_v1_identity_proto_rawDesc), len(file_nsm_identity_v1_identity_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

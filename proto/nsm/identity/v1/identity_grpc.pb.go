@@ -228,6 +228,7 @@ var Authority_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Admin_CreateToken_FullMethodName = "/nsm.identity.v1.Admin/CreateToken"
+	Admin_RotateCA_FullMethodName    = "/nsm.identity.v1.Admin/RotateCA"
 )
 
 // AdminClient is the client API for Admin service.
@@ -239,6 +240,10 @@ const (
 type AdminClient interface {
 	// CreateToken makes a token that lets one node join.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
+	// RotateCA makes a new CA at once. It is trusted from now on, and signs when
+	// every node that is there has learned of it. Those before stay trusted until
+	// what they have signed has expired.
+	RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*RotateCAResponse, error)
 }
 
 type adminClient struct {
@@ -259,6 +264,16 @@ func (c *adminClient) CreateToken(ctx context.Context, in *CreateTokenRequest, o
 	return out, nil
 }
 
+func (c *adminClient) RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*RotateCAResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateCAResponse)
+	err := c.cc.Invoke(ctx, Admin_RotateCA_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -268,6 +283,10 @@ func (c *adminClient) CreateToken(ctx context.Context, in *CreateTokenRequest, o
 type AdminServer interface {
 	// CreateToken makes a token that lets one node join.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
+	// RotateCA makes a new CA at once. It is trusted from now on, and signs when
+	// every node that is there has learned of it. Those before stay trusted until
+	// what they have signed has expired.
+	RotateCA(context.Context, *RotateCARequest) (*RotateCAResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -280,6 +299,9 @@ type UnimplementedAdminServer struct{}
 
 func (UnimplementedAdminServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedAdminServer) RotateCA(context.Context, *RotateCARequest) (*RotateCAResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateCA not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -320,6 +342,24 @@ func _Admin_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RotateCA_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateCARequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RotateCA(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RotateCA_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RotateCA(ctx, req.(*RotateCARequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -330,6 +370,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CreateToken",
 			Handler:    _Admin_CreateToken_Handler,
+		},
+		{
+			MethodName: "RotateCA",
+			Handler:    _Admin_RotateCA_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
