@@ -16,6 +16,7 @@ import (
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/path"
 	"github.com/openvwire/nsm/sdk/peer"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -164,21 +165,23 @@ func failure(err error) conn.Event {
 // hear translates what the manager tells about the connection. It runs in the
 // peer's goroutine and must not block.
 func (w *Wire) hear(e peer.Event) {
+	if e.Kind == peer.Restored {
+		w.inbox.post(conn.PeerFound)
+	}
 	switch {
 	case e.Kind == peer.Lost:
 		w.inbox.post(conn.PeerLost)
-	case e.Kind == peer.Down && e.Conn == nil: // a manager that has restarted knows nothing
+	case e.Conn == nil: // a manager that has restarted knows nothing
 		w.inbox.post(conn.PeerLost)
 		w.inbox.post(conn.PeerFound)
+	case !w.concerned(e.Conn):
+		w.client.log.Debug("event of another path, or an old one, is ignored", "connection", w.id)
 	case e.Kind == peer.Down || e.Conn.GetState() == networkservice.State_DOWN:
 		w.inbox.post(conn.PathDown)
 	case e.Conn.GetState() == networkservice.State_REFRESH_REQUESTED:
 		w.inbox.post(conn.AskedRefresh)
 	case e.Conn.GetState() == networkservice.State_RESELECT_REQUESTED:
 		w.inbox.post(conn.AskedReselect)
-	case e.Kind == peer.Restored:
-		w.inbox.drop(conn.PathDown, conn.PeerLost)
-		w.inbox.post(conn.PeerFound)
 	default:
 		w.inbox.drop(conn.PathDown, conn.PeerLost) // it is up again
 	}
@@ -288,6 +291,7 @@ func (w *Wire) established(got *networkservice.Connection) {
 		w.client.log.Info("wire up", "connection", w.id, "service", got.GetNetworkService(), "endpoint", got.GetNetworkServiceEndpointName())
 	}
 	w.conn, w.up, w.over, w.attempts, w.last = got, true, false, 0, nil
+	w.path = hop.PathOf(got)
 	w.ends = lifeEnd(got.GetPath(), time.Now(), w.client.config.TokenLifetime)
 	close(w.changed)
 	w.changed = make(chan struct{})
@@ -321,7 +325,7 @@ func (w *Wire) expire() {
 	hop.Trim(c)
 	c.Path.PathSegments[c.Path.Index].Expires = nil
 	c.State = networkservice.State_DOWN
-	w.conn, w.up, w.over, w.attempts = c, false, true, 0
+	w.conn, w.up, w.over, w.attempts, w.path = c, false, true, 0, path.Path{}
 	close(w.changed)
 	w.changed = make(chan struct{})
 }

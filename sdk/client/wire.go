@@ -19,6 +19,7 @@ import (
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/nsurl"
+	"github.com/openvwire/nsm/sdk/path"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
 
@@ -76,6 +77,7 @@ type Wire struct {
 	up       bool                       // guarded by mu
 	over     bool                       // was up, and its life has ended; guarded by mu
 	ends     time.Time                  // when its life does; guarded by mu
+	path     path.Path                  // as it is known to be; guarded by mu, immutable
 	attempts int                        // failed in a row; guarded by mu
 	changed  chan struct{}              // closed at the next change; guarded by mu
 	last     error                      // of the last attempt; guarded by mu
