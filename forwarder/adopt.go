@@ -17,36 +17,45 @@ import (
 // within grace is removed. grace is the longest life of a token: by then every
 // client that still lives has refreshed.
 func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
+	until := time.Now().Add(grace)
+	f.graceEnds.Store(&until)
 	found, err := f.config.Kernel.Adopt(ctx)
 	if err != nil {
 		return err
 	}
-	spaces := make(map[string][]string) // by wire id: namespaces held for it
-	for _, link := range found {
-		if link.Hidden {
-			continue
-		}
-		spaces[link.Tag.ID] = append(spaces[link.Tag.ID], link.NetNS)
-	}
+	defer f.releaseSpaces(found)
 	var errs []error
 	wires := plan.Wires(found)
 	for _, w := range wires {
-		var holds holdings
-		for _, key := range spaces[w.ID] {
-			holds.add(func() { f.config.Namespaces.Release(key) })
-		}
 		errs = append(errs, f.wires.Do(ctx, w.ID, func(t *conn.Turn[wire]) error {
 			if t.Record == nil { // else a Request was quicker
-				t.Record = &wire{desired: w, adopted: true}
-				t.Record.holds.take(&holds)
-				t.ExpireAt(time.Now().Add(grace))
+				f.adopt(t, w, until)
 			}
 			return nil
 		}))
-		holds.release()
 	}
 	if len(wires) > 0 {
 		f.log.Info("wires adopted", "count", len(wires))
 	}
 	return errors.Join(errs...)
+}
+
+// adopt keeps what it takes to remove w, until then.
+func (f *Forwarder) adopt(t *conn.Turn[wire], w plan.Wire, until time.Time) {
+	t.Record = &wire{desired: w, adopted: true}
+	for _, end := range w.Ends {
+		if f.config.Namespaces.Hold(end.NetNS) == nil { // a hidden one is not in the table
+			t.Record.holds.add(func() { f.config.Namespaces.Release(end.NetNS) })
+		}
+	}
+	t.ExpireAt(until)
+}
+
+// releaseSpaces lets go of the namespaces that came with links.
+func (f *Forwarder) releaseSpaces(found []plan.Found) {
+	for _, link := range found {
+		if !link.Hidden {
+			f.config.Namespaces.Release(link.NetNS)
+		}
+	}
 }

@@ -123,11 +123,6 @@ func (f *Forwarder) keepRest(t *conn.Turn[wire], w *wire, err error) {
 	if w.stuck == 0 {
 		f.log.Error("wire not removed, trying on", "connection", t.ID, "error", err)
 	}
-	t.Record = &wire{desired: w.desired, adopted: true, stuck: w.stuck + 1}
-	for _, end := range w.desired.Ends {
-		if f.config.Namespaces.Hold(end.NetNS) == nil {
-			t.Record.holds.add(func() { f.config.Namespaces.Release(end.NetNS) })
-		}
-	}
-	t.ExpireAt(time.Now().Add(removeAgain.Delay(w.stuck)))
+	f.adopt(t, w.desired, time.Now().Add(removeAgain.Delay(w.stuck)))
+	t.Record.stuck = w.stuck + 1
 }

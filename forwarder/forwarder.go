@@ -24,12 +24,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/internal/said"
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
@@ -100,6 +102,9 @@ type Forwarder struct {
 	suspects suspects
 	cleanup  *hop.Cleanup   // at endpoints
 	removals sync.WaitGroup // of wires, from the kernel
+	damaged  said.Book      // what was found wrong with wires in the kernel, by connection
+
+	graceEnds atomic.Pointer[time.Time] // for what an earlier life has made; nil before Adopt
 }
 
 // wire is what the forwarder remembers of a connection. The holder of its turn

@@ -4,27 +4,42 @@ package forwarder
 
 import (
 	"context"
+	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+const (
+	// briefly is how long a wire's turn is waited for. Whoever has it works on the
+	// wire; a Request that hangs must not hold up the repair of the others.
+	briefly = 20 * time.Millisecond
+	// reconcileFor bounds one Reconcile: no Request hangs longer than that.
+	reconcileFor = 30 * time.Second
+	// pruneEvery is how many rounds of repair there are to one of Prune, which looks
+	// at every namespace of the node.
+	pruneEvery = 15
 )
 
 // Reconcile makes the kernel have again what every wire needs, whatever somebody
-// else has deleted or changed, and says in the log what it found.
+// else has deleted or changed, and says in the log what it found. Wires on which
+// somebody works come last.
 func (f *Forwarder) Reconcile(ctx context.Context) {
-	for _, id := range f.wires.IDs() {
-		if ctx.Err() != nil {
-			return
-		}
-		f.repair(ctx, id)
+	ctx, cancel := context.WithTimeout(ctx, reconcileFor)
+	defer cancel()
+	for ids := f.wires.IDs(); len(ids) > 0 && ctx.Err() == nil; {
+		ids = slices.DeleteFunc(ids, func(id string) bool { return f.repair(ctx, id) })
 	}
 }
 
-// KeepReconciled reconciles at the given interval until ctx ends. The wires are
-// spread over the interval, so that a thousand of them are no burst.
+// KeepReconciled reconciles at the given interval until ctx ends, and prunes now and
+// then. The wires are spread over the interval, so that a thousand of them are no
+// burst.
 func (f *Forwarder) KeepReconciled(ctx context.Context, every time.Duration) {
-	for {
+	for round := 1; ; round++ {
 		ids := f.wires.IDs()
 		for _, id := range ids {
 			f.repair(ctx, id)
@@ -34,6 +49,9 @@ func (f *Forwarder) KeepReconciled(ctx context.Context, every time.Duration) {
 		}
 		if len(ids) == 0 && !pause(ctx, every) {
 			return
+		}
+		if round%pruneEvery == 0 {
+			f.Prune(ctx)
 		}
 	}
 }
@@ -47,18 +65,109 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (f *Forwarder) repair(ctx context.Context, id string) {
-	err := f.wires.Do(ctx, id, func(t *conn.Turn[wire]) error {
+// onTurn runs do in the turn of a wire unless somebody else has it. It reports
+// whether it did.
+func (f *Forwarder) onTurn(ctx context.Context, id string, do func(t *conn.Turn[wire])) (done bool) {
+	waiting, cancel := context.WithTimeout(ctx, briefly)
+	defer cancel()
+	_ = f.wires.Do(waiting, id, func(t *conn.Turn[wire]) error {
+		done = true
+		do(t)
+		return nil
+	})
+	return done
+}
+
+// repair compares one wire with the kernel. It reports whether it could: somebody
+// else may work on it.
+//
+// Of an adopted wire nothing is known but where its links stand. One that is damaged
+// is made whole by the next refresh, or removed when none comes.
+func (f *Forwarder) repair(ctx context.Context, id string) bool {
+	return f.onTurn(ctx, id, func(t *conn.Turn[wire]) {
 		if t.Record == nil || t.Record.adopted || t.Record.desired.Kind == "" {
-			return nil
+			return
 		}
 		steps, err := f.config.Kernel.Apply(ctx, t.Record.desired)
-		if len(steps) > 0 {
-			f.log.Warn("wire repaired", "connection", id, "steps", plan.Script(steps, func(key string) string { return key }))
+		switch {
+		case err != nil && ctx.Err() != nil:
+		case err != nil:
+			f.log.Log(ctx, f.levelOf(slog.LevelWarn, id, nserr.From(err).Reason.Code), "wire not repaired", "connection", id, "error", err)
+		case len(steps) > 0:
+			found := plan.Script(steps, func(key string) string { return key })
+			f.log.Log(ctx, f.levelOf(slog.LevelWarn, id, found), "wire repaired", "connection", id, "steps", found)
+		default:
+			f.damaged.Forget(id)
 		}
-		return err
 	})
-	if err != nil && ctx.Err() == nil {
-		f.log.Warn("wire not repaired", "connection", id, "error", err)
+}
+
+// levelOf is the level of a line about a damaged wire: lower if it was said in the
+// last round already.
+func (f *Forwarder) levelOf(level slog.Level, id, what string) slog.Level {
+	if f.damaged.News(id, what) {
+		return level
 	}
+	return slog.LevelDebug
+}
+
+// Prune removes links that bear this forwarder's name and that no wire owns: what a
+// removal has missed, or somebody has made for whatever purpose. A wire on which
+// somebody works is left for the next time.
+func (f *Forwarder) Prune(ctx context.Context) {
+	found, err := f.config.Kernel.Adopt(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			f.log.Log(ctx, f.levelOf(slog.LevelWarn, "prune", nserr.From(err).Reason.Code), "links not looked for", "error", err)
+		}
+		return
+	}
+	defer f.releaseSpaces(found)
+	f.damaged.Forget("prune")
+	byID := make(map[string][]plan.Found)
+	for _, link := range found {
+		byID[link.Tag.ID] = append(byID[link.Tag.ID], link)
+	}
+	for id, links := range byID {
+		f.onTurn(ctx, id, func(t *conn.Turn[wire]) { f.prune(ctx, t, links) })
+	}
+}
+
+// prune removes of the links that bear a wire's id those that are none of its. What
+// an earlier life has made may belong to a client that has yet to refresh it: it is
+// adopted like all that Adopt has found.
+func (f *Forwarder) prune(ctx context.Context, t *conn.Turn[wire], links []plan.Found) {
+	var desired plan.Wire
+	switch grace := f.graceEnds.Load(); {
+	case t.Record != nil && t.Record.adopted:
+		return
+	case t.Record != nil:
+		desired = t.Record.desired
+	case grace != nil && time.Now().Before(*grace):
+		f.adopt(t, plan.Wires(links)[0], *grace)
+		return
+	}
+	for _, rest := range plan.Wires(strays(links, desired)) {
+		err := f.config.Kernel.Remove(ctx, rest)
+		switch {
+		case err == nil:
+			for _, end := range rest.Ends {
+				f.log.Warn("link without a wire removed", "connection", t.ID, "interface", end.Name, "tag", rest.Tag(end.Side).String())
+			}
+		case t.Record == nil:
+			f.keepRest(t, &wire{desired: rest}, err)
+		default:
+			f.log.Log(ctx, f.levelOf(slog.LevelWarn, t.ID+" stray", nserr.From(err).Reason.Code), "link without a wire not removed", "connection", t.ID, "error", err)
+		}
+	}
+}
+
+// strays are the links that do not stand where a wire has its ends.
+func strays(links []plan.Found, desired plan.Wire) (out []plan.Found) {
+	for _, l := range links {
+		if !slices.ContainsFunc(desired.Ends, func(e plan.End) bool { return e.NetNS == l.NetNS && e.Side == l.Tag.Side }) {
+			out = append(out, l)
+		}
+	}
+	return out
 }

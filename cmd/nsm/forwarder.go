@@ -33,7 +33,7 @@ type forwarderSettings struct {
 	WireGuardPort uint16            `flag:"wireguard-port" env:"NSM_WIREGUARD_PORT" default:"51820" help:"first UDP port of WireGuard wires; each wire has one"`
 	WireGuard     string            `flag:"wireguard" env:"NSM_WIREGUARD" default:"auto" choices:"auto,userspace" help:"auto takes the kernel's module where it exists"`
 	Labels        map[string]string `flag:"labels" env:"NSM_LABELS" default:"p2p:true" help:"labels of the registration, by which services choose forwarders"`
-	Reconcile     time.Duration     `flag:"reconcile" env:"NSM_RECONCILE" default:"20s" help:"how often each wire is compared with the kernel and repaired; 0 = never"`
+	Reconcile     time.Duration     `flag:"reconcile" env:"NSM_RECONCILE" default:"20s" help:"how often each wire is compared with the kernel and repaired; every 15th time leftovers are looked for; 0 = never"`
 	NodeUsers     []string          `flag:"node-users" env:"NSM_NODE_USERS" help:"SPIFFE IDs, besides this node's root, that may have wires in the node's own network namespace; ID/* means everything below ID"`
 	ServiceName   string            `flag:"nsname" env:"NSM_NSNAME" default:"forwarder" help:"network service to register as"`
 }
