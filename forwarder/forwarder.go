@@ -98,6 +98,7 @@ type Forwarder struct {
 	monitor  *hop.Monitor
 	wires    *conn.Table[wire]
 	numbers  *numbers
+	uplink   atomic.Int64 // MTU of the link under the tunnels, as it was last read; 0: never
 	turns    turns
 	suspects suspects
 	cleanup  *hop.Cleanup   // at endpoints

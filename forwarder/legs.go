@@ -59,7 +59,7 @@ func (f *Forwarder) openLeft(ctx context.Context, known *wire, call *hop.Call, p
 	case mechanism.TypeVXLAN:
 		return l, f.openLeftVXLAN(l, known)
 	default:
-		return l, f.openLeftWireGuard(l)
+		return l, f.openLeftWireGuard(l, known)
 	}
 }
 
@@ -144,7 +144,7 @@ func (f *Forwarder) openLeftVXLAN(l *leg, known *wire) error {
 	}
 	l.holds.add(release)
 	l.vni, l.local, l.remote = v.VNI, v.Dst, v.Src
-	if err := f.tunnelMTU(l, plan.KindVXLAN, v.MTU); err != nil {
+	if err := f.tunnelMTU(l, known, plan.KindVXLAN, v.MTU); err != nil {
 		return err
 	}
 	v.MTU = l.mtu
@@ -152,7 +152,7 @@ func (f *Forwarder) openLeftVXLAN(l *leg, known *wire) error {
 	return nil
 }
 
-func (f *Forwarder) openLeftWireGuard(l *leg) error {
+func (f *Forwarder) openLeftWireGuard(l *leg, known *wire) error {
 	w, err := l.mech.WireGuard()
 	if err != nil {
 		return err
@@ -161,7 +161,7 @@ func (f *Forwarder) openLeftWireGuard(l *leg) error {
 		return nserr.BadMechanism.Errorf("WIREGUARD: src_ip or src_public_key is missing")
 	}
 	l.remote, l.peer = withPort(w.Src, mechanism.DefaultWireGuardPort), w.SrcKey
-	return f.tunnelMTU(l, plan.KindWireGuard, w.MTU)
+	return f.tunnelMTU(l, known, plan.KindWireGuard, w.MTU)
 }
 
 func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
@@ -172,14 +172,27 @@ func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
 }
 
 // tunnelMTU sets what fits through the tunnel: the least of what this node's
-// underlay takes and what the peer says.
-func (f *Forwarder) tunnelMTU(l *leg, kind plan.Kind, peers int) error {
-	uplink, err := f.config.Kernel.UnderlayMTU(f.config.TunnelIP)
-	if err != nil {
-		return err
+// underlay takes and what the peer says. A wire that is known asks no kernel: what
+// has changed meanwhile is seen when wires are reconciled, or the next one is made.
+func (f *Forwarder) tunnelMTU(l *leg, known *wire, kind plan.Kind, peers int) error {
+	uplink := int(f.uplink.Load())
+	if known == nil || uplink == 0 {
+		var err error
+		if uplink, err = f.readUplinkMTU(); err != nil {
+			return err
+		}
 	}
 	l.mtu = plan.MinMTU(plan.TunnelMTU(uplink, kind, f.config.TunnelIP), peers)
 	return nil
+}
+
+// readUplinkMTU asks the kernel what the underlay takes, and remembers it.
+func (f *Forwarder) readUplinkMTU() (int, error) {
+	mtu, err := f.config.Kernel.UnderlayMTU(f.config.TunnelIP)
+	if err == nil {
+		f.uplink.Store(int64(mtu))
+	}
+	return mtu, err
 }
 
 // finishLeft completes the leg towards the client when the endpoint's namespace
@@ -252,7 +265,7 @@ func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservi
 
 func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *networkservice.Connection, left *leg, to *candidate) error {
 	if to.payload == mechanism.PayloadEthernet {
-		if err := f.tunnelMTU(r, plan.KindVXLAN, 0); err != nil {
+		if err := f.tunnelMTU(r, known, plan.KindVXLAN, 0); err != nil {
 			return err
 		}
 		r.local = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
@@ -263,7 +276,7 @@ func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *net
 		r.mech = v.With(r.mech)
 		return nil
 	}
-	if err := f.tunnelMTU(r, plan.KindWireGuard, 0); err != nil {
+	if err := f.tunnelMTU(r, known, plan.KindWireGuard, 0); err != nil {
 		return err
 	}
 	if err := f.ownKey(ctx, r, known, left.space, c.GetId()); err != nil {

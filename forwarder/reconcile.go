@@ -30,6 +30,7 @@ const (
 func (f *Forwarder) Reconcile(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, reconcileFor)
 	defer cancel()
+	f.followUplink()
 	for ids := f.wires.IDs(); len(ids) > 0 && ctx.Err() == nil; {
 		ids = slices.DeleteFunc(ids, func(id string) bool { return f.repair(ctx, id) })
 	}
@@ -40,6 +41,7 @@ func (f *Forwarder) Reconcile(ctx context.Context) {
 // burst.
 func (f *Forwarder) KeepReconciled(ctx context.Context, every time.Duration) {
 	for round := 1; ; round++ {
+		f.followUplink()
 		ids := f.wires.IDs()
 		for _, id := range ids {
 			f.repair(ctx, id)
@@ -53,6 +55,14 @@ func (f *Forwarder) KeepReconciled(ctx context.Context, every time.Duration) {
 		if round%pruneEvery == 0 {
 			f.Prune(ctx)
 		}
+	}
+}
+
+// followUplink notices that the underlay's MTU has changed; wires follow with their
+// next refresh. While it has none, as when a link is down, the last one holds.
+func (f *Forwarder) followUplink() {
+	if f.config.TunnelIP.IsValid() {
+		_, _ = f.readUplinkMTU()
 	}
 }
 

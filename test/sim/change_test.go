@@ -215,3 +215,30 @@ func TestMTUOfAnotherPath(t *testing.T) {
 		})
 	}
 }
+
+// An underlay that takes less from now on is noticed, and the wires over it follow
+// at their next refresh.
+func TestUnderlayMTUChanges(t *testing.T) {
+	for _, shape := range shapes {
+		if !shape.across {
+			continue
+		}
+		t.Run(shape.name, func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				a, b := m.Node("a"), m.Node("b")
+				b.Serve(Service{Name: "db", Payload: shape.payload, CIDR: shape.cidr})
+				c := a.Client("web")
+				w := c.Connect("kernel://db/nsm-1")
+				before := w.Connection().GetContext().GetMTU()
+				b.Kernel.SetUnderlayMTU(1400)
+				b.Forwarder().Reconcile(t.Context())
+				Pass(3 * time.Minute)
+				if got := w.Connection().GetContext().GetMTU(); got != before-100 || !Up(w) {
+					t.Errorf("MTU %d over an underlay that takes 100 bytes less than when it was %d", got, before)
+				}
+				c.Close(w)
+				m.CheckEmpty()
+			})
+		})
+	}
+}

@@ -38,17 +38,20 @@ type Node struct {
 	mayForward sync.Map // IDs that may register as forwarders
 }
 
-// Kernel is a memkernel that counts what it is asked to do.
+// Kernel is a memkernel that counts what it is asked.
 type Kernel struct {
 	*memkernel.Kernel
 	Steps   atomic.Int64 // executed
-	Applies atomic.Int64
 	Removes atomic.Int64
+	calls   atomic.Int64 // of all kinds
 }
+
+// Work returns how often the kernel was asked for anything.
+func (k *Kernel) Work() int64 { return k.calls.Load() }
 
 // Apply counts, and applies.
 func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
-	k.Applies.Add(1)
+	k.calls.Add(1)
 	steps, err := k.Kernel.Apply(ctx, w)
 	k.Steps.Add(int64(len(steps)))
 	return steps, err
@@ -56,8 +59,33 @@ func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
 
 // Remove counts, and removes.
 func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
+	k.calls.Add(1)
 	k.Removes.Add(1)
 	return k.Kernel.Remove(ctx, w)
+}
+
+// Observe counts, and observes.
+func (k *Kernel) Observe(ctx context.Context, w plan.Wire) (plan.Observed, error) {
+	k.calls.Add(1)
+	return k.Kernel.Observe(ctx, w)
+}
+
+// WireGuardKey counts, and looks for the key.
+func (k *Kernel) WireGuardKey(ctx context.Context, netns, wireID string) (key [32]byte, port uint16, ok bool) {
+	k.calls.Add(1)
+	return k.Kernel.WireGuardKey(ctx, netns, wireID)
+}
+
+// UnderlayMTU counts, and answers.
+func (k *Kernel) UnderlayMTU(addr netip.Addr) (int, error) {
+	k.calls.Add(1)
+	return k.Kernel.UnderlayMTU(addr)
+}
+
+// PortFree counts, and answers.
+func (k *Kernel) PortFree(port uint16) bool {
+	k.calls.Add(1)
+	return k.Kernel.PortFree(port)
 }
 
 // adopter is a node's kernel as one life of a forwarder sees it: it finds its
@@ -70,6 +98,7 @@ type adopter struct {
 
 // Adopt returns what memkernel has, with a reference to each namespace.
 func (a adopter) Adopt(ctx context.Context) ([]plan.Found, error) {
+	a.calls.Add(1)
 	found, err := a.Kernel.Adopt(ctx)
 	for _, link := range found {
 		for _, space := range a.mesh.spaces {
@@ -87,9 +116,6 @@ func (a adopter) Adopt(ctx context.Context) ([]plan.Found, error) {
 	}
 	return found, err
 }
-
-// Work returns how often the kernel was asked for anything.
-func (k *Kernel) Work() int64 { return k.Applies.Load() + k.Removes.Load() }
 
 // Node returns a machine with a manager and a forwarder, both up.
 func (m *Mesh) Node(name string) *Node {

@@ -37,6 +37,8 @@ type Kernel struct {
 	mu         sync.Mutex
 	namespaces map[string]*namespace
 	wireguard  string // link kind of WireGuard devices to come
+
+	underlayMTU int
 }
 
 type namespace struct {
@@ -69,7 +71,7 @@ type route struct {
 
 // New returns an empty kernel for the forwarder called owner.
 func New(owner string) *Kernel {
-	return &Kernel{owner: owner, namespaces: make(map[string]*namespace), wireguard: "wireguard"}
+	return &Kernel{owner: owner, namespaces: make(map[string]*namespace), wireguard: "wireguard", underlayMTU: 1500}
 }
 
 // SetWireGuardKind sets what makes WireGuard devices from now on, as a restart of
@@ -211,8 +213,19 @@ func (k *Kernel) WireGuardKey(_ context.Context, ns, wireID string) (key [32]byt
 	return key, 0, false
 }
 
-// UnderlayMTU returns 1500 for every address.
-func (k *Kernel) UnderlayMTU(netip.Addr) (int, error) { return 1500, nil }
+// UnderlayMTU returns what SetUnderlayMTU has set, for every address.
+func (k *Kernel) UnderlayMTU(netip.Addr) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.underlayMTU, nil
+}
+
+// SetUnderlayMTU sets the MTU of the underlay. It is 1500 at first.
+func (k *Kernel) SetUnderlayMTU(mtu int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.underlayMTU = mtu
+}
 
 // PortFree reports whether no WireGuard device uses the UDP port.
 func (k *Kernel) PortFree(port uint16) bool {
