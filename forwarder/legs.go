@@ -5,6 +5,7 @@ package forwarder
 import (
 	"context"
 	"net/netip"
+	"strings"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc/peer"
@@ -39,21 +40,46 @@ type leg struct {
 func (l *leg) isLocal() bool { return l.mech.Type == mechanism.TypeKernel }
 
 // openLeft settles the leg towards the client as far as that is possible before
-// the endpoint has answered.
-func (f *Forwarder) openLeft(ctx context.Context, known *wire, call *hop.Call, prefs []*networkservice.Mechanism) (l *leg, err error) {
-	chosen, err := mechanism.Choose(hop.MechanismOf(call.Conn.GetMechanism()), hop.MechanismsOf(prefs), func(m mechanism.Mechanism) bool {
+// the endpoint has answered: with the first of the client's mechanisms that can be
+// built.
+func (f *Forwarder) openLeft(ctx context.Context, known *wire, call *hop.Call, prefs []*networkservice.Mechanism) (*leg, error) {
+	choices, err := mechanism.Choose(hop.MechanismOf(call.Conn.GetMechanism()), hop.MechanismsOf(prefs), func(m mechanism.Mechanism) bool {
 		return f.supportsLeft(m, call.Conn.GetPayload())
 	})
 	if err != nil {
 		return nil, err
 	}
-	l = &leg{mech: chosen}
+	var failures []error
+	for _, m := range choices {
+		l, err := f.openLeftWith(ctx, known, call, m)
+		if err == nil {
+			return l, nil
+		}
+		failures = append(failures, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if len(failures) == 1 {
+		return nil, failures[0]
+	}
+	// What the client likes best says what is wrong.
+	first := nserr.From(failures[0])
+	texts := make([]string, len(failures))
+	for i, err := range failures {
+		texts[i] = choices[i].Type + ": " + err.Error()
+	}
+	return nil, first.Reason.Errorf("no mechanism can be built: %s", strings.Join(texts, "; ")).WithFix("%s", first.HowToFix())
+}
+
+func (f *Forwarder) openLeftWith(ctx context.Context, known *wire, call *hop.Call, m mechanism.Mechanism) (l *leg, err error) {
+	l = &leg{mech: m}
 	defer func() {
 		if err != nil {
 			l.holds.release()
 		}
 	}()
-	switch chosen.Type {
+	switch m.Type {
 	case mechanism.TypeKernel:
 		return l, f.openLeftKernel(ctx, l, call)
 	case mechanism.TypeVXLAN:

@@ -32,7 +32,7 @@ func Interface(netns *os.File) Middleware {
 }
 
 func offerInterface(ctx context.Context, r *Request, netns *os.File) error {
-	m, err := mechanism.Choose(hop.MechanismOf(r.Connection.GetMechanism()), hop.MechanismsOf(r.Preferences), func(m mechanism.Mechanism) bool {
+	choices, err := mechanism.Choose(hop.MechanismOf(r.Connection.GetMechanism()), hop.MechanismsOf(r.Preferences), func(m mechanism.Mechanism) bool {
 		return m.Type == mechanism.TypeKernel && m.Class == mechanism.Local
 	})
 	if err != nil {
@@ -53,11 +53,11 @@ func offerInterface(ctx context.Context, r *Request, netns *os.File) error {
 	if err := rpc.SendFiles(ctx, netns); err != nil {
 		return err
 	}
-	name := m.Params["name"]
+	name := choices[0].Params["name"]
 	if !r.Known && name == "" || mechanism.CheckInterfaceName(name) != nil {
 		name = mechanism.InterfaceName(r.Connection.GetNetworkService(), r.Connection.GetId())
 	}
-	r.Connection.Mechanism = hop.MechanismMessage(mechanism.Kernel{NetNS: url, Name: name}.With(m))
+	r.Connection.Mechanism = hop.MechanismMessage(mechanism.Kernel{NetNS: url, Name: name}.With(choices[0]))
 	return nil
 }
 

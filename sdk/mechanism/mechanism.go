@@ -60,26 +60,28 @@ type Mechanism struct {
 	Params map[string]string
 }
 
-// Choose returns the first of prefs that supported accepts, in the order of the
-// requester. When the leg has a mechanism already (current.Type is set) only
-// that type is an answer (§2.12).
-func Choose(current Mechanism, prefs []Mechanism, supported func(Mechanism) bool) (Mechanism, error) {
+// Choose returns those of prefs that supported accepts, in the order of the
+// requester: the first that can be built is the answer. When the leg has a
+// mechanism already (current.Type is set) only that type is one (§2.12). It fails
+// with nserr.Unsupported if there is none.
+func Choose(current Mechanism, prefs []Mechanism, supported func(Mechanism) bool) (choices []Mechanism, err error) {
 	if current.Type != "" {
 		prefs = append([]Mechanism{current}, sameType(prefs, current.Type)...)
 	}
-	for _, m := range prefs {
-		if supported(m) {
-			return m, nil
-		}
-	}
-	if len(prefs) == 0 {
-		return Mechanism{}, nserr.Unsupported.Errorf("the request offers no mechanism")
-	}
 	var offered []string
 	for _, m := range prefs {
+		if supported(m) {
+			choices = append(choices, m)
+		}
 		offered = append(offered, m.Class+"/"+m.Type)
 	}
-	return Mechanism{}, nserr.Unsupported.Errorf("none of the offered mechanisms %s can be used here", strings.Join(offered, ", "))
+	switch {
+	case len(choices) > 0:
+		return choices, nil
+	case len(prefs) == 0:
+		return nil, nserr.Unsupported.Errorf("the request offers no mechanism")
+	}
+	return nil, nserr.Unsupported.Errorf("none of the offered mechanisms %s can be used here", strings.Join(offered, ", "))
 }
 
 func sameType(prefs []Mechanism, typ string) (out []Mechanism) {

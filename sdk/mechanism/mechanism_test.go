@@ -94,14 +94,19 @@ func TestChoose(t *testing.T) {
 		want    string
 		err     error
 	}{
-		{"order of the requester", Mechanism{}, []Mechanism{memif, vxlan, kernel}, TypeVXLAN, nil},
+		{"order of the requester", Mechanism{}, []Mechanism{memif, vxlan, kernel}, TypeVXLAN + " " + TypeKernel, nil},
 		{"current type only", kernel, []Mechanism{vxlan}, TypeKernel, nil},
+		{"current type, or as it is wished for", kernel, []Mechanism{vxlan, kernel}, TypeKernel + " " + TypeKernel, nil},
 		{"current type not ours", memif, []Mechanism{vxlan, kernel}, "", nserr.Unsupported},
 		{"nothing offered", Mechanism{}, nil, "", nserr.Unsupported},
 		{"nothing fits", Mechanism{}, []Mechanism{memif}, "", nserr.Unsupported},
 	} {
-		got, err := Choose(tt.current, tt.prefs, ours)
-		if got.Type != tt.want || !errors.Is(err, tt.err) {
+		choices, err := Choose(tt.current, tt.prefs, ours)
+		var got []string
+		for _, m := range choices {
+			got = append(got, m.Type)
+		}
+		if strings.Join(got, " ") != tt.want || !errors.Is(err, tt.err) {
 			t.Errorf("%s: %v, %v", tt.name, got, err)
 		}
 	}

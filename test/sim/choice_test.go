@@ -3,12 +3,16 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/client"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -292,6 +296,41 @@ func TestPinnedEndpoint(t *testing.T) {
 		c.Close(w)
 		if _, err := c.Ask(t.Context(), client.Request{Service: "db", Endpoint: "three"}); nserr.From(err).Reason != nserr.UnknownEndpoint {
 			t.Errorf("an endpoint that does not exist: %v", err)
+		}
+		m.CheckEmpty()
+	})
+}
+
+// A mechanism that turns out not to work leaves the turn to the next one; if none
+// works the client is told why for each.
+func TestNextMechanism(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		a := m.Node("a")
+		a.Serve(Service{Name: "db", Payload: "ETHERNET"})
+		web := m.Raw("web")
+		req := web.Message("db")
+		kernel := req.MechanismPreferences[0]
+		broken := &networkservice.Mechanism{Cls: "REMOTE", Type: "VXLAN"} // from nowhere
+		nameless := proto.Clone(kernel).(*networkservice.Mechanism)
+		delete(nameless.Parameters, "inodeURL")
+
+		req.MechanismPreferences = []*networkservice.Mechanism{broken, nameless, kernel}
+		got, err := web.Request(a.ManagerURL(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.GetMechanism().GetType() != "KERNEL" || a.Kernel.Links() != 2 {
+			t.Errorf("mechanism %v, %d links", got.GetMechanism(), a.Kernel.Links())
+		}
+		if err := web.Close(a.ManagerURL(), got); err != nil {
+			t.Error(err)
+		}
+
+		req = web.Message("db")
+		req.MechanismPreferences = []*networkservice.Mechanism{broken, nameless}
+		_, err = web.Request(a.ManagerURL(), req)
+		if !errors.Is(err, nserr.BadMechanism) || !strings.Contains(err.Error(), "src_ip") || !strings.Contains(err.Error(), "inodeURL") {
+			t.Errorf("none works: %v", err)
 		}
 		m.CheckEmpty()
 	})
