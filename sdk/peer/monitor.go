@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/internal/backoff"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // retry spaces the attempts to open a stream: a peer that restarts is back within
@@ -24,7 +25,8 @@ const (
 	// settle is how long after Subscribe a peer may not have told of the connection
 	// yet: the event of a Request and its reply come on different streams.
 	settle = time.Second
-	// steady is how long a stream must have lived for the back-off to start over.
+	// steady is how long a stream must have lived for the back-off to start over, and
+	// to be spoken of as well again.
 	steady = 5 * time.Second
 	// maxState bounds the first state in bytes, which comes as one message: more than
 	// a node can have connections, at about 1 KiB each.
@@ -132,8 +134,10 @@ type monitor struct {
 	young []*subscription            // not judged yet, in order of since; also in subs
 
 	// Of routineMonitor alone:
-	live bool // the first state of the current stream has come
-	lost bool // subscribers have been told so
+	live   bool      // the first state of the current stream has come
+	since  time.Time // when it came
+	lost   bool      // subscribers have been told so
+	breaks int       // how often it was lost since it was steady
 	// known has the own connections that the peer knows, valid while live.
 	known *known
 }
@@ -175,18 +179,14 @@ func (m *monitor) remove(s *subscription) (last bool) {
 // routineMonitor keeps a stream open until ctx ends.
 func (m *monitor) routineMonitor(ctx context.Context, p *Peer) {
 	for attempt := 0; ; attempt++ {
-		opened := time.Now()
-		err := m.follow(ctx, networkservice.NewMonitorConnectionClient(p.Conn()))
+		err := m.follow(ctx, p)
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(opened) >= steady {
+		if m.live && time.Since(m.since) >= steady {
 			attempt = 0
 		}
-		if !m.lost {
-			m.log.Info("connections of the peer cannot be watched", "error", err)
-		}
-		m.becomeLost()
+		m.becomeLost(err)
 		if !m.pause(ctx, retry.Delay(attempt)) {
 			return
 		}
@@ -209,31 +209,53 @@ func (m *monitor) pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// follow opens a stream and dispatches its events until it fails.
-func (m *monitor) follow(ctx context.Context, client networkservice.MonitorConnectionClient) error {
+// follow opens a stream and dispatches its events until it fails, or the peer says
+// nothing at all.
+func (m *monitor) follow(ctx context.Context, p *Peer) error {
+	conn := p.Conn()
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	events := make(chan *networkservice.ConnectionEvent)
 	failed := make(chan error, 1)
-	go func() { failed <- routineReceive(ctx, client, m.name, events) }()
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { failed <- routineReceive(ctx, networkservice.NewMonitorConnectionClient(conn), m.name, events) })
 
-	check := time.NewTimer(settle)
-	defer check.Stop()
+	young := time.NewTimer(settle)
+	defer young.Stop()
+	settled := time.NewTimer(0)
+	settled.Stop() // until there is something to settle
+	defer settled.Stop()
+	pulse := newPulse(conn)
+	defer pulse.stop()
 	for {
 		select {
 		case e := <-events:
-			m.dispatch(e)
+			pulse.heard()
+			before := m.live
+			if m.dispatch(e); m.live && !before {
+				settled.Reset(steady)
+			}
 		case <-m.wake:
 			m.greet()
-		case <-check.C:
+		case <-young.C:
+		case <-settled.C:
+			m.becomeSteady()
+		case <-pulse.due.C:
+			if pulse.isQuiet() {
+				running.Go(func() { pulse.ask(ctx) })
+			}
+		case answered := <-pulse.answers:
+			if !pulse.judge(answered) {
+				return nserr.PeerDown.Errorf("%s has not answered for %v", p.url, 2*probeLimit)
+			}
 		case err := <-failed:
 			return err
 		case <-ctx.Done():
-			<-failed
 			return ctx.Err()
 		}
 		if next, more := m.judgeYoung(); more {
-			check.Reset(next)
+			young.Reset(next)
 		}
 	}
 }
@@ -262,9 +284,18 @@ func routineReceive(ctx context.Context, client networkservice.MonitorConnection
 	}
 }
 
-// becomeLost tells subscribers that have not been told.
-func (m *monitor) becomeLost() {
-	m.live, m.lost, m.known = false, true, nil
+// becomeLost tells subscribers that have not been told. The log has the first time,
+// and how often it happens if that goes on.
+func (m *monitor) becomeLost(err error) {
+	if m.live || m.breaks == 0 {
+		switch m.breaks++; {
+		case m.breaks == 1:
+			m.log.Info("connections of the peer cannot be watched", "error", err)
+		case isPowerOfTen(m.breaks):
+			m.log.Warn("the peer is unstable", "count", m.breaks, "error", err)
+		}
+	}
+	m.live, m.since, m.lost, m.known = false, time.Time{}, true, nil
 	for _, s := range m.all() {
 		if s.told != Lost {
 			m.tell(s, Event{Kind: Lost})
@@ -272,13 +303,28 @@ func (m *monitor) becomeLost() {
 	}
 }
 
+func isPowerOfTen(n int) bool {
+	for n >= 10 && n%10 == 0 {
+		n /= 10
+	}
+	return n == 1
+}
+
 // becomeLive begins to believe the stream: what its first state lacks, the peer
 // does not have.
 func (m *monitor) becomeLive() {
-	if m.lost {
-		m.log.Info("connections of the peer are watched again")
+	if !m.live {
+		m.since = time.Now()
 	}
 	m.live, m.lost, m.known = true, false, newKnown()
+}
+
+// becomeSteady speaks well of a stream that has been live for some time.
+func (m *monitor) becomeSteady() {
+	if m.live && m.breaks > 0 {
+		m.log.Info("connections of the peer are watched again", "count", m.breaks)
+		m.breaks = 0
+	}
 }
 
 // greet tells newcomers what everybody else knows already: that the peer is lost.

@@ -77,7 +77,8 @@ func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 // dialer opens connections that notice when the other node is gone: TCP asks for
 // signs of life, which any peer's kernel gives. Pings of HTTP/2 would not do: gRPC
 // servers that were told nothing else, the reference's among them, close a
-// connection that pings more than once in five minutes.
+// connection that pings more than once in five minutes. Whether the process is
+// there, too, package peer asks.
 var dialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepaliveTime, Interval: keepaliveTimeout / 3, Count: 3},
 	Control: func(network, _ string, raw syscall.RawConn) (err error) {

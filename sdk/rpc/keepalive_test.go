@@ -12,6 +12,8 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 )
 
 // A server of somebody else's, with gRPC's own idea of how often a client may
@@ -44,6 +46,94 @@ func TestIdleConnectionBearsForeignServer(t *testing.T) {
 			t.Errorf("the stream ended early: %v", err)
 		}
 	})
+}
+
+// Our servers bear clients that ping, and notice those that are gone without a word:
+// what they asked for ends.
+func TestServerBearsPingsAndNoticesSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := make(pipeListener)
+		_, creds := Plaintext()
+		server := NewServer(ServerOptions{Credentials: creds})
+		ended := make(chan time.Time, 1)
+		RegisterMonitorConnection(server, monitorFunc(func(ctx context.Context) {
+			<-ctx.Done()
+			ended <- time.Now()
+		}))
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(l) }()
+		defer func() { server.Stop(); <-served }()
+
+		var conn *mutable
+		cc, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: time.Hour, PermitWithoutStream: true}),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				c, err := l.dial(ctx)
+				conn = &mutable{Conn: c, dead: make(chan struct{})}
+				return conn, err
+			}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cc.Close()
+		stream, err := networkservice.NewMonitorConnectionClient(cc).MonitorConnections(t.Context(), &networkservice.MonitorScopeSelector{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if len(ended) > 0 {
+			t.Fatal("a client that pings was thrown out")
+		}
+		vanished := time.Now()
+		close(conn.dead)
+		if d := (<-ended).Sub(vanished); d > keepaliveTime+keepaliveTimeout {
+			t.Errorf("noticed after %v", d)
+		}
+		cc.Close()
+		if _, err := stream.Recv(); err == nil {
+			t.Error("the stream goes on")
+		}
+	})
+}
+
+// mutable is a connection whose end can vanish: nothing comes out of it any more,
+// nor does anybody hear what goes in.
+type mutable struct {
+	net.Conn
+	dead chan struct{}
+}
+
+func (m *mutable) Read(p []byte) (int, error) {
+	b := make([]byte, len(p))
+	for {
+		n, err := m.Conn.Read(b)
+		select {
+		case <-m.dead:
+			if err != nil {
+				return n, err
+			}
+		default:
+			return copy(p, b[:n]), err
+		}
+	}
+}
+
+func (m *mutable) Write(p []byte) (int, error) {
+	select {
+	case <-m.dead:
+		return len(p), nil
+	default:
+		return m.Conn.Write(p)
+	}
+}
+
+// monitorFunc serves streams that say nothing.
+type monitorFunc func(ctx context.Context)
+
+func (f monitorFunc) MonitorConnections(_ *networkservice.MonitorScopeSelector, stream networkservice.MonitorConnection_MonitorConnectionsServer) error {
+	f(stream.Context())
+	return nil
 }
 
 // A node that is gone without a word is noticed all the same.

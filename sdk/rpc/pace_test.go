@@ -12,6 +12,9 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 )
 
 // A server that does not say that it bears more is asked little at a time.
@@ -50,6 +53,9 @@ func TestPace(t *testing.T) {
 		synctest.Wait()
 		if n := inside.Load(); n != paceOfPlaintext {
 			t.Errorf("%d calls are under way at once, want %d", n, paceOfPlaintext)
+		}
+		if _, err := healthpb.NewHealthClient(cc).Check(t.Context(), &healthpb.HealthCheckRequest{}); status.Code(err) != codes.Unimplemented {
+			t.Errorf("whether the server is alive: %v", err) // waited for ever otherwise
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
