@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,12 +36,14 @@ import (
 	"github.com/openvwire/nsm/sdk/token"
 )
 
-// badReal are the rows of the table of bad input that take a real socket or disk.
-var badReal = []struct {
+// realRow is a row of the table of bad input that takes a real socket or disk.
+type realRow struct {
 	name string
 	want *nserr.Reason
 	do   func(t *testing.T, dir string) error
-}{
+}
+
+var badReal = []realRow{
 	{"oversized message", nserr.TooLarge, func(t *testing.T, dir string) error {
 		s := serveReal(t, dir)
 		err := s.request(t, func(req *networkservice.NetworkServiceRequest) {
@@ -199,7 +202,7 @@ var badReal = []struct {
 }
 
 func TestBadInputOnRealSocketsAndDisks(t *testing.T) {
-	for _, row := range badReal {
+	for _, row := range slices.Concat(badReal, badState) {
 		t.Run(row.name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "dir") // whose mode TempDir does not depend on
 			if err := os.Mkdir(dir, 0o700); err != nil {

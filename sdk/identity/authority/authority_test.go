@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,6 +26,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/openvwire/nsm/sdk/identity"
+	"github.com/openvwire/nsm/sdk/identity/agent"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -399,26 +399,34 @@ func TestDamagedState(t *testing.T) {
 	}
 }
 
-func TestStateDiskFull(t *testing.T) {
+// A directory or a file that one may not read is not taken for one that is empty.
+func TestUnreadableState(t *testing.T) {
 	c := config(t)
-	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+	run(t, c).Close()
+	if got := nobody(t, "authority", c.StateDir); !strings.Contains(got, "NSM-4007") || !strings.Contains(got, "permission denied") {
+		t.Errorf("a directory of root is %q to uid 65534", got)
+	}
+	if got := nobody(t, "agent", c.StateDir); !strings.Contains(got, "NSM-4007") || !strings.Contains(got, "permission denied") {
+		t.Errorf("it is %q to its agent", got)
+	}
+	if err := os.WriteFile(filepath.Join(c.StateDir, agent.StateFile), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", c.StateDir, "tmpfs", 0, "size=32k,mode=0700"); err != nil {
-		t.Skipf("needs root to mount a small file system: %v", err)
+	for _, path := range []string{c.StateDir, filepath.Join(c.StateDir, "lock")} { // all but the files of interest
+		if err := os.Chown(path, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
 	}
-	t.Cleanup(func() { syscall.Unmount(c.StateDir, syscall.MNT_DETACH) })
-	a := run(t, c)
-	full, err := os.Create(filepath.Join(c.StateDir, "full"))
+	before, err := os.ReadFile(filepath.Join(c.StateDir, CAFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer full.Close()
-	if _, err := full.Write(make([]byte, 1<<20)); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatal(err)
+	for _, what := range []string{"authority", "agent"} {
+		if got := nobody(t, what, c.StateDir); !strings.Contains(got, "NSM-4007") || !strings.Contains(got, "permission denied") {
+			t.Errorf("files of root are %q to the %s of uid 65534", got, what)
+		}
 	}
-	if _, err := a.CreateToken(t.Context(), "", 0); !errors.Is(err, nserr.StateDir) {
-		t.Errorf("CreateToken() = %v", err)
+	if after, err := os.ReadFile(filepath.Join(c.StateDir, CAFile)); err != nil || string(after) != string(before) {
+		t.Errorf("the CA has changed: %v", err)
 	}
-	open(t, c.Socket) // the rest works on
 }

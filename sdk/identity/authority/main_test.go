@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/openvwire/nsm/sdk/identity"
+	"github.com/openvwire/nsm/sdk/identity/agent"
 )
 
 // asNobody names what the test binary does as a child under another user.
@@ -40,6 +41,18 @@ func TestMain(m *testing.M) {
 	case "token":
 		_, _, err := RequestToken(context.Background(), os.Getenv("SPIFFE_ENDPOINT_SOCKET"), "", 0)
 		fmt.Print(err)
+	case "authority": // the argument is the state directory
+		a, err := New(context.Background(), Config{Node: "a", StateDir: os.Getenv("NSM_TEST_ARG"), Logger: quiet})
+		if err == nil {
+			a.Close()
+		}
+		fmt.Print(err)
+	case "agent":
+		b, err := agent.New(context.Background(), agent.Config{Node: "b", StateDir: os.Getenv("NSM_TEST_ARG"), Logger: quiet})
+		if err == nil {
+			b.Close()
+		}
+		fmt.Print(err)
 	case "rotate":
 		_, err := RequestRotation(context.Background(), os.Getenv("SPIFFE_ENDPOINT_SOCKET"), 0)
 		fmt.Print(err)
@@ -47,13 +60,13 @@ func TestMain(m *testing.M) {
 }
 
 // nobody runs the test binary as uid and gid 65534 and returns what it prints.
-func nobody(t *testing.T, what, socket string) string {
+func nobody(t *testing.T, what, arg string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to run a process of another user")
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
-	cmd.Env = []string{asNobody + "=" + what, "SPIFFE_ENDPOINT_SOCKET=" + socket}
+	cmd.Env = []string{asNobody + "=" + what, "SPIFFE_ENDPOINT_SOCKET=" + arg, "NSM_TEST_ARG=" + arg}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
