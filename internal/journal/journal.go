@@ -62,7 +62,8 @@ const (
 
 // A file is rewritten when it has CompactMin bytes and is compactFactor times
 // as long as after the last time: then most of it is history, and the work is
-// a constant share of all writing.
+// a constant share of all writing. How much of a file that was opened is history
+// is not known, hence it is due at once, or it would grow with every restart.
 const (
 	CompactMin    = 1 << 20
 	compactFactor = 4
@@ -151,7 +152,7 @@ func open(c Config, replay func(Operation, []byte) error) (*Journal, error) {
 		return nil, err
 	}
 	os.Remove(j.nextPath()) // of a rewriting that a crash interrupted
-	j.compactAt = max(CompactMin, compactFactor*j.size)
+	j.compactAt = CompactMin
 	return j, nil
 }
 
@@ -235,7 +236,7 @@ func (j *Journal) load(replay func(Operation, []byte) error) error {
 
 // scan gives the records of a file of the given size to replay and returns the
 // end of the last whole one. What a crash can leave behind it is not an error:
-// a record cut short, a last record that fails its sum, or zeros. Anything
+// a record cut short or one that fails its sum, and zeros up to the end. Anything
 // else is damage.
 func scan(r io.Reader, size int64, magic string, replay func(Operation, []byte) error) (end int64, err error) {
 	head := make([]byte, len(magic))
@@ -259,7 +260,7 @@ func scan(r io.Reader, size int64, magic string, replay func(Operation, []byte) 
 			return end, err
 		}
 		if crc32.Checksum(header[:8], castagnoli) != binary.LittleEndian.Uint32(header[8:]) {
-			if onlyZeros(header, r) {
+			if onlyZeros(nil, r) {
 				return end, nil
 			}
 			return end, fmt.Errorf("%w: damaged record at offset %d", errDamaged, end)
@@ -276,7 +277,7 @@ func scan(r io.Reader, size int64, magic string, replay func(Operation, []byte) 
 			return end, err
 		}
 		if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(header[4:]) {
-			if length == rest {
+			if onlyZeros(nil, r) {
 				return end, nil
 			}
 			return end, fmt.Errorf("%w: damaged record at offset %d", errDamaged, end)

@@ -38,6 +38,9 @@ func TestScan(t *testing.T) {
 		return b
 	}
 	end := int64(len(whole))
+	zeros := make([]byte, 1000)
+	// torn is a file of which the end reached the disk as zeros from a byte on.
+	torn := func(from int64) []byte { return append(append(bytes.Clone(whole[:from]), make([]byte, end-from)...), zeros...) }
 	for _, tt := range []struct {
 		name string
 		file []byte
@@ -57,6 +60,12 @@ func TestScan(t *testing.T) {
 		{"last body damaged", flip(end - 1), both[:1], first, ""},
 		{"zeros at the end", append(bytes.Clone(whole), make([]byte, 1000)...), both, end, ""},
 		{"fewer zeros than a header", append(bytes.Clone(whole), 0, 0), both, end, ""},
+		{"last header in part, then zeros", torn(first + 1), both[:1], first, ""},
+		{"last header without its sum, then zeros", torn(first + 8), both[:1], first, ""},
+		{"last header without body, then zeros", torn(first + 12), both[:1], first, ""},
+		{"last body in part, then zeros", torn(end - 1), both[:1], first, ""},
+		{"a damaged header, then zeros and more", append(torn(first+1), 'x'), both[:1], first, "damaged record at offset 22"},
+		{"a damaged body, then zeros and more", append(torn(end-1), 'x'), both[:1], first, "damaged record at offset 22"},
 		{"rubbish at the end", append(bytes.Clone(whole), bytes.Repeat([]byte("x"), 50)...), both, end, "damaged record at offset 37"},
 		{"middle body damaged", flip(first - 1), nil, 8, "damaged record at offset 8"},
 		{"middle length damaged", flip(8), nil, 8, "damaged record at offset 8"},

@@ -209,6 +209,25 @@ func TestCompaction(t *testing.T) {
 	}
 }
 
+// A registry that is restarted often has a small file, too: what it finds counts as
+// history until it is known how much of it is not.
+func TestCompactionOverRestarts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "services.log")
+	long := strings.Repeat("x", 10_000)
+	for restart := range 10 {
+		s := openServices(t, path)
+		for i := range 50 {
+			if err := set(t, s, "a", fmt.Sprint(restart, i, long)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Close()
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() > journal.CompactMin+600_000 {
+		t.Errorf("the file of one service has %d bytes, %v", info.Size(), err)
+	}
+}
+
 // TestDiskFull fills a real file system of 64 KiB.
 func TestDiskFull(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -109,6 +109,7 @@ func Open[T registry.Object](c Config) (*Store[T], error) {
 			s.apply(v.GetName(), none, v)
 		}
 	}
+	s.compact()
 	s.log.Info("registry store loaded", "file", c.Path, "count", s.objects.Len(), "expired", len(latest)-s.objects.Len())
 	return s, nil
 }

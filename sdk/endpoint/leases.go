@@ -117,7 +117,7 @@ func (l *Leases) restore(now time.Time) {
 			expired++
 		}
 	}
-	if expired > 0 || l.journal.Empty() && len(latest) > 0 {
+	if expired > 0 || l.journal.Due() || l.journal.Empty() && len(latest) > 0 {
 		l.compact()
 	}
 	if len(latest) > 0 {
