@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,14 +16,15 @@ import (
 )
 
 type demoConfig struct {
-	Keep bool `flag:"keep" help:"leave the mesh running and say how to look at it"`
-	Stop bool `flag:"stop" help:"stop what --keep has left running"`
+	Keep bool   `flag:"keep" help:"leave the mesh running and say how to look at it"`
+	On   string `flag:"on" help:"run COMMAND, or a shell, on a node or workload (a, a-web) of what --keep has left running"`
+	Stop bool   `flag:"stop" help:"stop what --keep has left running"`
 }
 
 func newDemo(a *app) *cobra.Command {
 	var cfg demoConfig
-	return a.command(&cobra.Command{
-		Use:   "demo",
+	c := &cobra.Command{
+		Use:   "demo [--on NODE [-- COMMAND [ARG...]]]",
 		Short: "Show a mesh of two nodes at work on this machine",
 		Long: "Show a mesh of two nodes at work on this machine: the nodes are network\n" +
 			"namespaces, everything else is in earnest. It makes wires on one node and across\n" +
@@ -31,12 +32,25 @@ func newDemo(a *app) *cobra.Command {
 			"less than a minute and touches nothing that was there before.\n\n" +
 			"It needs the rights to make network namespaces. Without them it uses sudo, if\n" +
 			"that asks for no password, else a user namespace.",
-		Example: "  nsm demo\n  nsm demo --keep\n  nsm demo --stop",
-		Args:    cobra.NoArgs,
+		Example: "  nsm demo\n  nsm demo --keep\n  nsm demo --on a -- nsm get wires\n  nsm demo --stop",
 		GroupID: groupOperate,
-	}, &cfg, func(ctx context.Context, _ []string) error {
-		if cfg.Stop {
+	}
+	c.Args = func(_ *cobra.Command, args []string) error {
+		given := slices.DeleteFunc([]string{"keep", "on", "stop"}, func(name string) bool { return !c.Flags().Changed(name) })
+		switch {
+		case len(given) > 1:
+			return fmt.Errorf("--%s and --%s do not go together", given[0], given[1])
+		case len(args) > 0 && !c.Flags().Changed("on"):
+			return fmt.Errorf("%q is too much; a command comes after --on NODE --", args[0])
+		}
+		return nil
+	}
+	return a.command(c, &cfg, func(ctx context.Context, args []string) error {
+		switch {
+		case cfg.Stop:
 			return a.stopDemos()
+		case c.Flags().Changed("on"):
+			return a.runOnDemo(ctx, cfg.On, args)
 		}
 		rights, code, err := getRights()
 		if err != nil {
@@ -55,12 +69,6 @@ func exitStatusOf(code int) error {
 	}
 	return commandStatus(code)
 }
-
-// Every demo is a lab whose name begins so.
-const demoPrefix = "nsm-demo-"
-
-// keptFile is in the folder of a demo that was left running.
-const keptFile = "kept"
 
 // demo runs one demonstration from beginning to end.
 func (a *app) demo(ctx context.Context, cfg demoConfig, rights string) (err error) {
@@ -93,26 +101,3 @@ func (a *app) demo(ctx context.Context, cfg demoConfig, rights string) (err erro
 
 // exitInterrupted is what a shell says of a command that Ctrl-C has ended.
 const exitInterrupted = 130
-
-// stopDemos removes the demos that this user has left running.
-func (a *app) stopDemos() error {
-	marks, _ := filepath.Glob(filepath.Join(os.TempDir(), demoPrefix+"*", keptFile))
-	var errs []error
-	for _, mark := range marks {
-		dir := filepath.Dir(mark)
-		if !ownedByCaller(dir) {
-			fmt.Fprintf(a.err, "nsm: %s belongs to somebody else\n", dir)
-			continue
-		}
-		name := filepath.Base(dir)
-		if err := lab.Remove(name, dir); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		fmt.Fprintln(a.out, "stopped", name)
-	}
-	if len(marks) == 0 {
-		fmt.Fprintln(a.out, "no demo is running")
-	}
-	return errors.Join(errs...)
-}

@@ -62,8 +62,11 @@ func (n *narrator) section(heading, why string) {
 }
 
 // command shows what one would type on a node.
-func (n *narrator) command(node, line string) {
-	fmt.Fprintf(n.out, "   %s %s\n", n.colour(cyan, node+"$"), n.colour(cyan, line))
+func (n *narrator) command(node, line string) { n.line(node+"$", line) }
+
+// line shows a line after a prompt.
+func (n *narrator) line(prompt, line string) {
+	fmt.Fprintf(n.out, "   %s %s\n", n.colour(cyan, prompt), n.colour(cyan, line))
 }
 
 // output shows what a command has printed.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -34,16 +36,21 @@ func getRights() (how string, code int, err error) {
 	switch {
 	case err == nil:
 		_ = ns.Close()
-		if how == "" {
+		switch {
+		case how == "" && sudoUser() > 0:
+			how = bySudo // typed by the user
+		case how == "":
 			how = "root"
 		}
 		return how, -1, nil
 	case !errors.Is(err, nserr.NotPrivileged) || how != "":
 		return "", -1, err
 	}
-	if exec.Command("sudo", "-n", "true").Run() == nil {
-		code, err = again(exec.Command("sudo", append([]string{"-n", insideVar + "=sudo", selfPath()}, os.Args[1:]...)...))
-		return "", code, err
+	if os.Geteuid() != 0 {
+		if c, err := sudo(false); err == nil {
+			code, err = again(c)
+			return "", code, err
+		}
 	}
 	code, err = again(inUserNamespace())
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EINVAL) {
@@ -60,7 +67,38 @@ func selfPath() string {
 	return path
 }
 
-const userNamespace = "a user namespace"
+// How a demo may come to its rights.
+const (
+	bySudo        = "sudo"
+	userNamespace = "a user namespace"
+)
+
+// sudoUser is the user who has started this process by sudo; -1 = nobody has.
+func sudoUser() int {
+	uid, err := strconv.Atoi(os.Getenv("SUDO_UID"))
+	if err != nil {
+		return -1
+	}
+	return uid
+}
+
+// sudo is this command line as root. It may ask for a password if there is
+// somebody to answer.
+func sudo(mayAsk bool) (*exec.Cmd, error) {
+	args := []string{"-n"}
+	if err := exec.Command("sudo", "-n", "true").Run(); err != nil {
+		if !mayAsk {
+			return nil, nserr.NotPrivileged.Errorf("sudo -n true: %w", err).
+				WithFix("sudo %s", strings.Join(append([]string{selfPath()}, os.Args[1:]...), " "))
+		}
+		args = nil
+	}
+	args = append(args, insideVar+"="+bySudo)
+	if dir := os.Getenv("TMPDIR"); dir != "" {
+		args = append(args, "TMPDIR="+dir) // where later commands look for what is kept
+	}
+	return exec.Command("sudo", append(append(args, selfPath()), os.Args[1:]...)...), nil
+}
 
 // inUserNamespace is this program as root of a user namespace.
 func inUserNamespace() *exec.Cmd {
@@ -81,13 +119,16 @@ func again(c *exec.Cmd) (code int, err error) {
 		return -1, fmt.Errorf("start %s: %w", c.Path, err)
 	}
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM) // a terminal sends the child its own
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for s := range signals {
-			if s == syscall.SIGTERM {
-				_ = c.Process.Signal(s)
+			if s != syscall.SIGTERM {
+				continue // a terminal sends the child its own
+			}
+			if errors.Is(c.Process.Signal(s), unix.EPERM) { // sudo hands it on
+				_ = exec.Command("sudo", "-n", "kill", "-TERM", strconv.Itoa(c.Process.Pid)).Run()
 			}
 		}
 	}()
@@ -101,11 +142,12 @@ func again(c *exec.Cmd) (code int, err error) {
 // furnishUserNamespace gives the demo a /run of its own: only there may it name
 // namespaces.
 func furnishUserNamespace() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return nserr.KernelFailed.Errorf("make mounts private: %w", err)
+	err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if err == nil {
+		err = unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755")
 	}
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"); err != nil {
-		return nserr.KernelFailed.Errorf("mount /run: %w", err)
+	if err != nil { // AppArmor, for example, lets one in without rights
+		return nserr.NotPrivileged.Errorf("no root, no sudo without a password, a user namespace that may not mount: %w", err)
 	}
 	return nil
 }
@@ -118,10 +160,4 @@ func wireGuardPossible() (whyNot string) {
 	}
 	_ = f.Close()
 	return ""
-}
-
-// ownedByCaller reports whether a path belongs to the user who asks.
-func ownedByCaller(path string) bool {
-	var st unix.Stat_t
-	return unix.Lstat(path, &st) == nil && int(st.Uid) == os.Geteuid()
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -87,7 +88,7 @@ func (d *demo) localWire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.check(seen.Marked == 0, "on the underlay: nothing of it, the wire does not leave the node")
+	d.check(seen.Marked == 0 && seen.Lost == 0, "on the underlay: nothing of it, the wire does not leave the node")
 	return nil
 }
 
@@ -315,33 +316,65 @@ func (d *demo) awaitLinks(ctx context.Context, want int) (links []string, err er
 	return links, nil
 }
 
-// leave lets everything run on and says how to look at it.
+// leave lets everything run on and says how to look at it, in lines that work as
+// they are printed: those after $ for whoever has started the demo, those after a#
+// in the shell that the first of them opens.
 func (d *demo) leave() error {
-	if err := os.WriteFile(filepath.Join(d.lab.Dir, keptFile), nil, 0o644); err != nil {
+	k := &keptDemo{Rights: d.rights, Nodes: make(map[string][]string), dir: d.lab.Dir}
+	if d.rights == bySudo {
+		k.User = sudoUser()
+	}
+	for _, n := range d.lab.Nodes() {
+		k.Nodes[n.Name] = append(n.Env(), "NODE_NAME="+n.Name, "NSM_IDENTITY_SOCKET="+n.Identity())
+	}
+	err := os.Mkdir(k.programs(), 0o755)
+	if err == nil {
+		err = os.Symlink(selfPath(), filepath.Join(k.programs(), "nsm"))
+	}
+	if err == nil {
+		err = k.mark()
+	}
+	if err != nil {
 		return err
 	}
+	pid := d.lab.Daemons()[0].PID
 	if err := d.lab.Release(); err != nil {
 		return err
 	}
-	d.section("Left running", "Look at it from here; the sockets of each node lie in a folder of its own.")
-	for _, n := range d.lab.Nodes() {
-		d.note("# as node %s", n.Name)
-		d.note("export %s", strings.Join(n.Env(), " "))
+	nsm := shellWord(selfPath())
+	d.section("Left running", "Look at it from here, for as long as you like.")
+	d.note("A shell on node a, where nsm finds the daemons of that node:")
+	d.command("", nsm+" demo --on a")
+	d.line("a#", "nsm get wires -o wide")
+	d.line("a#", "nsm get endpoints")
+	if d.workload != "" { // it has come so far
+		d.line("a#", "nsm describe wire "+wireOf(d.workload))
+		d.line("a#", "nsm connect kernel://"+d.service+"/nsm-1 -- sh    # a shell with a wire of its own; 'exit' closes it")
+		d.note("One command, in a workload:")
+		d.command("", nsm+" demo --on a-"+d.workload+" -- cat /proc/net/dev")
 	}
-	for _, line := range []string{
-		"nsm get wires -o wide", "nsm get endpoints", "nsm describe wire " + wireOf(d.workload),
-		"nsm connect kernel://" + d.service + "/nsm-1 -- sh   # a shell with a wire of its own",
-	} {
-		d.command("", line)
+	if ip, err := exec.LookPath("ip"); err == nil {
+		enter := ""
+		switch d.rights {
+		case bySudo:
+			enter = "sudo "
+		case userNamespace:
+			enter = strings.Join(enterUserNamespace(pid), " ") + " "
+		}
+		d.note("The network namespaces of nodes and workloads:")
+		d.command("", enter+ip+" netns list")
 	}
-	d.note("logs and state: %s", d.lab.Dir)
-	if d.rights == userNamespace {
-		d.note("the namespaces belong to a user namespace: enter it with nsenter -t PID -U -m -n")
-	} else {
-		d.note("namespaces: ip netns list, named %s-…", d.lab.Name)
-	}
-	d.command("", "nsm demo --stop")
+	d.note("Logs and state lie in %s. In the end:", d.lab.Dir)
+	d.command("", nsm+" demo --stop")
 	return nil
+}
+
+// shellWord quotes a word for a shell, if it needs it.
+func shellWord(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func (d *demo) verdict(err error) {

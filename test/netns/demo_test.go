@@ -5,6 +5,8 @@ package netns_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -13,6 +15,9 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/openvwire/nsm/internal/lab"
 	"github.com/openvwire/nsm/internal/nstest"
@@ -32,10 +37,12 @@ func TestDemo(t *testing.T) {
 	for range 2 {
 		c := demo(t)
 		wg.Go(func() {
+			start := time.Now()
 			out, err := c.CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "checks hold") {
 				t.Errorf("%v:\n%s", err, out)
 			}
+			took(t, "the demo", start, time.Minute)
 			if bytes.Contains(out, []byte("\x1b")) {
 				t.Error("colours, but not on a terminal")
 			}
@@ -80,27 +87,174 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 }
 
-// A demo that is kept goes on until it is stopped.
+// A demo that is kept goes on until it is stopped, however it came to its rights,
+// and what it prints can be typed as it is printed.
 func TestDemoKept(t *testing.T) {
-	t.Parallel() // it mostly waits
-	c := demo(t, "--keep")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v:\n%s", err, out)
+	for _, tt := range []struct {
+		rights string
+		as     func(t *testing.T, c *exec.Cmd)
+	}{
+		{"", func(*testing.T, *exec.Cmd) {}},
+		{"a user namespace", asUserWithNamespaces},
+		{"sudo", asUserWithSudo},
+	} {
+		t.Run("by "+tt.rights, func(t *testing.T) {
+			t.Parallel() // it mostly waits
+			c := demo(t, "--keep")
+			tt.as(t, c)
+			out, err := c.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "rights: "+tt.rights) {
+				t.Fatalf("%v:\n%s", err, out)
+			}
+			name, dir := labOf(t, c)
+			t.Cleanup(func() { _ = lab.Remove(name, dir) })
+			if c.SysProcAttr != nil { // nobody else can end it
+				refused := exec.Command(nstest.Program(), "demo", "--stop")
+				refused.Env, refused.SysProcAttr = c.Env, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533}}
+				if out, err := refused.CombinedOutput(); refused.ProcessState.ExitCode() != 4 || !strings.Contains(string(out), "somebody else has started that") {
+					t.Errorf("somebody else stops it: %v:\n%s", err, out)
+				}
+			}
+
+			_, after, _ := strings.Cut(string(out), "Left running")
+			outside, inside := typed(after, "$"), typed(after, "a#")
+			if len(outside) < 3 || len(inside) < 4 {
+				t.Fatalf("it says too little:\n%s", after)
+			}
+			said := ""
+			for _, line := range outside {
+				sh := exec.Command("sh", "-c", line)
+				sh.Env, sh.SysProcAttr, sh.Dir = c.Env, c.SysProcAttr, "/"
+				if strings.HasSuffix(line, " --on a") {
+					// The last line inside opens a shell, which gets what follows.
+					sh.Stdin = strings.NewReader(strings.Join(inside, "\n") + "\ncat /proc/net/dev\n")
+				}
+				out, err := sh.CombinedOutput()
+				if err != nil {
+					t.Errorf("%s: %v:\n%s", line, err, out)
+				}
+				said += fmt.Sprintf("%s\n%s\n", line, out)
+			}
+			for _, part := range []string{
+				"web-0 ", "ENDPOINT-NODE", "hello-a ", "Wire         ", "nsm-1:", name + "-a-web", "stopped " + name,
+			} {
+				if !strings.Contains(said, part) {
+					t.Errorf("%q is not in\n%s", part, said)
+				}
+			}
+			if left := lab.Find(name, dir); !left.Empty() {
+				t.Errorf("left behind: %+v", left)
+			}
+			again := exec.Command(nstest.Program(), "demo", "--on", "a")
+			again.Env, again.SysProcAttr = c.Env, c.SysProcAttr
+			if out, err := again.CombinedOutput(); again.ProcessState.ExitCode() != 3 || !strings.Contains(string(out), "no demo of yours is running") {
+				t.Errorf("afterwards: %v:\n%s", err, out)
+			}
+		})
 	}
-	name, dir := labOf(t, c)
-	get := exec.Command(nstest.Program(), "get", "wires", "web-0")
-	get.Env = append(os.Environ(), "NSM_CONNECT_TO=unix://"+dir+"/a/nsm.io.sock", "SPIFFE_ENDPOINT_SOCKET=unix://"+dir+"/a/identity.sock")
-	if out, err := get.CombinedOutput(); err != nil || !strings.Contains(string(out), "UP") {
-		t.Errorf("%v:\n%s", err, out)
+}
+
+// typed returns the lines that are printed behind a prompt.
+func typed(text, prompt string) (lines []string) {
+	for line := range strings.Lines(text) {
+		if line, ok := strings.CutPrefix(strings.TrimSpace(line), prompt+" "); ok {
+			lines = append(lines, line)
+		}
 	}
-	stop := exec.Command(nstest.Program(), "demo", "--stop")
-	stop.Env = c.Env
-	if out, err := stop.CombinedOutput(); err != nil || !strings.Contains(string(out), "stopped "+name) {
-		t.Errorf("%v:\n%s", err, out)
+	return lines
+}
+
+// asUser makes c a command of a user without rights.
+func asUser(t *testing.T, c *exec.Cmd) {
+	t.Helper()
+	nobody := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	try := exec.Command("true")
+	try.SysProcAttr = nobody
+	if err := try.Run(); err != nil {
+		t.Skipf("it needs root, to be another user: %v", err)
 	}
-	if left := lab.Find(name, dir); !left.Empty() {
-		t.Errorf("left behind: %+v", left)
+	c.SysProcAttr, c.Dir = nobody, "/"
+	if err := errors.Join(os.Chmod(filepath.Dir(tmpOf(c)), 0o755), os.Chown(tmpOf(c), 65534, 65534)); err != nil {
+		t.Fatal(err)
 	}
+}
+
+// asUserWithNamespaces makes c a command of a user who has nothing but user
+// namespaces, as most do, and the TUN device, as most do.
+func asUserWithNamespaces(t *testing.T, c *exec.Cmd) {
+	asUser(t, c)
+	try := exec.Command("unshare", "-Urnm", "mount", "-t", "tmpfs", "none", "/run")
+	try.SysProcAttr, try.Dir = c.SysProcAttr, c.Dir
+	if out, err := try.CombinedOutput(); err != nil {
+		t.Skipf("users may have no namespaces here: %v: %s", err, bytes.TrimSpace(out))
+	}
+	if _, err := exec.LookPath("sudo"); err == nil {
+		try := exec.Command("sudo", "-n", "true")
+		try.SysProcAttr = c.SysProcAttr
+		if try.Run() == nil {
+			t.Skip("nobody has sudo here")
+		}
+	}
+	const tun = "/dev/net/tun" // of this mount namespace
+	free := filepath.Join("/run", "tun")
+	err := unix.Mknod(free, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200)))
+	if err == nil {
+		err = errors.Join(os.Chmod(free, 0o666), unix.Mount(free, tun, "", unix.MS_BIND, ""))
+	}
+	if err != nil {
+		t.Logf("without the TUN device: %v", err)
+		return
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(tun, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// asUserWithSudo makes c a command of a user who can become root by sudo: by this
+// test binary, in a folder that only this mount namespace has, so that it is
+// nobody else's.
+func asUserWithSudo(t *testing.T, c *exec.Cmd) {
+	asUser(t, c)
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("/run", "sudo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "sudo")
+	err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(path, self, 0o755), os.Chmod(path, 0o755|os.ModeSetuid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Env = append(c.Env, "PATH="+dir+":"+os.Getenv("PATH"))
+}
+
+// sudo is what sudo(8) does with "[-n] [VAR=value…] COMMAND [ARG…]".
+func sudo(args []string) error {
+	uid := os.Getuid()
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=/root", "SHELL=/bin/sh", fmt.Sprintf("SUDO_UID=%d", uid)}
+	for len(args) > 0 && args[0] == "-n" {
+		args = args[1:]
+	}
+	for len(args) > 0 && strings.Contains(args[0], "=") {
+		env, args = append(env, args[0]), args[1:]
+	}
+	if uid == 0 || len(args) == 0 {
+		return errors.New("nothing to do")
+	}
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(0, 0, 0), syscall.Setresuid(0, 0, 0)); err != nil {
+		return err
+	}
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return err
+	}
+	return syscall.Exec(path, args, env)
 }
 
 // labOf returns the name and the folder of a demo's lab.

@@ -24,7 +24,13 @@ import (
 	"github.com/openvwire/nsm/internal/nstest"
 )
 
-func TestMain(m *testing.M) { nstest.MainWith(m, "github.com/openvwire/nsm/cmd/nsm") }
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "sudo" { // see asUserWithSudo
+		fmt.Fprintln(os.Stderr, "sudo:", sudo(os.Args[1:]))
+		os.Exit(1)
+	}
+	nstest.MainWith(m, "github.com/openvwire/nsm/cmd/nsm")
+}
 
 // newLab makes a lab whose end leaves nothing.
 func newLab(t *testing.T, c lab.Config) *lab.Lab {
@@ -356,6 +362,17 @@ func getWire(t *testing.T, n *lab.Node, id string) (w wireInfo) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return w
+}
+
+// took says how long something has taken since start, and how long it may. It fails
+// only if that is beyond what a busy machine explains.
+func took(t *testing.T, what string, start time.Time, budget time.Duration) {
+	t.Helper()
+	d := time.Since(start)
+	fmt.Printf("MEASURED: %s took %.2f s; it may take %v, on a machine that has nothing else to do\n", what, d.Seconds(), budget)
+	if d > 30*budget {
+		t.Errorf("%s took %v, the budget is %v", what, d, budget)
+	}
 }
 
 // exitCode is that of a command that has run to its end.
