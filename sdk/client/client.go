@@ -89,7 +89,8 @@ type Client struct {
 	manager *peer.Peer // nil until Open has succeeded
 	named   bool       // somebody gave the client its name, so it may have had wires before
 	closers []func()
-	pacer   *pacer // of the probers of all wires
+	pacer   *pacer   // of the probers of all wires
+	lookout *lookout // for endpoints that wires wait for
 
 	mu     sync.Mutex
 	closed bool           // takes no more wires; guarded by mu
@@ -125,6 +126,7 @@ func Open(ctx context.Context, c Config) (_ *Client, err error) {
 	}
 	cl.config = c
 	cl.manager = c.Peers.Get(c.Manager)
+	cl.lookout = newLookout(cl.manager.Conn, c.Logger)
 	return cl, nil
 }
 
@@ -203,6 +205,7 @@ func (c *Client) Close() error {
 func (c *Client) release() {
 	c.pacer.close()
 	if c.manager != nil {
+		c.lookout.close()
 		c.manager.Release()
 	}
 	for _, f := range slices.Backward(c.closers) {

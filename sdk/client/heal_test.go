@@ -71,7 +71,7 @@ func TestFlappingPeer(t *testing.T) {
 						pass(100 * time.Millisecond)
 					}
 					asked := m.take()
-					if n := len(asked); n < 10 || n > 40 { // of which each may be two Requests
+					if n := len(asked); n < 5 || n > 40 { // of which each may be two Requests
 						t.Errorf("asked %d times in a minute", n)
 					}
 					for _, a := range asked {

@@ -74,6 +74,7 @@ func (w *Wire) run(ctx context.Context) {
 	unsubscribe := w.client.manager.Subscribe(w.id, w.hear)
 	defer unsubscribe()
 	defer w.prober.end()
+	defer w.client.lookout.leave(w.service, w.inbox)
 	for w.await(ctx) == nil {
 		if err := w.attempt(ctx); err != nil && w.tries() == 1 && ctx.Err() == nil {
 			w.client.log.Warn("wire not refreshed, trying on", "connection", w.id, "error", err)
@@ -83,6 +84,13 @@ func (w *Wire) run(ctx context.Context) {
 
 // await waits until it is time for what is due. Events change what that is.
 func (w *Wire) await(ctx context.Context) error {
+	_, _, err := w.Status()
+	if wish, ok := waitsFor(err); ok {
+		wish.endpoint = w.pinned
+		w.client.lookout.wait(w.service, w.inbox, wish, w.asked)
+	} else {
+		w.client.lookout.leave(w.service, w.inbox)
+	}
 	for {
 		for _, e := range w.inbox.take() {
 			w.note(e)
@@ -129,6 +137,7 @@ func (w *Wire) attempt(ctx context.Context) error {
 	if do == conn.Anew && w.isUp() {
 		w.expire()
 	}
+	w.asked = time.Now()
 	moved, err := w.act(ctx, do)
 	switch {
 	case err == nil:
@@ -193,12 +202,13 @@ func (w *Wire) decide(e conn.Event) conn.Decision {
 }
 
 func (w *Wire) state() conn.State {
+	watched := w.client.lookout.watching(w.service, w.inbox, w.asked)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return conn.State{
 		Expires: w.ends, Index: int(w.conn.GetPath().GetIndex()), Length: len(w.conn.GetPath().GetPathSegments()),
 		Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over,
-		Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt,
+		Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt, Watched: watched,
 	}
 }
 

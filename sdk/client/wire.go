@@ -50,14 +50,15 @@ type Request struct {
 
 // Wire is a connection that keeps itself until Close.
 type Wire struct {
-	client *Client
-	id     string
-	prefs  []*networkservice.Mechanism // owned by whoever has turn
-	named  bool                        // the interface has the name that was asked for
-	pinned string                      // the one endpoint wanted; "" = any
-	mtu    uint32                      // asked for; 0 = whatever the path takes
-	netns  *os.File
-	retry  bool
+	client  *Client
+	id      string
+	service string
+	prefs   []*networkservice.Mechanism // owned by whoever has turn
+	named   bool                        // the interface has the name that was asked for
+	pinned  string                      // the one endpoint wanted; "" = any
+	mtu     uint32                      // asked for; 0 = whatever the path takes
+	netns   *os.File
+	retry   bool
 
 	inbox  *inbox
 	prober prober
@@ -69,6 +70,7 @@ type Wire struct {
 	urged   int           // see conn.State
 	urgedAt time.Time
 	stale   int
+	asked   time.Time // when the last attempt began
 
 	turn chan struct{} // held while a Request or Close is under way
 
@@ -120,7 +122,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		r.ID = fmt.Sprintf("%s-%d", c.config.Name, c.number())
 	}
 	w := &Wire{
-		client: c, id: r.ID, netns: netns, retry: r.Retry, named: r.Interface != "", pinned: r.Endpoint, mtu: r.Context.GetMTU(),
+		client: c, id: r.ID, service: r.Service, netns: netns, retry: r.Retry, named: r.Interface != "", pinned: r.Endpoint, mtu: r.Context.GetMTU(),
 		prefs: []*networkservice.Mechanism{hop.MechanismMessage(
 			mechanism.Kernel{NetNS: url, Name: r.Interface}.With(mechanism.Mechanism{}))},
 		conn: &networkservice.Connection{
@@ -149,6 +151,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 	if err := w.open(ctx, runCtx); err != nil {
 		cancel()
 		w.prober.end()
+		c.lookout.leave(w.service, w.inbox)
 		close(w.done)
 		c.forget(w)
 		_ = netns.Close()

@@ -25,6 +25,7 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/path"
 	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/regpath"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
 
@@ -39,7 +40,8 @@ func (everybody) MayObserve(string, []string) bool { return true }
 
 // manager answers as a manager does, or as it is told to.
 type manager struct {
-	monitor *hop.Monitor
+	monitor   *hop.Monitor
+	endpoints *endpointRegistry
 
 	mu     sync.Mutex
 	fail   error                            // of each Request; guarded by mu
@@ -56,6 +58,7 @@ type ask struct {
 	endpoint string // asked for
 	name     string // of the interface, as preferred
 	segments int    // of the path
+	service  string
 }
 
 func (m *manager) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
@@ -64,7 +67,7 @@ func (m *manager) Request(ctx context.Context, req *networkservice.NetworkServic
 	c := req.GetConnection()
 	m.asked = append(m.asked, ask{
 		time.Now(), c.GetState() == networkservice.State_RESELECT_REQUESTED, c.GetNetworkServiceEndpointName(),
-		req.GetMechanismPreferences()[0].GetParameters()["name"], len(c.GetPath().GetPathSegments()),
+		req.GetMechanismPreferences()[0].GetParameters()["name"], len(c.GetPath().GetPathSegments()), c.GetNetworkService(),
 	})
 	if c.GetState() != networkservice.State_RESELECT_REQUESTED && m.slow > 0 {
 		slow := time.After(m.slow)
@@ -155,10 +158,11 @@ func (m *manager) closes() []string {
 func newManager(t *testing.T, change ...func(*Config)) (*manager, *Client) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	m := &manager{monitor: hop.NewMonitor(everybody{})}
+	m := &manager{monitor: hop.NewMonitor(everybody{}), endpoints: newEndpointRegistry()}
 	l := rpc.NewLocal(rpc.LocalOptions{Logger: log})
 	rpc.RegisterNetworkService(l, m)
 	rpc.RegisterMonitorConnection(l, m.monitor)
+	regpath.RegisterEndpoints(l, m.endpoints)
 	pool := peer.NewPool(peer.PoolConfig{Name: "web", Logger: log, Dial: func(string) (grpc.ClientConnInterface, io.Closer, error) {
 		return l.Dial(rpc.LocalCaller{}), nil, nil
 	}})
@@ -323,9 +327,10 @@ func TestRetry(t *testing.T) {
 		go func() {
 			time.Sleep(time.Minute)
 			m.answer(nil)
+			m.endpoints.register("one", "db")
 		}()
 		start := time.Now()
-		if _, err := c.Request(t.Context(), Request{Service: "db", Retry: true}); err != nil || time.Since(start) > 66*time.Second {
+		if _, err := c.Request(t.Context(), Request{Service: "db", Retry: true}); err != nil || time.Since(start) > 61*time.Second {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 	})

@@ -3,7 +3,9 @@
 package sim
 
 import (
+	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,17 +92,18 @@ func TestVanishedEndpoint(t *testing.T) {
 	}
 }
 
-// With no endpoint left the client goes on asking, and finds the one that comes.
+// With no endpoint left the client goes on asking, now and then, and has the one
+// that comes at once.
 func TestEndpointComesLate(t *testing.T) {
 	Run(t, func(t *testing.T, m *Mesh) {
 		r := newRig(m, "IP", true)
 		r.e.Stop()
 		Pass(5 * time.Minute)
-		if tries, _, err := r.w.Status(); tries < 30 || tries > 200 || err == nil {
+		if tries, _, err := r.w.Status(); tries < 10 || tries > 40 || err == nil {
 			t.Errorf("%d tries in 5 minutes, last: %v", tries, err)
 		}
 		late := r.a.Serve(Service{Name: "db", CIDR: "10.61.0.0/24"})
-		Pass(10 * time.Second)
+		Pass(100 * time.Millisecond)
 		if tries, _, err := r.w.Status(); err != nil || tries != 0 || r.w.Connection().GetNetworkServiceEndpointName() != late.name {
 			t.Errorf("at %s after %d tries: %v", r.w.Connection().GetNetworkServiceEndpointName(), tries, err)
 		}
@@ -109,25 +112,66 @@ func TestEndpointComesLate(t *testing.T) {
 	})
 }
 
-// A client with Retry waits for a service that does not exist yet.
+// Clients with Retry wait for a service that does not exist yet, wherever it comes:
+// all wires of a client on one watch, and they are up as soon as it is there.
 func TestConnectWaits(t *testing.T) {
-	Run(t, func(t *testing.T, m *Mesh) {
-		a := m.Node("a")
-		c := a.Client("web")
-		if _, err := c.Try(t.Context(), "kernel://db/nsm-1"); nserr.From(err).Reason != nserr.UnknownService {
-			t.Errorf("without Retry: %v", err)
-		}
-		go func() {
-			time.Sleep(time.Minute)
-			a.Serve(Service{Name: "db"})
-		}()
-		w, err := c.Ask(t.Context(), client.Request{Service: "db", Interface: "nsm-1", Retry: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Close(w)
-		m.CheckEmpty()
-	})
+	for _, across := range []bool{false, true} {
+		t.Run(fmt.Sprint("across nodes ", across), func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				const many = 20
+				a := m.Node("a")
+				at := a
+				if across {
+					at = m.Node("b")
+				}
+				c := a.Client("web")
+				if _, err := c.Try(t.Context(), "kernel://db/nsm-1"); nserr.From(err).Reason != nserr.UnknownService {
+					t.Errorf("without Retry: %v", err)
+				}
+				m.Network.Forget()
+				m.Space("web") // not made by two at once
+				var connecting sync.WaitGroup
+				wires := make([]*client.Wire, many)
+				for i := range many {
+					connecting.Go(func() {
+						w, err := c.Ask(t.Context(), client.Request{Service: "db", Interface: fmt.Sprint("nsm-", i), Retry: true})
+						if err != nil {
+							t.Error(err)
+						}
+						wires[i] = w
+					})
+				}
+				Pass(2 * time.Minute)
+				if n := m.Network.CallsBy("web", "Find"); n != 2 {
+					t.Errorf("%d looks at the registry for %d wires that wait", n, many)
+				}
+				m.Network.Forget()
+				Pass(time.Minute)
+				if n := m.Network.CallsBy("web", "Request"); n > 3*many {
+					t.Errorf("%d wires asked %d times in a minute", many, n)
+				}
+				e := at.Serve(Service{Name: "db"})
+				came := time.Now()
+				connecting.Wait()
+				if d := time.Since(came); d > 100*time.Millisecond {
+					t.Errorf("up after %v", d)
+				}
+				// The same when all of them lose it, and it comes again.
+				Settle()
+				e.Vanish()
+				Pass(2 * time.Minute)
+				at.Serve(Service{Name: "db"})
+				Pass(100 * time.Millisecond)
+				for _, w := range wires {
+					if tries, _, err := w.Status(); err != nil || !Up(w) {
+						t.Errorf("%s is not up again after %d tries: %v", w.ID(), tries, err)
+					}
+					c.Close(w)
+				}
+				m.CheckEmpty()
+			})
+		})
+	}
 }
 
 // An endpoint can ask its clients to come again, or to go elsewhere.

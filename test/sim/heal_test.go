@@ -17,7 +17,7 @@ func TestWireThatExpires(t *testing.T) {
 	}{
 		{"manager", func(r *rig) { r.a.StopManager() }, func(r *rig) { r.a.StartManager() }, 5 * time.Second},
 		{"forwarder", func(r *rig) { r.a.Forwarder().Stop() }, func(r *rig) { r.a.StartForwarder("forwarder-a", map[string]string{"p2p": "true"}) }, 31 * time.Second},
-		{"endpoint", func(r *rig) { r.e.Vanish() }, func(r *rig) { r.e = r.b.Serve(Service{Name: "db", CIDR: "10.60.0.0/24"}) }, 31 * time.Second},
+		{"endpoint", func(r *rig) { r.e.Vanish() }, func(r *rig) { r.e = r.b.Serve(Service{Name: "db", CIDR: "10.60.0.0/24"}) }, 100 * time.Millisecond},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			Run(t, func(t *testing.T, m *Mesh) {
