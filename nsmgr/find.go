@@ -70,6 +70,7 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 	if q.GetWatch() {
 		return watchView(stream, s.m.catalog.endpoints, send)
 	}
+	s.awaitEndpoints(stream.Context(), template)
 	for _, nse := range s.known(template) {
 		if err := send(nse, false); err != nil {
 			return err

@@ -29,6 +29,7 @@ type locals struct {
 	mu         sync.RWMutex
 	byName     map[string]*local // guarded by mu; values are immutable
 	forwarding []*local          // the forwarders among them, by name; guarded by mu, immutable
+	changed    chan struct{}     // closed at the next change; nil while nobody waits; guarded by mu
 }
 
 // local is one endpoint of this node.
@@ -55,6 +56,10 @@ func (l *locals) get(name string) (*local, bool) {
 func (l *locals) set(name string, e *local) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
 	old := l.byName[name]
 	if e == nil {
 		delete(l.byName, name)
@@ -70,6 +75,16 @@ func (l *locals) set(name string, e *local) {
 		others = slices.Insert(others, at, e)
 	}
 	l.forwarding = others
+}
+
+// changes returns what is closed at the next change.
+func (l *locals) changes() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
+	return l.changed
 }
 
 func (e *local) forwards(service string) bool {

@@ -86,6 +86,7 @@ type Manager struct {
 	locals  *locals
 	admin   *admin.Server
 	cleanup *hop.Cleanup // at forwarders
+	grownUp time.Time    // see youth
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -125,6 +126,7 @@ func New(c Config) (*Manager, error) {
 		log:     c.Logger.With("part", "manager", "name", c.Name),
 		monitor: hop.NewMonitor(c.Policy),
 		cleanup: hop.NewCleanup(c.Peers, c.Sockets),
+		grownUp: time.Now().Add(youth),
 	}
 	m.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: m.monitor}
 	m.wires = conn.NewTable[wire](m.expire)

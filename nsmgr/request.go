@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -204,6 +205,7 @@ type forwarder struct {
 // that wants another path keeps it in the first place: it is the forwarder that
 // chooses the endpoint, and it has the interface.
 func (m *Manager) candidates(ctx context.Context, c *networkservice.Connection, known *wire, reselect bool) ([]forwarder, error) {
+	m.awaitForwarder(ctx, c)
 	all := m.locals.forwarders(time.Now())
 	if known != nil && !reselect {
 		i := slices.IndexFunc(all, func(f forwarder) bool { return f.nse.GetName() == known.forwarder })
@@ -212,9 +214,9 @@ func (m *Manager) candidates(ctx context.Context, c *networkservice.Connection, 
 		}
 		return all[i : i+1], nil
 	}
-	service, ok := m.service(ctx, c.GetNetworkService())
-	if !ok || c.GetPayload() != "" && c.GetPayload() != service.GetPayload() {
-		return nil, m.noService(c)
+	service, err := m.service(ctx, c)
+	if err != nil {
+		return nil, err
 	}
 	endpoints := make([]*registry.NetworkServiceEndpoint, len(all))
 	for i, f := range all {
@@ -242,36 +244,47 @@ func (m *Manager) candidates(ctx context.Context, c *networkservice.Connection, 
 // lookupTimeout bounds the question for a service that the catalog does not have.
 const lookupTimeout = time.Second
 
-// service returns a network service from the catalog. The watch that feeds it may
-// be behind a registration of which the client knows already, so the registry is
-// asked before a service is called unknown.
-func (m *Manager) service(ctx context.Context, name string) (*registry.NetworkService, bool) {
-	if ns, ok := m.catalog.services.objects.Get(name); ok {
-		return ns, true
+// service returns the network service of a connection from the catalog. The watch
+// that feeds it may be behind a registration of which the client knows already, so the
+// registry is asked before a service is called unknown.
+func (m *Manager) service(ctx context.Context, c *networkservice.Connection) (*registry.NetworkService, error) {
+	ns, ok := m.catalog.services.objects.Get(c.GetNetworkService())
+	if !ok {
+		var err error
+		if ns, err = m.findService(ctx, c.GetNetworkService()); err != nil {
+			return nil, err
+		}
 	}
+	switch {
+	case c.GetPayload() != "" && c.GetPayload() != ns.GetPayload():
+		return nil, nserr.UnknownService.Errorf("network service %s with payload %s is not found", c.GetNetworkService(), c.GetPayload())
+	case ns == nil:
+		return nil, nserr.UnknownService.Errorf("network service %s is not found", c.GetNetworkService())
+	}
+	return ns, nil
+}
+
+// findService asks the registry; the result is nil if it has no such service. While
+// it is away nobody can tell that.
+func (m *Manager) findService(ctx context.Context, name string) (*registry.NetworkService, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	found, err := registry.NewNetworkServiceRegistryClient(m.config.Registry).Find(ctx,
 		&registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{Name: name}})
-	if err != nil {
-		return nil, false
-	}
-	for {
-		r, err := found.Recv()
-		if err != nil {
-			return nil, false
-		}
-		if ns := r.GetNetworkService(); ns.GetName() == name { // the registry looks for parts of names, too
-			return ns, true
+	for err == nil {
+		var r *registry.NetworkServiceResponse
+		r, err = found.Recv()
+		if ns := r.GetNetworkService(); err == nil && ns.GetName() == name { // the registry looks for parts of names, too
+			return ns, nil
 		}
 	}
-}
-
-func (m *Manager) noService(c *networkservice.Connection) error {
-	if c.GetPayload() != "" {
-		return nserr.UnknownService.Errorf("network service %s with payload %s is not found", c.GetNetworkService(), c.GetPayload())
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	case away(err):
+		return nil, nserr.PeerDown.Errorf("network service %s is not known here, and the registry does not answer: %w", name, err)
 	}
-	return nserr.UnknownService.Errorf("network service %s is not found", c.GetNetworkService())
+	return nil, err
 }
 
 func nextSegment(c *networkservice.Connection) string {
