@@ -10,6 +10,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -171,6 +172,9 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	if known != nil && known.owner != r.owner {
 		return nil, nserr.NameOwned.Errorf("endpoint %q was registered by %s, not by %s", nse.GetName(), known.owner, r.owner)
 	}
+	if known != nil && known.nse.GetUrl() != nse.GetUrl() && s.m.answers(ctx, known.nse.GetUrl()) {
+		return nil, nserr.NameInUse.Errorf("an endpoint %q of the same identity runs on this node already, elsewhere than this one", nse.GetName())
+	}
 	release, err := s.m.receiveSocket(ctx, nse.GetUrl())
 	if err != nil {
 		return nil, err
@@ -222,6 +226,19 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	}
 	r.adopt(ctx, header)
 	return reply, nil
+}
+
+// answersWithin is how long an endpoint may take to say that it runs.
+const answersWithin = time.Second
+
+// answers reports whether somebody serves at url, whatever is answered.
+func (m *Manager) answers(ctx context.Context, url string) bool {
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	p := m.config.Peers.Get(url)
+	defer p.Release()
+	_, err := healthpb.NewHealthClient(p.Conn()).Check(ctx, &healthpb.HealthCheckRequest{})
+	return err == nil || !away(err)
 }
 
 // away reports whether the registry could not be asked, as opposed to saying no.

@@ -4,9 +4,13 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +22,7 @@ import (
 type serveConfig struct {
 	identityConfig
 	workloadConfig
-	Name            string            `flag:"name" env:"NSM_NAME" help:"name of the endpoint, unique in the domain; default SERVICE-HOSTNAME"`
+	Name            string            `flag:"name" env:"NSM_NAME" help:"name of the endpoint, unique in the domain; default SERVICE-HOSTNAME, and what tells the workload from others of the host if that is not this process"`
 	ConnectTo       string            `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
 	ServiceNames    []string          `flag:"service-names" env:"NSM_SERVICE_NAMES" help:"network services to offer, besides those on the command line"`
 	Payload         string            `flag:"payload" env:"NSM_PAYLOAD" default:"IP" choices:"IP,ETHERNET" help:"what the wires carry: IP packets (WireGuard between nodes) or ETHERNET frames (VXLAN)"`
@@ -53,9 +57,6 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 	if len(names) == 0 {
 		return nserr.BadFlag.Errorf("no network service is named").WithFix("nsm serve SERVICE")
 	}
-	if cfg.Name == "" {
-		cfg.Name = names[0] + "-" + hostname()
-	}
 	pool, err := ipam.New(cfg.CIDR)
 	if err != nil {
 		return err
@@ -68,6 +69,15 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 		return err
 	}
 	defer w.close()
+	if cfg.Name == "" {
+		named := w.netns
+		if cfg.PID == 0 && cfg.NetNS == "" {
+			named = nil
+		}
+		if cfg.Name, err = defaultName(names[0], hostname(), named, command); err != nil {
+			return err
+		}
+	}
 	source, err := cfg.open(ctx, nil)
 	if err != nil {
 		return err
@@ -105,4 +115,24 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 		<-ctx.Done()
 	}
 	return errors.Join(err, e.Stop(context.WithoutCancel(ctx)))
+}
+
+// defaultName is what an endpoint is called that nobody has named: the same again when
+// it is restarted, and something else for another workload of the same host. netns is
+// the namespace that was named for the workload, nil if none was. A command without one
+// has a new one each time; it is told by its command line.
+func defaultName(service, host string, netns *os.File, command []string) (string, error) {
+	name := service + "-" + host
+	if netns != nil {
+		info, err := netns.Stat()
+		if err != nil {
+			return "", nserr.NoNetNS.Errorf("%w", err)
+		}
+		name += fmt.Sprintf("-%d", info.Sys().(*syscall.Stat_t).Ino)
+	}
+	if len(command) > 0 {
+		sum := sha256.Sum256([]byte(strings.Join(command, "\x00")))
+		name += "-" + hex.EncodeToString(sum[:4])
+	}
+	return name, nil
 }

@@ -67,6 +67,7 @@ var (
 	PayloadMismatch    = reason("NSM-3014", codes.FailedPrecondition, "payload does not fit", "IP needs WIREGUARD, ETHERNET needs VXLAN across nodes")
 	UnknownNode        = reason("NSM-3015", codes.NotFound, "node is not found", "list nodes with 'nsm get nodes'")
 	EndpointGone       = reason("NSM-3016", codes.Unavailable, "endpoint does not answer", "see whether its process runs; clients move to another endpoint of the service if there is one")
+	NameInUse          = reason("NSM-3017", codes.AlreadyExists, "endpoint of this name runs already", "give one of the two another name: nsm serve --name NAME")
 )
 
 // What this machine could not do (4xxx).

@@ -48,8 +48,18 @@ type Endpoint struct {
 	registration *registration.Registration
 }
 
-// Serve starts an endpoint on the node and registers it with the manager there.
+// Serve is TryServe that must succeed.
 func (n *Node) Serve(s Service) *Endpoint {
+	n.mesh.t.Helper()
+	e, err := n.TryServe(s)
+	if err != nil {
+		n.mesh.t.Fatal(err)
+	}
+	return e
+}
+
+// TryServe starts an endpoint on the node and registers it with the manager there.
+func (n *Node) TryServe(s Service) (*Endpoint, error) {
 	t := n.mesh.t
 	t.Helper()
 	if s.Endpoint == "" {
@@ -95,6 +105,7 @@ func (n *Node) Serve(s Service) *Endpoint {
 	for k, v := range s.Labels {
 		labels[k] = v
 	}
+	n.endpoints = append(n.endpoints, e)
 	e.registration, err = registration.Start(t.Context(), registration.Config{
 		Registry: p.dial(n.ManagerURL()),
 		Endpoint: &api.NetworkServiceEndpoint{
@@ -106,11 +117,11 @@ func (n *Node) Serve(s Service) *Endpoint {
 		Logger:   p.log,
 	})
 	if err != nil {
-		t.Fatal(err)
+		e.gone()
+		return nil, err
 	}
-	n.endpoints = append(n.endpoints, e)
 	synctest.Wait() // every manager knows it
-	return e
+	return e, nil
 }
 
 // liar answers with what becomes of an honest answer.
