@@ -46,10 +46,11 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 	template := q.GetNetworkServiceEndpoint()
 	connects := s.m.config.MayForward(hop.Identity(rpc.CallerFrom(stream.Context())))
 	sent := 0
-	send := func(nse *registry.NetworkServiceEndpoint, deleted bool) error {
+	send := func(found *registry.NetworkServiceEndpoint, deleted bool) error {
+		nse := found
 		if !deleted {
 			var ok bool
-			if nse, ok = s.m.localise(nse, time.Now()); !ok {
+			if nse, ok = s.m.localise(found, time.Now()); !ok {
 				return nil
 			}
 		}
@@ -57,7 +58,12 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 			return nil
 		}
 		if isInode(nse.GetUrl()) {
-			if !connects || s.sendSocket(stream.Context(), nse.GetUrl()) != nil {
+			passed := connects && s.sendSocket(stream.Context(), nse.GetUrl()) == nil
+			if again, ok := s.m.localise(found, time.Now()); connects && !passed && ok && again.GetUrl() != nse.GetUrl() {
+				nse = again // the next of its name has come in between
+				passed = !isInode(nse.GetUrl()) || s.sendSocket(stream.Context(), nse.GetUrl()) == nil
+			}
+			if !passed {
 				// A caller that cannot take descriptors, one on TCP, cannot use a
 				// local socket either; it gets the public address.
 				nse = proto.Clone(nse).(*registry.NetworkServiceEndpoint)

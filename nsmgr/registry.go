@@ -212,13 +212,13 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	reply := proto.Clone(got).(*registry.NetworkServiceEndpoint)
 	reply.Url = nse.GetUrl()
 	reply.ExpirationTime = timestamppb.New(expires)
-	if known != nil {
-		known.release()
-	}
 	kept = true
 	expires = time.Now().Add(time.Until(expires)) // from now on not by the clock, which may be set
 	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), owner: r.owner, expires: expires, release: release}
 	s.m.locals.set(nse.GetName(), t.Record)
+	if known != nil {
+		known.release() // not before: whoever finds its address finds its socket, or the next address
+	}
 	s.m.catalog.endpoints.put(got) // only now can whoever watches be told where it is
 	t.ExpireAt(expires)
 	if known == nil {

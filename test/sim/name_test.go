@@ -5,10 +5,16 @@ package sim
 import (
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 // Two endpoints of one name and identity on one node: the first keeps the name while it
@@ -62,4 +68,45 @@ func TestEndpointOfADeadOnesName(t *testing.T) {
 			})
 		})
 	}
+}
+
+// While an endpoint is replaced by the next of its name, the forwarder of its node is told
+// the one's address or the other's, never that of its own manager, as if it were elsewhere.
+func TestAddressWhileReplaced(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		n := m.Node("a")
+		e := n.Serve(Service{Name: "db"})
+		find := func() (urls []string) {
+			var at peer.Peer
+			stream, err := api.NewNetworkServiceEndpointRegistryClient(n.Forwarder().dial(n.ManagerURL())).Find(t.Context(),
+				&api.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &api.NetworkServiceEndpoint{Name: "db-a"}}, grpc.Peer(&at))
+			if err == nil {
+				err = rpc.Drain(stream, func(r *api.NetworkServiceEndpointResponse) error {
+					urls = append(urls, r.GetNetworkServiceEndpoint().GetUrl())
+					return nil
+				})
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			for _, url := range urls {
+				rpc.DiscardReplyFile(&at, url)
+			}
+			return urls
+		}
+		for range 40 {
+			var asking sync.WaitGroup
+			asking.Go(func() {
+				for range 100 {
+					if urls := find(); slices.Contains(urls, n.ManagerURL()) {
+						t.Errorf("the forwarder is told that the endpoint is at %v", urls)
+					}
+				}
+			})
+			e = e.Restart()
+			if asking.Wait(); t.Failed() {
+				return
+			}
+		}
+	})
 }
