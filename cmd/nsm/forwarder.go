@@ -153,12 +153,6 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	return f, nil
 }
 
-// nodeUsers are the identities that may have wires in the node's own namespace:
-// the node's parts and root, who can do so anyway, and those named.
-func nodeUsers(p *part, named []string) func(id string) bool {
-	return func(id string) bool { return isOwn(p, id) || listed(named, id) }
-}
-
 // registerForwarder makes the forwarder known to its manager and keeps it so
 // until p is closed.
 func registerForwarder(ctx context.Context, p *part, c forwarderSettings, name, url string, manager grpc.ClientConnInterface) error {

@@ -91,8 +91,7 @@ func openManager(p *part, c managerSettings, name, advertise string, labels map[
 		Tokens: p.tokens, Policy: hop.Strict{Observers: c.Observers},
 		Peers: p.pool(name, local), Sockets: p.sockets, Registry: registry,
 		Excluded: excluded, ForwarderService: c.Forwarder, Logger: p.log,
-		MayRelay:   func(id string) bool { return isPart(p, id) || listed(c.Managers, id) },
-		MayForward: func(id string) bool { return isOwn(p, id) || listed(c.Trusted, id) },
+		MayRelay: relays(p, c.Managers), MayForward: forwarders(p, c.Trusted),
 	})
 	if err != nil {
 		return nil, err

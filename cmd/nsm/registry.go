@@ -8,13 +8,11 @@ import (
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/internal/statedir"
 	"github.com/openvwire/nsm/registry"
 	"github.com/openvwire/nsm/registry/memory"
-	"github.com/openvwire/nsm/sdk/identity"
 )
 
 type registryConfig struct {
@@ -83,35 +81,6 @@ func openRegistry(p *part, name, stateDir string, expiry time.Duration, managers
 	})
 	p.later(server.Close)
 	return server.Register, nil
-}
-
-// spokesmen are those who may register for others: those named, who may for
-// everybody, whoever is the registry itself, and the parts and root of each node,
-// who may for everybody that is not on another node.
-func spokesmen(p *part, named []string) func(caller, owner string) bool {
-	return func(caller, owner string) bool {
-		if listed(named, caller) || caller == p.id() {
-			return true
-		}
-		id, err := spiffeid.FromString(caller)
-		if err != nil {
-			return false
-		}
-		own, err := spiffeid.FromString(p.id())
-		if err != nil || !id.MemberOf(own.TrustDomain()) {
-			return false
-		}
-		node, trusted, _ := identity.NodeOf(id)
-		if !trusted {
-			return false
-		}
-		of, err := spiffeid.FromString(owner)
-		if err != nil {
-			return false
-		}
-		elsewhere, _, placed := identity.NodeOf(of)
-		return !placed || elsewhere == node
-	}
 }
 
 // openStore opens a store that is closed with p; without a path it keeps nothing.

@@ -8,11 +8,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 
@@ -111,7 +109,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	forwarderName := "forwarder-" + c.node()
 	forwarderURL := "inproc://" + forwarderName
 	forwarderLocal := forwarderPart.local()
-	c.Observers = append([]string{managerPart.id(), rootOf(managerPart)}, c.Observers...)
+	c.Observers = observers(managerPart, c.Observers)
 	labels := client.EnvironmentLabels(os.LookupEnv)
 	labels["nodeName"] = c.node()
 	m, err := openManager(managerPart, c.managerSettings, "manager-"+c.node(), c.Advertise, labels, registry, map[string]*rpc.Local{forwarderURL: forwarderLocal})
@@ -224,65 +222,6 @@ func (c *upConfig) openRegistry(d *daemon, i issuer, p, manager *part, ls []net.
 	d.ready("registry", urlsOf(ls), p.id())
 	return manager.call(local), nil
 }
-
-// rootOf is the identity of the root user of p's node, who may do and see
-// everything on the node anyway; "" where identities are somebody else's.
-func rootOf(p *part) string {
-	svid, err := p.source.GetX509SVID()
-	if err != nil {
-		return ""
-	}
-	segments := strings.Split(svid.ID.Path(), "/") // "", "node", its name, …
-	if len(segments) < 4 || segments[1] != "node" {
-		return ""
-	}
-	id, err := identity.UserID(svid.ID.TrustDomain(), segments[2], 0)
-	if err != nil {
-		return ""
-	}
-	return id.String()
-}
-
-// isOwn reports whether id is p's own, or that of another part of its node or of
-// the node's root.
-func isOwn(p *part, id string) bool {
-	if id == p.id() {
-		return true
-	}
-	own, err := spiffeid.FromString(p.id())
-	if err != nil {
-		return false
-	}
-	other, err := spiffeid.FromString(id)
-	if err != nil || !other.MemberOf(own.TrustDomain()) {
-		return false
-	}
-	here, _, _ := identity.NodeOf(own)
-	node, trusted, _ := identity.NodeOf(other)
-	return trusted && node == here
-}
-
-// isPart reports whether id is p's own, or that of a part or root of any node of
-// p's domain.
-func isPart(p *part, id string) bool {
-	if id == p.id() {
-		return true
-	}
-	own, err := spiffeid.FromString(p.id())
-	if err != nil {
-		return false
-	}
-	other, err := spiffeid.FromString(id)
-	if err != nil || !other.MemberOf(own.TrustDomain()) {
-		return false
-	}
-	_, trusted, _ := identity.NodeOf(other)
-	return trusted
-}
-
-// listed reports whether an identity is one of those named; ID/* means everything
-// below ID.
-func listed(named []string, id string) bool { return hop.Strict{Observers: named}.IsObserver(id) }
 
 func (c *upConfig) tunnelAddress() string {
 	if c.TunnelIP.IsValid() {

@@ -56,8 +56,12 @@ func (s Strict) MayObserve(id string, path []string) bool {
 	return id != "" && slices.Contains(path, id) || s.IsObserver(id)
 }
 
-// IsObserver reports whether id is named as an observer.
+// IsObserver reports whether id is named as an observer. Whoever is not known is
+// none, whatever is named.
 func (s Strict) IsObserver(id string) bool {
+	if id == "" {
+		return false
+	}
 	for _, o := range s.Observers {
 		if o == id {
 			return true
