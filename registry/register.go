@@ -97,7 +97,7 @@ func register[T Object](
 		if old == none || Expired(old, now) {
 			return next, nil
 		}
-		if err := mayChange(old, a); err != nil {
+		if err := mayChange(s, old, a); err != nil {
 			return none, err
 		}
 		if inherit != nil {
@@ -126,7 +126,7 @@ func unregister[T Object](ctx context.Context, s *Server, store Store[T], name s
 		if old == none || Expired(old, now) {
 			return none, nil
 		}
-		return none, mayChange(old, a)
+		return none, mayChange(s, old, a)
 	})
 	if err != nil {
 		return nil, err
@@ -135,10 +135,15 @@ func unregister[T Object](ctx context.Context, s *Server, store Store[T], name s
 }
 
 // mayChange enforces that the first owner keeps a name (§4.2). A name without
-// an owner is anybody's.
-func mayChange[T Object](old T, a admission) error {
-	if owner := Owner(old); owner != "" && owner != a.ids[0] {
-		return nserr.NameOwned.Errorf("%q is owned by %s, not by %q", old.GetName(), owner, a.ids[0])
+// an owner is anybody's. An operator may change services: who has made one may be
+// gone for ever. Endpoints go by themselves.
+func mayChange[T Object](s *Server, old T, a admission) error {
+	owner := Owner(old)
+	if owner == "" || owner == a.ids[0] {
+		return nil
 	}
-	return nil
+	if _, service := any(old).(*api.NetworkService); service && s.operates(a.ids[0]) {
+		return nil
+	}
+	return nserr.NameOwned.Errorf("%q is owned by %s, not by %q", old.GetName(), owner, a.ids[0])
 }

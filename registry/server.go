@@ -49,6 +49,10 @@ type Config struct {
 	Endpoints Store[*api.NetworkServiceEndpoint]
 	Logger    *slog.Logger  // nil = slog.Default()
 	MaxExpiry time.Duration // 0 = DefaultMaxExpiry
+
+	// MayOperate reports whether an identity may replace and unregister network
+	// services that others own. nil means nobody may.
+	MayOperate func(id string) bool
 }
 
 // Server serves both registry services.
@@ -60,6 +64,7 @@ type Server struct {
 	endpoints Store[*api.NetworkServiceEndpoint]
 	log       *slog.Logger
 	maxExpiry time.Duration
+	operates  func(id string) bool
 	expirer   sync.WaitGroup // the goroutine of expireEndpoints
 
 	mu     sync.Mutex
@@ -85,7 +90,11 @@ func New(c Config) *Server {
 	if c.MaxExpiry == 0 {
 		c.MaxExpiry = DefaultMaxExpiry
 	}
+	if c.MayOperate == nil {
+		c.MayOperate = func(string) bool { return false }
+	}
 	s := &Server{
+		operates:  c.MayOperate,
 		tokens:    c.Tokens,
 		policy:    c.Policy,
 		services:  c.Services,

@@ -20,6 +20,7 @@ type registryConfig struct {
 	identityConfig
 	Name         string        `flag:"name" env:"NSM_NAME" default:"registry" help:"own name, for the log"`
 	Managers     []string      `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs, besides the parts and root of each node, that may register for others; ID/* means everything below ID"`
+	Operators    []string      `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root of this node, that may change and delete network services of others; ID/* means everything below ID"`
 	ListenOn     []string      `flag:"listen-on" env:"NSM_LISTEN_ON" default:"tcp://:5002" help:"URLs to serve on"`
 	StateDir     string        `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm/registry" help:"directory for what a restart must not lose; empty = nothing is kept"`
 	ExpirePeriod time.Duration `flag:"expire-period" env:"NSM_EXPIRE_PERIOD" default:"1m" help:"longest time for which an endpoint stays registered without a renewal"`
@@ -40,7 +41,7 @@ func newRegistry(a *app) *cobra.Command {
 		}
 		p := newPart(source, cfg.MaxTokenLifetime, d.log)
 		defer p.close()
-		r, err := openRegistry(p, cfg.Name, cfg.StateDir, cfg.ExpirePeriod, cfg.Managers)
+		r, err := openRegistry(p, cfg.Name, cfg.StateDir, cfg.ExpirePeriod, registryTrust{cfg.Managers, cfg.Operators})
 		if err != nil {
 			return err
 		}
@@ -55,9 +56,15 @@ func newRegistry(a *app) *cobra.Command {
 	})
 }
 
+// registryTrust names who may do more at a registry than register what is theirs.
+type registryTrust struct {
+	managers  []string // register for others
+	operators []string // change the services of others
+}
+
 // openRegistry starts a registry that is closed with p, and returns what puts
 // its services on a server.
-func openRegistry(p *part, name, stateDir string, expiry time.Duration, managers []string) (register func(grpc.ServiceRegistrar), err error) {
+func openRegistry(p *part, name, stateDir string, expiry time.Duration, trust registryTrust) (register func(grpc.ServiceRegistrar), err error) {
 	file := func(string) string { return "" }
 	if stateDir != "" {
 		dir, err := statedir.Open(stateDir)
@@ -77,7 +84,8 @@ func openRegistry(p *part, name, stateDir string, expiry time.Duration, managers
 		return nil, err
 	}
 	server := registry.New(registry.Config{
-		Name: name, Tokens: p.tokens, Policy: registry.Strict{MaySpeakFor: spokesmen(p, managers)}, Services: services, Endpoints: endpoints, Logger: p.log, MaxExpiry: expiry,
+		Name: name, Tokens: p.tokens, Policy: registry.Strict{MaySpeakFor: spokesmen(p, trust.managers)}, MayOperate: operators(p, trust.operators),
+		Services: services, Endpoints: endpoints, Logger: p.log, MaxExpiry: expiry,
 	})
 	p.later(server.Close)
 	return server.Register, nil

@@ -119,3 +119,12 @@ func spokesmen(p *part, named []string) func(caller, owner string) bool {
 		return !placed || elsewhere == node
 	}
 }
+
+// operators are those who may change the services of others: those named, and root
+// of the registry's node. For somebody whose identity has no node, any manager may
+// speak.
+func operators(p *part, named []string) func(id string) bool {
+	return func(id string) bool {
+		return id != "" && (id == rootOf(p) || listed(named, id))
+	}
+}

@@ -38,7 +38,7 @@ type server struct {
 func (s suite) serve(stores Stores) server {
 	srv := registry.New(registry.Config{
 		Tokens: tokensOf("spiffe://test/registry"), Policy: anybody{}, MaxExpiry: s.lifetime(),
-		Services: stores.Services, Endpoints: stores.Endpoints,
+		Services: stores.Services, Endpoints: stores.Endpoints, MayOperate: func(id string) bool { return id == operator },
 	})
 	local := rpc.NewLocal(rpc.LocalOptions{})
 	srv.Register(local)
@@ -54,6 +54,9 @@ func (s server) as(id string) (api.NetworkServiceRegistryClient, api.NetworkServ
 	cc := s.local.Dial(rpc.LocalCaller{Tokens: tokensOf(id)})
 	return api.NewNetworkServiceRegistryClient(cc), api.NewNetworkServiceEndpointRegistryClient(cc)
 }
+
+// operator is who may change the services of others.
+const operator = "spiffe://test/operator"
 
 // anybody admits every caller; tokens say who they are.
 type anybody struct{}
@@ -114,6 +117,51 @@ func (s suite) testOwnership(t *testing.T) {
 		}
 		if _, err := foreignServices.Register(ctx, ns); err != nil {
 			t.Errorf("taking over a free name: %v", err)
+		}
+	})
+}
+
+// testOperator: an operator changes and deletes the services of others, which are
+// the operator's from then on, and no endpoints.
+func (s suite) testOperator(t *testing.T) {
+	s.bubble(t, func(t *testing.T) {
+		stores := s.open(t, t.TempDir())
+		defer stores.close(t)
+		srv := s.serve(stores)
+		defer srv.close()
+		ctx := t.Context()
+		services, endpoints := srv.as("spiffe://test/a")
+		operatorServices, operatorEndpoints := srv.as(operator)
+
+		ns, nse := &api.NetworkService{Name: "s"}, endpoint("e", "s")
+		if _, err := services.Register(ctx, ns); err != nil {
+			t.Fatalf("registering: %v", err)
+		}
+		if _, err := endpoints.Register(ctx, nse); err != nil {
+			t.Fatalf("registering: %v", err)
+		}
+		if _, err := operatorEndpoints.Register(ctx, nse); !errors.Is(err, nserr.NameOwned) {
+			t.Errorf("an endpoint of somebody else: %v, want nserr.NameOwned", err)
+		}
+		if _, err := operatorEndpoints.Unregister(ctx, nse); !errors.Is(err, nserr.NameOwned) {
+			t.Errorf("unregistering an endpoint of somebody else: %v, want nserr.NameOwned", err)
+		}
+		changed := &api.NetworkService{Name: "s", Matches: []*api.Match{{Fallthrough: true}}}
+		got, err := operatorServices.Register(ctx, changed)
+		if err != nil || registry.Owner(got) != operator || len(got.GetMatches()) != 1 {
+			t.Errorf("changing a service: %v, %v", got, err)
+		}
+		if _, err := services.Register(ctx, ns); !errors.Is(err, nserr.NameOwned) {
+			t.Errorf("the first owner changes it back: %v, want nserr.NameOwned", err)
+		}
+		if _, err := operatorServices.Unregister(ctx, ns); err != nil {
+			t.Errorf("unregistering: %v", err)
+		}
+		if _, err := services.Register(ctx, ns); err != nil {
+			t.Errorf("a free name: %v", err)
+		}
+		if _, err := operatorServices.Unregister(ctx, ns); err != nil {
+			t.Errorf("unregistering what is somebody else's: %v", err)
 		}
 	})
 }

@@ -61,6 +61,7 @@ func Run(t *testing.T, open Open, o Options) {
 	t.Run("ConcurrentUpdates", s.testConcurrentUpdates)
 	t.Run("Model", s.testModel)
 	t.Run("Ownership", s.testOwnership)
+	t.Run("Operator", s.testOperator)
 	t.Run("Expiry", s.testExpiry)
 	if o.Durable {
 		t.Run("Restart", s.testRestart)

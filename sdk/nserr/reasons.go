@@ -43,7 +43,7 @@ var (
 	ForeignToken = reason("NSM-2004", codes.PermissionDenied, "token was signed by somebody else", "sign it with the key of the certificate you connect with")
 	BrokenChain  = reason("NSM-2005", codes.PermissionDenied, "token chain is broken", "the audience of each token must be the subject of the next")
 	WrongOwner   = reason("NSM-2006", codes.PermissionDenied, "connection belongs to another identity", "only the identity that opened a connection may change or close it")
-	NameOwned    = reason("NSM-2007", codes.PermissionDenied, "name is owned by another identity", "choose another name, or unregister it with the identity that registered it")
+	NameOwned    = reason("NSM-2007", codes.PermissionDenied, "name is owned by another identity", "choose another name, or change it with the identity that registered it; services also as root of the registry's node, or whoever --operators names there")
 	NotAllowed   = reason("NSM-2008", codes.PermissionDenied, "not allowed", "ask with an identity that the policy names")
 	NoIdentity   = reason("NSM-2009", codes.Unauthenticated, "no identity", "start 'nsm up' or 'nsm authority', or set SPIFFE_ENDPOINT_SOCKET")
 	BadJoinToken = reason("NSM-2010", codes.Unauthenticated, "join token is not valid", "make a new one with 'nsm token create'; a token works once, for 15 minutes")

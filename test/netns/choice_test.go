@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/openvwire/nsm/forwarder/netns"
@@ -89,17 +90,23 @@ func distribute(t *testing.T, n *lab.Node, ns *lab.NetNS, service string, client
 	return got
 }
 
-// apply creates a service from a manifest.
+// apply creates the service db, or changes it.
 func apply(t *testing.T, n *lab.Node, spec string) {
+	t.Helper()
+	if _, err := n.Nsm(t.Context(), "apply", "-f", manifest(t, spec)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// manifest is a file that says what the service db is.
+func manifest(t *testing.T, spec string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "service.yaml")
 	text := "apiVersion: networkservicemesh.io/v1\nkind: NetworkService\nmetadata: {name: db}\n" + spec
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Nsm(t.Context(), "apply", "-f", file); err != nil {
-		t.Fatal(err)
-	}
+	return file
 }
 
 // Labels of the client select endpoints by their labels.
@@ -152,6 +159,34 @@ spec:
 			t.Errorf("%v, want exit code 3", err)
 		}
 	})
+}
+
+// A service that an endpoint has made belongs to whoever started that. The operator,
+// root of the registry's node, has the last word: the endpoint's node may be gone.
+func TestOperator(t *testing.T) {
+	needTUN(t)
+	l := newMesh(t, lab.Config{})
+	a, b := l.Node("a"), l.Node("b") // the registry is on a
+	const spec = "\nspec:\n  matches:\n  - routes: [{destination_selector: {role: %s}}]\n"
+	serve(t, workload(t, b, "old"), "db", "--name", "old", "--label", "role=old", "--cidr", "10.60.1.0/24")
+	serve(t, workload(t, b, "new"), "db", "--name", "new", "--label", "role=new", "--cidr", "10.60.2.0/24")
+	apply(t, b, fmt.Sprintf(spec, "old")) // its own
+	apply(t, a, fmt.Sprintf(spec, "new"))
+	w := connect(t, workload(t, a, "web"), "kernel://db/nsm-1")
+	if w.endpoint != "new" {
+		t.Errorf("connected to %s, want what the operator has said", w.endpoint)
+	}
+	if err := w.client.Stop(); err != nil {
+		t.Error(err)
+	}
+	for _, command := range [][]string{{"apply", "-f", manifest(t, fmt.Sprintf(spec, "old"))}, {"delete", "service", "db"}} {
+		if out, err := b.Nsm(t.Context(), command...); exitCode(err) != 4 || !strings.Contains(err.Error(), "NSM-2007") {
+			t.Errorf("%v by root of another node: %v, %s", command, err, out)
+		}
+	}
+	if _, err := a.Nsm(t.Context(), "delete", "service", "db"); err != nil {
+		t.Error(err)
+	}
 }
 
 // Endpoints of equal weight take turns; others get clients by their weight.
