@@ -20,9 +20,9 @@ import (
 
 type connectConfig struct {
 	identityConfig
+	workloadConn
 	workloadConfig
 	Name             string            `flag:"name" env:"NSM_NAME" help:"own name in paths; who comes back under the same name takes over its wires; default made up"`
-	ConnectTo        string            `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
 	NetworkServices  string            `flag:"network-services" env:"NSM_NETWORK_SERVICES" help:"service URLs, separated by commas, besides those on the command line"`
 	Labels           map[string]string `flag:"labels" short:"l" env:"NSM_LABELS" help:"labels of all wires, key=value[,key=value...]"`
 	RequestTimeout   time.Duration     `flag:"request-timeout" env:"NSM_REQUEST_TIMEOUT" default:"15s" help:"limit of one attempt"`
@@ -78,7 +78,7 @@ func (a *app) connectWorkload(ctx context.Context, cfg connectConfig, urls, comm
 		return err
 	}
 	defer w.close()
-	source, err := cfg.open(ctx, nil)
+	source, err := cfg.openReachable(ctx, cfg.identityConfig)
 	if err != nil {
 		return err
 	}

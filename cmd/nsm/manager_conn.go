@@ -9,6 +9,9 @@ import (
 	"net/url"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -19,7 +22,7 @@ import (
 // managerConfig says how an operator's command reaches a manager.
 type managerConfig struct {
 	ConnectTo        string        `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the manager"`
-	DialTimeout      time.Duration `flag:"dial-timeout" env:"NSM_DIAL_TIMEOUT" default:"5s" help:"limit for getting an identity"`
+	DialTimeout      time.Duration `flag:"dial-timeout" env:"NSM_DIAL_TIMEOUT" default:"5s" help:"limit for getting an identity and reaching the manager"`
 	RequestTimeout   time.Duration `flag:"request-timeout" env:"NSM_REQUEST_TIMEOUT" default:"15s" help:"limit of one call; a watch has none"`
 	MaxTokenLifetime time.Duration `flag:"max-token-lifetime" env:"NSM_MAX_TOKEN_LIFETIME" default:"10m" help:"how long a token is valid"`
 }
@@ -51,6 +54,9 @@ func connectManager(ctx context.Context, to managerConfig) (*adminConn, error) {
 	if err != nil {
 		return nil, errors.Join(err, source.Close())
 	}
+	if err := awaitConnected(ctx, conn, to.ConnectTo); err != nil {
+		return nil, errors.Join(err, conn.Close(), source.Close())
+	}
 	return &adminConn{
 		AdminClient: adminv1.NewAdminClient(conn),
 		close:       func() error { return errors.Join(conn.Close(), source.Close()) },
@@ -70,4 +76,44 @@ func probe(ctx context.Context, rawURL string) error {
 			WithFix("start one with 'nsm up', or name it with --connect-to")
 	}
 	return c.Close()
+}
+
+// workloadConn says how a workload's command reaches its node's manager.
+type workloadConn struct {
+	ConnectTo   string        `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
+	DialTimeout time.Duration `flag:"dial-timeout" env:"NSM_DIAL_TIMEOUT" default:"5s" help:"limit for getting an identity and reaching the manager"`
+}
+
+// openReachable returns an identity when the manager can be reached with it.
+func (c workloadConn) openReachable(ctx context.Context, id identityConfig) (identity.Source, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
+	defer cancel()
+	source, err := id.open(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	client, _ := rpc.MutualTLS(source, source)
+	conn, err := rpc.Dial(c.ConnectTo, rpc.DialOptions{Credentials: client, Tokens: token.NewGenerator(source, id.MaxTokenLifetime)})
+	if err != nil {
+		return nil, errors.Join(err, source.Close())
+	}
+	err = awaitConnected(ctx, conn, c.ConnectTo)
+	_ = conn.Close()
+	if err != nil {
+		return nil, errors.Join(err, source.Close())
+	}
+	return source, nil
+}
+
+// awaitConnected waits until a connection stands, or has failed: then the first
+// call says why. It fails if neither happens until ctx ends.
+func awaitConnected(ctx context.Context, conn *grpc.ClientConn, url string) error {
+	conn.Connect()
+	for state := conn.GetState(); state == connectivity.Idle || state == connectivity.Connecting; state = conn.GetState() {
+		if !conn.WaitForStateChange(ctx, state) {
+			return nserr.PeerDown.Errorf("the manager at %s does not answer: %w", url, context.Cause(ctx)).
+				WithFix("see whether it runs, or allow more with --dial-timeout")
+		}
+	}
+	return nil
 }

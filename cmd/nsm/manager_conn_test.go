@@ -4,7 +4,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -96,5 +98,48 @@ func TestConnectManager(t *testing.T) {
 	}
 	if d := time.Since(begin); d > 5*time.Second {
 		t.Errorf("took %v to find that there is no authority", d)
+	}
+}
+
+// A manager that says nothing, and an authority that is not there, are given up
+// after --dial-timeout.
+func TestDialTimeout(t *testing.T) {
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	dir := t.TempDir()
+	workloadSocket := "unix://" + filepath.Join(dir, "identity.sock")
+	ca, err := authority.New(t.Context(), authority.Config{Node: "a", StateDir: filepath.Join(dir, "state"), Socket: workloadSocket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ca.Close()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts, and nobody reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	for _, command := range [][]string{
+		{"get", "services"}, {"connect", "kernel://db"}, {"serve", "db", "--cidr", "10.0.0.0/24"},
+	} {
+		for _, tt := range []struct {
+			identity, limit string
+			want            *nserr.Reason
+		}{
+			{workloadSocket, "2s", nserr.PeerDown}, // time enough for an identity
+			{"unix://" + filepath.Join(dir, "nobody.sock"), "100ms", nserr.NoIdentity},
+		} {
+			t.Setenv(workloadapi.SocketEnv, tt.identity)
+			var out bytes.Buffer
+			a := newApp()
+			a.out, a.err = &out, &out
+			root := a.root()
+			root.SetArgs(append(command, "--connect-to=tcp://"+silent.Addr().String(), "--dial-timeout="+tt.limit))
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			code := a.exit(root.ExecuteContext(ctx))
+			if code != exitUnavailable || !strings.Contains(out.String(), tt.want.Code) || ctx.Err() != nil {
+				t.Errorf("%s with %s: exit code %d, printed %s; %v", command[0], tt.want.Code, code, out.String(), ctx.Err())
+			}
+			cancel()
+		}
 	}
 }

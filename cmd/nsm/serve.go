@@ -21,9 +21,9 @@ import (
 
 type serveConfig struct {
 	identityConfig
+	workloadConn
 	workloadConfig
 	Name            string            `flag:"name" env:"NSM_NAME" help:"name of the endpoint, unique in the domain; default SERVICE-HOSTNAME, and what tells the workload from others of the host if that is not this process"`
-	ConnectTo       string            `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
 	ServiceNames    []string          `flag:"service-names" env:"NSM_SERVICE_NAMES" help:"network services to offer, besides those on the command line"`
 	Payload         string            `flag:"payload" env:"NSM_PAYLOAD" default:"IP" choices:"IP,ETHERNET" help:"what the wires carry: IP packets (WireGuard between nodes) or ETHERNET frames (VXLAN)"`
 	Labels          map[string]string `flag:"label" short:"l" env:"NSM_LABELS" help:"labels of the endpoint, by which services choose it, key=value[,key=value...]"`
@@ -78,7 +78,7 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 			return err
 		}
 	}
-	source, err := cfg.open(ctx, nil)
+	source, err := cfg.openReachable(ctx, cfg.identityConfig)
 	if err != nil {
 		return err
 	}

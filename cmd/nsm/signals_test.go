@@ -17,7 +17,7 @@ import (
 )
 
 // startDaemon starts a daemon in a process of its own and returns when it is
-// ready. It needs nothing but the test's folder.
+// ready: an authority, which needs nothing but the test's folder.
 func startDaemon(t *testing.T, shell string) (c *exec.Cmd, rest *bufio.Reader) {
 	t.Helper()
 	dir := t.TempDir()

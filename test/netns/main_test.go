@@ -44,7 +44,8 @@ func TestMain(m *testing.M) {
 func newLab(t *testing.T, c lab.Config) *lab.Lab {
 	t.Helper()
 	c.Binary = nstest.Program()
-	c.Env = append(c.Env, "GORACE=atexit_sleep_ms=0") // short-lived commands need not wait for reports
+	c.Env = append(c.Env, "GORACE=atexit_sleep_ms=0", // short-lived commands need not wait for reports
+		"NSM_DIAL_TIMEOUT=1m") // load must not fail a test
 	l, err := lab.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
