@@ -78,7 +78,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 
 	candidates, err := m.candidates(ctx, call.Conn, known, reselect)
 	if err != nil {
-		return nil, m.failed(t, err)
+		return nil, m.failed(t, call, err)
 	}
 	r := &task{turn: t, call: call, prefs: req.GetMechanismPreferences(), files: files, asking: m.cleanup.Asking()}
 	defer r.asking.End(ctx)
@@ -92,7 +92,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 		return nil
 	}, worthAnother)
 	if len(failures) > 0 {
-		return nil, m.failed(t, allFailed(failures))
+		return nil, m.failed(t, call, allFailed(failures))
 	}
 	return out, nil
 }
@@ -153,10 +153,10 @@ func (m *Manager) ask(ctx, limited context.Context, r *task, f forwarder) (*netw
 
 // failed tells watchers when a connection that was established could not be
 // established again. It stays known until it expires or is closed.
-func (m *Manager) failed(t *conn.Turn[wire], err error) error {
+func (m *Manager) failed(t *conn.Turn[wire], call *hop.Call, err error) error {
 	level := slog.LevelWarn
 	if t.Record != nil {
-		m.monitor.Down(t.ID)
+		m.monitor.Failing(t.ID, call.Conn)
 		reason := nserr.From(err).Reason
 		if t.Record.failing == reason { // said already; the client tries again and again
 			level = slog.LevelDebug

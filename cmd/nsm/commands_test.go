@@ -77,9 +77,9 @@ ID     SERVICE   CLIENT   ENDPOINT   MECHANISM      STATE   AGE    EXPIRES
 3f2a   db        web-1    db-1       KERNEL/VXLAN   UP      3m5s   9m
 `},
 		{"get wires -o wide", `
-ID     SERVICE   CLIENT   ENDPOINT   MECHANISM      STATE   AGE    EXPIRES   PAYLOAD   CLIENT-IF   CLIENT-IP                 ENDPOINT-IF   ENDPOINT-IP   ENDPOINT-NODE   LABELS
-1b00   db        web-1    db-1       KERNEL         UP      3m5s   9m        IP        nsm-1       10.0.0.1/32,fd00::1/128   -             10.0.0.0/32   b               a=1,b=2
-3f2a   db        web-1    db-1       KERNEL/VXLAN   UP      3m5s   9m        IP        nsm-1       10.0.0.1/32,fd00::1/128   -             10.0.0.0/32   b               a=1,b=2
+ID     SERVICE   CLIENT   ENDPOINT   MECHANISM      STATE   AGE    EXPIRES   PAYLOAD   CLIENT-IF   CLIENT-IP                 ENDPOINT-IF   ENDPOINT-IP   ENDPOINT-NODE   ATTEMPTS   LABELS
+1b00   db        web-1    db-1       KERNEL         UP      3m5s   9m        IP        nsm-1       10.0.0.1/32,fd00::1/128   -             10.0.0.0/32   b               -          a=1,b=2
+3f2a   db        web-1    db-1       KERNEL/VXLAN   UP      3m5s   9m        IP        nsm-1       10.0.0.1/32,fd00::1/128   -             10.0.0.0/32   b               -          a=1,b=2
 `},
 		{"get nodes", `
 NAME   MANAGER               FORWARDERS   WIRES   UPTIME   VERSION
@@ -302,5 +302,19 @@ func TestShort(t *testing.T) {
 		if got := short(d); got != want {
 			t.Errorf("short(%v) = %q, want %q", d, got, want)
 		}
+	}
+}
+
+// A wire that is down says how often it was tried to heal it, and why that failed.
+func TestAttempts(t *testing.T) {
+	m := mesh()
+	m.wires = m.wires[:1]
+	m.wires[0].State, m.wires[0].Attempts, m.wires[0].LastError = adminv1.WireState_WIRE_STATE_DOWN, 12, "NSM-3002"
+	out, _, _ := runAgainst(t, m, "", "get", "wires", "-o", "wide")
+	if !strings.Contains(out, "ATTEMPTS") || !strings.Contains(out, "12 NSM-3002") {
+		t.Errorf("printed\n%s", out)
+	}
+	if text := describeWire(&adminv1.WireDescription{Summary: m.wires[0]}, time.Now()); !strings.Contains(text, "Attempts     12 NSM-3002\n") {
+		t.Errorf("described as\n%s", text)
 	}
 }

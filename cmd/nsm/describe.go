@@ -92,6 +92,7 @@ func describeWire(d *adminv1.WireDescription, now time.Time) string {
 	p.field("Service", s.GetService()+" (payload "+orNone(s.GetPayload())+")")
 	p.field("State", fmt.Sprintf("%s for %s, expires in %s unless refreshed",
 		stateText(s.GetState()), since(s.GetEstablished(), now), until(s.GetExpires(), now)))
+	p.field("Attempts", attemptsText(s))
 	p.field("Client", sideText(s.GetClient()))
 	p.field("Endpoint", sideText(s.GetEndpoint()))
 	p.field("Labels", labelText(s.GetLabels()))

@@ -103,9 +103,18 @@ func wireKind() kind[adminv1.WireEvent, adminv1.WireSummary] {
 			{title: "ENDPOINT-IF", wide: true, cell: func(w *wire, _ time.Time) string { return w.GetEndpoint().GetInterface() }},
 			{title: "ENDPOINT-IP", wide: true, cell: func(w *wire, _ time.Time) string { return strings.Join(w.GetEndpoint().GetAddresses(), ",") }},
 			{title: "ENDPOINT-NODE", wide: true, cell: func(w *wire, _ time.Time) string { return w.GetEndpoint().GetNode() }},
+			{title: "ATTEMPTS", wide: true, cell: func(w *wire, _ time.Time) string { return attemptsText(w) }},
 			{title: "LABELS", wide: true, cell: func(w *wire, _ time.Time) string { return labelText(w.GetLabels()) }},
 		},
 	}
+}
+
+// attemptsText is how many attempts to heal a wire have failed, and why the last did.
+func attemptsText(w *adminv1.WireSummary) string {
+	if w.GetAttempts() == 0 {
+		return ""
+	}
+	return strings.TrimSpace(fmt.Sprint(w.GetAttempts(), " ", w.GetLastError()))
 }
 
 func nodeKind() kind[adminv1.NodeEvent, adminv1.Node] {

@@ -3,6 +3,8 @@
 package admin
 
 import (
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -63,6 +65,9 @@ func selectsWire(req *adminv1.WiresRequest, c *networkservice.Connection) bool {
 	return (req.GetService() == "" || req.GetService() == c.GetNetworkService()) && has(c.GetLabels(), req.GetFilter().GetLabels())
 }
 
+// isCode is the form of a reason's code.
+var isCode = regexp.MustCompile(`^NSM-[0-9]{4}$`)
+
 // summary is a wire in one line.
 func (t trail) summary() *adminv1.WireSummary {
 	c := t.Conn
@@ -77,6 +82,14 @@ func (t trail) summary() *adminv1.WireSummary {
 	}
 	if at := hop.PathOf(c).Expires(); !at.IsZero() {
 		w.Expires = timestamppb.New(at)
+	}
+	if c.GetState() == networkservice.State_DOWN {
+		said := t.hops[t.client].GetMetrics()
+		n, _ := strconv.ParseUint(said[hop.MetricAttempts], 10, 32) // 0 if it says nothing, or nonsense
+		w.Attempts = uint32(n)
+		if code := said[hop.MetricLastError]; isCode.MatchString(code) {
+			w.LastError = code
+		}
 	}
 	return w
 }

@@ -237,3 +237,50 @@ func TestStrangeExpiries(t *testing.T) {
 		})
 	}
 }
+
+// How often a wire was asked for in vain stands in the Requests and in the log: the
+// first attempt and the first for each reason, then fewer and fewer.
+func TestAttemptsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lines
+		m, c := newManager(t, logTo(&log))
+		w := connect(t, c)
+		pass(time.Minute)
+		m.take()
+		m.answer(nserr.ForwarderGone.Errorf("none"))
+		m.tell("web-0", networkservice.State_DOWN)
+		pass(time.Minute)
+		m.answer(nserr.NoForwarder.Errorf("none"))
+		pass(4 * time.Minute)
+		asked := m.take()
+		for i, a := range asked[:10] {
+			tries, code := "", ""
+			if i > 0 {
+				// From the fourth on each attempt is two Requests.
+				tries, code = fmt.Sprint(min(i, 4+max(0, i-4)/2)), nserr.ForwarderGone.Code
+			}
+			if a.metrics["attempts"] != tries || a.metrics["last_error"] != code {
+				t.Errorf("Request %d: %v, want %s and %s", i, a.metrics, tries, code)
+			}
+		}
+		if last := asked[len(asked)-1].metrics; last["last_error"] != nserr.NoForwarder.Code {
+			t.Errorf("last %v", last)
+		}
+		tries, _, _ := w.Status()
+		if n := log.count("level=WARN"); tries < 50 || n < 4 || n > 7 {
+			t.Errorf("%d warnings of %d attempts:\n%s", n, tries, log.buf.String())
+		}
+		for _, attempt := range []string{"attempt=1 ", "attempt=8 ", "attempt=32 "} {
+			if log.count(attempt) != 1 {
+				t.Errorf("no line with %s:\n%s", attempt, log.buf.String())
+			}
+		}
+		m.answer(nil)
+		pass(6 * time.Second)
+		m.take()
+		pass(2 * time.Minute)
+		if asked := m.take(); len(asked) != 1 || len(asked[0].metrics) != 0 {
+			t.Errorf("asked %v when all is well again", asked)
+		}
+	})
+}

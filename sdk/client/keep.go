@@ -5,7 +5,9 @@ package client
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -47,9 +49,7 @@ func (w *Wire) first(ctx context.Context) error {
 		if err == nil || !w.retry || !mayPass(err) {
 			return err
 		}
-		if w.tries() == 1 {
-			w.client.log.Info("not connected yet, trying on", "connection", w.id, "error", err)
-		}
+		w.complain("not connected yet, trying on", err)
 		if w.await(ctx) != nil {
 			return err
 		}
@@ -76,10 +76,25 @@ func (w *Wire) run(ctx context.Context) {
 	defer w.prober.end()
 	defer w.client.lookout.leave(w.service, w.inbox)
 	for w.await(ctx) == nil {
-		if err := w.attempt(ctx); err != nil && w.tries() == 1 && ctx.Err() == nil {
-			w.client.log.Warn("wire not refreshed, trying on", "connection", w.id, "error", err)
+		if err := w.attempt(ctx); err != nil && ctx.Err() == nil {
+			w.complain("wire not refreshed, trying on", err)
 		}
 	}
+}
+
+// complain logs an attempt that has failed: the first, the first for another reason,
+// and of all the others ever fewer.
+func (w *Wire) complain(what string, err error) {
+	tries, reason := w.tries(), nserr.From(err).Reason
+	if tries == 1 || w.complaints == nil {
+		w.complaints = make(map[*nserr.Reason]bool)
+	}
+	level := slog.LevelWarn
+	if w.complaints[reason] && (tries < 8 || tries&(tries-1) != 0) {
+		level = slog.LevelDebug
+	}
+	w.complaints[reason] = true
+	w.client.log.Log(context.Background(), level, what, "connection", w.id, "attempt", tries, "error", err)
 }
 
 // await waits until it is time for what is due. Events change what that is.
@@ -250,6 +265,7 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 	defer cancel()
 
 	asked := proto.Clone(w.Connection()).(*networkservice.Connection)
+	w.sayAttempts(asked)
 	if reselect {
 		asked.Mechanism = nil
 		asked.NetworkServiceEndpointName = w.pinned
@@ -280,6 +296,19 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 	return nil
 }
 
+// sayAttempts has a Request tell in the client's own path segment how many before it
+// have failed, and why.
+func (w *Wire) sayAttempts(c *networkservice.Connection) {
+	attempts, _, err := w.Status()
+	if attempts == 0 {
+		hop.SetMetric(c, hop.MetricAttempts, "")
+		hop.SetMetric(c, hop.MetricLastError, "")
+		return
+	}
+	hop.SetMetric(c, hop.MetricAttempts, strconv.Itoa(attempts))
+	hop.SetMetric(c, hop.MetricLastError, nserr.From(err).Reason.Code)
+}
+
 // preferName makes name, which was made up for an interface that nobody has named,
 // the one to ask for: it stays when the path changes. "" leaves it open again.
 func (w *Wire) preferName(name string) {
@@ -297,7 +326,10 @@ func (w *Wire) preferName(name string) {
 func (w *Wire) established(got *networkservice.Connection) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.up {
+	switch {
+	case w.up && w.attempts > 0:
+		w.client.log.Info("wire refreshed again", "connection", w.id, "endpoint", got.GetNetworkServiceEndpointName(), "attempt", w.attempts+1)
+	case !w.up:
 		w.client.log.Info("wire up", "connection", w.id, "service", got.GetNetworkService(), "endpoint", got.GetNetworkServiceEndpointName())
 	}
 	w.conn, w.up, w.over, w.attempts, w.last = got, true, false, 0, nil

@@ -66,11 +66,12 @@ type Wire struct {
 	done   chan struct{} // closed when run has ended
 
 	// Owned by run, and by open before it:
-	due     conn.Decision // what is to be done, and when
-	urged   int           // see conn.State
-	urgedAt time.Time
-	stale   int
-	asked   time.Time // when the last attempt began
+	due        conn.Decision // what is to be done, and when
+	urged      int           // see conn.State
+	urgedAt    time.Time
+	stale      int
+	complaints map[*nserr.Reason]bool // logged since the last success
+	asked      time.Time              // when the last attempt began
 
 	turn chan struct{} // held while a Request or Close is under way
 

@@ -59,6 +59,7 @@ type ask struct {
 	name     string // of the interface, as preferred
 	segments int    // of the path
 	service  string
+	metrics  map[string]string // of the client's segment
 }
 
 func (m *manager) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
@@ -67,7 +68,7 @@ func (m *manager) Request(ctx context.Context, req *networkservice.NetworkServic
 	c := req.GetConnection()
 	m.asked = append(m.asked, ask{
 		time.Now(), c.GetState() == networkservice.State_RESELECT_REQUESTED, c.GetNetworkServiceEndpointName(),
-		req.GetMechanismPreferences()[0].GetParameters()["name"], len(c.GetPath().GetPathSegments()), c.GetNetworkService(),
+		req.GetMechanismPreferences()[0].GetParameters()["name"], len(c.GetPath().GetPathSegments()), c.GetNetworkService(), c.GetPath().GetPathSegments()[0].GetMetrics(),
 	})
 	if c.GetState() != networkservice.State_RESELECT_REQUESTED && m.slow > 0 {
 		slow := time.After(m.slow)

@@ -221,11 +221,17 @@ func Trim(conn *networkservice.Connection) {
 	setPath(conn, path.Trim(PathOf(conn)))
 }
 
+// What an originator says in its own segment while Requests fail.
+const (
+	MetricAttempts  = "attempts"   // how many in a row
+	MetricLastError = "last_error" // why the last one did: the code of a reason
+)
+
 // SetMetric records a key in the hop's own segment, where every client and
-// observer of the connection finds it (§2.12).
+// observer of the connection finds it (§2.12). An empty value removes it.
 func SetMetric(conn *networkservice.Connection, key, value string) {
 	s := conn.GetCurrentPathSegment()
-	if s == nil {
+	if s == nil || s.Metrics[key] == value {
 		return
 	}
 	metrics := make(map[string]string, len(s.Metrics)+1)
@@ -233,6 +239,9 @@ func SetMetric(conn *networkservice.Connection, key, value string) {
 		metrics[k] = v
 	}
 	metrics[key] = value
+	if value == "" {
+		delete(metrics, key)
+	}
 	s.Metrics = metrics
 }
 

@@ -4,6 +4,7 @@ package hop
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -117,6 +118,23 @@ func (m *Monitor) Down(id string) {
 		was := c.State
 		c.State = networkservice.State_DOWN
 		return was != networkservice.State_DOWN
+	})
+}
+
+// Failing is Down with what the hops before this one say of themselves in a Request
+// that has failed: an originator says how often it has tried.
+func (m *Monitor) Failing(id string, asked *networkservice.Connection) {
+	m.Amend(id, func(c *networkservice.Connection) bool {
+		changed := c.State != networkservice.State_DOWN
+		c.State = networkservice.State_DOWN
+		have, told := c.GetPath().GetPathSegments(), asked.GetPath().GetPathSegments()
+		for i := range min(int(c.GetPath().GetIndex()), len(have), len(told)) {
+			if sameSegment(have[i], told[i]) && !maps.Equal(have[i].GetMetrics(), told[i].GetMetrics()) {
+				have[i].Metrics = maps.Clone(told[i].GetMetrics())
+				changed = true
+			}
+		}
+		return changed
 	})
 }
 

@@ -5,6 +5,9 @@ package sim
 import (
 	"testing"
 	"time"
+
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // A wire that nobody could refresh or replace for all of its life has an end, and
@@ -50,4 +53,41 @@ func TestWireThatExpires(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An operator sees how often it was tried to heal a wire that is down, and why that
+// fails; of one that is up again nothing is left of that.
+func TestAttemptsAreShown(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		r := newRig(m, "IP", true)
+		show := func() *adminv1.WireSummary {
+			t.Helper()
+			stream, err := m.Admin(t, r.c.part, r.a).Wires(t.Context(), &adminv1.WiresRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			event, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return event.GetWire()
+		}
+		if w := show(); w.GetAttempts() != 0 || w.GetLastError() != "" {
+			t.Errorf("a wire that is up: %v", w)
+		}
+		r.e.Stop()
+		Pass(2 * time.Minute)
+		tries, _, err := r.w.Status()
+		w := show()
+		if n := int(w.GetAttempts()); n < tries-1 || n == 0 || w.GetLastError() != nserr.From(err).Reason.Code || w.GetState() != adminv1.WireState_WIRE_STATE_DOWN {
+			t.Errorf("shown are %v, the client has tried %d times: %v", w, tries, err)
+		}
+		r.b.Serve(Service{Name: "db", CIDR: "10.61.0.0/24"})
+		Pass(time.Second)
+		if w := show(); w.GetAttempts() != 0 || w.GetLastError() != "" || w.GetState() != adminv1.WireState_WIRE_STATE_UP {
+			t.Errorf("a wire that is up again: %v", w)
+		}
+		r.c.Close(r.w)
+		m.CheckEmpty()
+	})
 }

@@ -818,6 +818,8 @@ type WireSummary struct {
 	Established   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=established,proto3" json:"established,omitempty"`                                                                 // first successful Request seen here
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires,proto3" json:"expires,omitempty"`                                                                         // earliest of the path, unless refreshed
 	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of the connection
+	Attempts      uint32                 `protobuf:"varint,10,opt,name=attempts,proto3" json:"attempts,omitempty"`                                                                     // while it is down: how many to heal it have failed in a row, as the client says
+	LastError     string                 `protobuf:"bytes,11,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`                                                   // and why the last one did: a reason code, "NSM-3002"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,6 +915,20 @@ func (x *WireSummary) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *WireSummary) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *WireSummary) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
 }
 
 // WireSide is one end of a wire.
@@ -2910,7 +2926,7 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\aservice\x18\x02 \x01(\tR\aservice\"g\n" +
 	"\tWireEvent\x12+\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x17.nsm.admin.v1.EventTypeR\x04type\x12-\n" +
-	"\x04wire\x18\x02 \x01(\v2\x19.nsm.admin.v1.WireSummaryR\x04wire\"\xd2\x03\n" +
+	"\x04wire\x18\x02 \x01(\v2\x19.nsm.admin.v1.WireSummaryR\x04wire\"\x8d\x04\n" +
 	"\vWireSummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
@@ -2920,7 +2936,11 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\bendpoint\x18\x06 \x01(\v2\x16.nsm.admin.v1.WireSideR\bendpoint\x12<\n" +
 	"\vestablished\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vestablished\x124\n" +
 	"\aexpires\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12=\n" +
-	"\x06labels\x18\t \x03(\v2%.nsm.admin.v1.WireSummary.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\t \x03(\v2%.nsm.admin.v1.WireSummary.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\battempts\x18\n" +
+	" \x01(\rR\battempts\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\v \x01(\tR\tlastError\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8c\x01\n" +
