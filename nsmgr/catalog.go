@@ -45,6 +45,7 @@ type view[T query.Object] struct {
 
 	mu      sync.Mutex
 	byGroup map[string]map[string]struct{} // names by service; guarded by mu
+	dropped map[string]bool                // names that the last replace has not found again; guarded by mu
 }
 
 func newView[T query.Object](groups func(T) []string) *view[T] {
@@ -109,12 +110,27 @@ func (v *view[T]) replace(all []T) {
 		keep[object.GetName()] = true
 		v.put(object)
 	}
+	dropped := make(map[string]bool)
 	for name := range v.objects.All() {
 		if !keep[name] {
-			v.delete(name)
+			dropped[name] = true
 		}
 	}
+	v.mu.Lock()
+	v.dropped = dropped // before they are seen to be gone
+	v.mu.Unlock()
+	for name := range dropped {
+		v.delete(name)
+	}
 	v.readyOnce.Do(func() { close(v.ready) })
+}
+
+// lost reports whether an object is gone since the registry came back without it,
+// and not since somebody has deleted it.
+func (v *view[T]) lost(name string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.dropped[name]
 }
 
 // finder is how one kind of object is got from a registry.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/hop"
+	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/query"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -23,7 +24,11 @@ func (s *serviceRegistry) Find(q *registry.NetworkServiceQuery, stream registry.
 		if !query.Match(q.GetNetworkService(), ns) {
 			return nil
 		}
-		return stream.Send(&registry.NetworkServiceResponse{NetworkService: ns, Deleted: deleted})
+		err := stream.Send(&registry.NetworkServiceResponse{NetworkService: ns, Deleted: deleted})
+		if err == nil && deleted && ns.GetName() == q.GetNetworkService().GetName() && s.m.catalog.services.lost(ns.GetName()) {
+			err = lostSight(ns.GetName())
+		}
+		return err
 	}
 	if q.GetWatch() {
 		return watchView(stream, s.m.catalog.services, send)
@@ -71,7 +76,11 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 			}
 		}
 		sent++
-		return stream.Send(&registry.NetworkServiceEndpointResponse{NetworkServiceEndpoint: nse, Deleted: deleted})
+		err := stream.Send(&registry.NetworkServiceEndpointResponse{NetworkServiceEndpoint: nse, Deleted: deleted})
+		if err == nil && deleted && nse.GetName() == template.GetName() && s.m.isHere(nse.GetName(), time.Now()) {
+			err = lostSight(nse.GetName())
+		}
+		return err
 	}
 	if q.GetWatch() {
 		return watchView(stream, s.m.catalog.endpoints, send)
@@ -141,6 +150,20 @@ func (m *Manager) localise(nse *registry.NetworkServiceEndpoint, now time.Time) 
 	here := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
 	here.Url = e.nse.GetUrl()
 	return here, true
+}
+
+// isHere reports whether an endpoint is registered with this manager.
+func (m *Manager) isHere(name string, now time.Time) bool {
+	e, known := m.locals.get(name)
+	return known && e.expires.After(now)
+}
+
+// lostSight ends the watch of a name that the registry has lost, though nobody has
+// unregistered it: who has registered it watches it to see that. Those of old make
+// nothing of a deletion and register again when their watch breaks (§4.5), as it
+// does when there is no manager between whose own watch goes on.
+func lostSight(name string) error {
+	return nserr.PeerDown.Errorf("the registry has lost %q", name)
 }
 
 // watchView streams what a view has and its changes until the caller goes away.

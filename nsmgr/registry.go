@@ -281,13 +281,13 @@ func (s *endpointRegistry) Unregister(ctx context.Context, nse *registry.Network
 		if _, err := s.upstream().Unregister(r.path.ToOutgoing(ctx), public, grpc.Header(&header)); err != nil && !away(err) {
 			return err
 		}
-		s.m.catalog.endpoints.delete(nse.GetName())
 		if t.Record != nil {
-			s.m.locals.set(nse.GetName(), nil)
+			s.m.locals.set(nse.GetName(), nil) // first: what is here and gone is lost
 			t.Record.release()
 			t.Record = nil
 			s.m.log.Info("endpoint unregistered", "endpoint", nse.GetName())
 		}
+		s.m.catalog.endpoints.delete(nse.GetName())
 		r.adopt(ctx, header)
 		return nil
 	})
