@@ -17,6 +17,7 @@ import (
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/match"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/query"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
 
@@ -148,8 +149,7 @@ func (f *Forwarder) findEndpoints(ctx context.Context, template *registry.Networ
 	}
 	now := time.Now()
 	err = rpc.Drain(stream, func(r *registry.NetworkServiceEndpointResponse) error {
-		nse := r.GetNetworkServiceEndpoint()
-		if at := nse.GetExpirationTime(); at == nil || at.AsTime().After(now) {
+		if nse := r.GetNetworkServiceEndpoint(); !query.Ended(nse, now) {
 			found = append(found, foundEndpoint{nse: nse})
 		}
 		return nil

@@ -37,6 +37,7 @@ type local struct {
 	nse     *registry.NetworkServiceEndpoint // as it registered, with its own URL; immutable
 	owner   string                           // SPIFFE ID that registered it
 	expires time.Time
+	alone   bool   // the registry was away when it registered last
 	release func() // lets go of its Unix socket
 }
 

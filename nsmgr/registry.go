@@ -19,6 +19,7 @@ import (
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/path"
+	"github.com/openvwire/nsm/sdk/query"
 	"github.com/openvwire/nsm/sdk/regpath"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
@@ -203,18 +204,25 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	case err != nil && !(ours && away(err)):
 		return nil, err
 	case err != nil:
-		s.m.log.Warn("registry is away, the endpoint is known to this node only", "endpoint", nse.GetName(), "error", err)
+		if known == nil || !known.alone {
+			s.m.log.Warn("registry is away, the endpoint is known to this node only", "endpoint", nse.GetName(), "error", err)
+		}
 		got = public
 	}
-	if at := expiryOf(got); !at.IsZero() && at.Before(expires) {
-		expires = at
+	renew := expires // before then
+	if at := expiryOf(got); !at.IsZero() {
+		renew = earlier(renew, at)
+		expires = earlier(expires, at.Add(query.ClockSkew))
+	}
+	if err != nil {
+		renew = earlier(renew, time.Now().Add(aloneHolds))
 	}
 	reply := proto.Clone(got).(*registry.NetworkServiceEndpoint)
 	reply.Url = nse.GetUrl()
-	reply.ExpirationTime = timestamppb.New(expires)
+	reply.ExpirationTime = timestamppb.New(renew)
 	kept = true
 	expires = time.Now().Add(time.Until(expires)) // from now on not by the clock, which may be set
-	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), owner: r.owner, expires: expires, release: release}
+	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), owner: r.owner, expires: expires, alone: err != nil, release: release}
 	s.m.locals.set(nse.GetName(), t.Record)
 	if known != nil {
 		known.release() // not before: whoever finds its address finds its socket, or the next address
@@ -226,6 +234,17 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	}
 	r.adopt(ctx, header)
 	return reply, nil
+}
+
+// aloneHolds is how long a registration is said to hold that the registry has not heard
+// of: whoever has registered comes again before what the registry has has ended.
+const aloneHolds = 15 * time.Second
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // answersWithin is how long an endpoint may take to say that it runs.

@@ -7,6 +7,7 @@ package query
 import (
 	"slices"
 	"strings"
+	"time"
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/protobuf/proto"
@@ -19,6 +20,16 @@ type Object interface {
 	proto.Message
 	GetName() string
 	GetPathIds() []string
+}
+
+// ClockSkew is by how much the clocks of two nodes may differ.
+const ClockSkew = 30 * time.Second
+
+// Ended reports whether an endpoint that perhaps another node has registered has ceased
+// to count, whatever is wrong with the clocks.
+func Ended(nse *api.NetworkServiceEndpoint, now time.Time) bool {
+	at := nse.GetExpirationTime()
+	return at != nil && !at.AsTime().Add(ClockSkew).After(now)
 }
 
 // Match reports whether v is what a query with this template asks for

@@ -57,11 +57,14 @@ type Registration struct {
 const (
 	callTimeout = 15 * time.Second // one attempt to register, as the reference (§4.5)
 	stopTimeout = 2 * time.Second  // Unregister on the way out
-	renewAt     = 1.0 / 2          // of the remaining life; the reference renews at 2/3
-	longestLife = time.Minute      // assumed when the registry names no expiry
+	// renewAt is the share of the remaining life after which it is renewed. An entry lasts
+	// a minute, half of it where the clock of the registry is ahead by query.ClockSkew: in
+	// either case it is renewed once more before it ends. The reference renews at 2/3.
+	renewAt     = 1.0 / 3
+	longestLife = time.Minute // assumed when the registry names no expiry
 	// shortestLife is assumed of an entry that has expired, by this machine's clock,
 	// when it is registered: two clocks that differ must not make a busy loop.
-	shortestLife = 2 * time.Second
+	shortestLife = 3 * time.Second
 	// confirmAfter is when a registration that followed a loss is made once more. A
 	// registry that has forgotten all has forgotten the services too, and a manager
 	// in between may hear of one 2 s before the other, which is how long its watches

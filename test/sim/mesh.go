@@ -49,6 +49,7 @@ type Mesh struct {
 	registry  *registryPart
 	spaces    map[string]*os.File
 	files     []*os.File
+	skews     map[string]time.Duration // of clocks, by name of the part
 }
 
 // Run runs f in a bubble with a mesh that has a registry and no node yet.
@@ -58,7 +59,7 @@ func Run(t *testing.T, f func(t *testing.T, m *Mesh)) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &logbook{}
 		m := &Mesh{
-			Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File),
+			Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File), skews: make(map[string]time.Duration),
 			log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		}
 		t.Cleanup(func() {
@@ -171,6 +172,7 @@ type part struct {
 	peers    *peer.Pool
 	policy   hop.Policy
 	log      *slog.Logger
+	skew     time.Duration // of its clock
 
 	url   string
 	local *rpc.Local // nil while the part listens nowhere
@@ -188,6 +190,7 @@ func (m *Mesh) newPartAs(name, who string) *part {
 		log:     m.log.With("at", name),
 	}
 	p.tokens = token.NewGenerator(p.identity, TokenLifetime)
+	p.setClock(m.skews[name])
 	p.peers = peer.NewPool(peer.PoolConfig{Name: name, Logger: p.log, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
 		return p.dial(url), nil, nil
 	}})
@@ -206,7 +209,7 @@ func (p *part) listen(url string, register ...func(grpc.ServiceRegistrar)) {
 	for _, r := range register {
 		r(p.local)
 	}
-	p.mesh.Network.listen(url, p.local)
+	p.mesh.Network.listen(url, p.local, p.skew)
 }
 
 // hangUp stops listening. Calls being served are cancelled, as when a process
@@ -249,9 +252,9 @@ func (m *Mesh) StartRegistry() {
 		endpoints: memory.New[*api.NetworkServiceEndpoint](),
 	}
 	r.server = registry.New(registry.Config{
-		Name: "registry", Tokens: r.tokens, Policy: registry.Strict{MaySpeakFor: func(caller, _ string) bool {
+		Name: "registry", Tokens: r.tokens, Policy: clockRegistryPolicy{registry.Strict{MaySpeakFor: func(caller, _ string) bool {
 			return strings.HasPrefix(caller, ID("manager-"))
-		}}, Services: r.services, Endpoints: r.endpoints, Logger: r.log,
+		}}, r.skew}, Services: r.services, Endpoints: r.endpoints, Logger: r.log,
 	})
 	r.listen(RegistryURL, r.server.Register)
 	m.registry = r

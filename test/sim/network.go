@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -19,9 +20,10 @@ import (
 // them if it is told to. URLs outlive restarts, as addresses do.
 type Network struct {
 	mu    sync.Mutex
-	parts map[string]*rpc.Local // by URL; guarded by mu
-	calls []Call                // guarded by mu
-	fate  func(Call) Fate       // guarded by mu; nil delivers everything
+	parts map[string]*rpc.Local    // by URL; guarded by mu
+	skews map[string]time.Duration // of the clocks of parts, by URL; guarded by mu
+	calls []Call                   // guarded by mu
+	fate  func(Call) Fate          // guarded by mu; nil delivers everything
 }
 
 // Call is one call that somebody made.
@@ -43,7 +45,9 @@ const (
 	Refuse           // connection refused
 )
 
-func newNetwork() *Network { return &Network{parts: make(map[string]*rpc.Local)} }
+func newNetwork() *Network {
+	return &Network{parts: make(map[string]*rpc.Local), skews: make(map[string]time.Duration)}
+}
 
 // SetFate has f decide about every call from now on. It must not block.
 func (n *Network) SetFate(f func(Call) Fate) {
@@ -81,10 +85,10 @@ func (n *Network) Forget() {
 	n.calls = nil
 }
 
-func (n *Network) listen(url string, l *rpc.Local) {
+func (n *Network) listen(url string, l *rpc.Local, skew time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.parts[url] = l
+	n.parts[url], n.skews[url] = l, skew
 }
 
 // leave removes l from url unless somebody else has taken its place.
@@ -108,6 +112,13 @@ func (n *Network) route(c Call) (*rpc.Local, Fate) {
 	return n.parts[c.To], fate
 }
 
+// skew is that of the clock of whoever is at url.
+func (n *Network) skew(url string) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.skews[url]
+}
+
 // link is a connection of one part to a URL. It implements
 // grpc.ClientConnInterface, and like a gRPC connection finds whoever has come to
 // the URL in the meantime.
@@ -129,7 +140,12 @@ func (l *link) reach(method string) (grpc.ClientConnInterface, Fate, error) {
 	if local == nil || fate == Refuse {
 		return nil, fate, unavailable("nobody listens on " + l.url)
 	}
-	return local.Dial(rpc.LocalCaller{Identity: l.from.identity.local, Tokens: l.from.tokens}), fate, nil
+	by := l.from.skew - l.from.mesh.Network.skew(l.url)
+	conn := local.Dial(rpc.LocalCaller{Identity: l.from.identity.local, Tokens: shiftTokens(l.from.tokens, by)})
+	if by != 0 {
+		conn = skewed{conn, by}
+	}
+	return conn, fate, nil
 }
 
 func unavailable(text string) error {

@@ -4,11 +4,13 @@ package sim
 
 import (
 	"context"
+	"crypto/x509"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing/synctest"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	api "github.com/networkservicemesh/api/pkg/api/registry"
@@ -18,6 +20,7 @@ import (
 	"github.com/openvwire/nsm/sdk/endpoint"
 	"github.com/openvwire/nsm/sdk/ipam"
 	"github.com/openvwire/nsm/sdk/nsurl"
+	"github.com/openvwire/nsm/sdk/path"
 	"github.com/openvwire/nsm/sdk/registration"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -195,6 +198,11 @@ func (n *Node) ClientAs(name, identity string, change ...func(*client.Config)) *
 	t.Helper()
 	p := n.mesh.newPartAs(name, identity)
 	config := client.Config{Name: name, Manager: n.ManagerURL(), Peers: p.peers, Tokens: p.tokens, Logger: p.log}
+	if p.skew != 0 {
+		config.Verify = func(path path.Path, manager *x509.Certificate, now time.Time) error {
+			return client.VerifyPath(path, manager, now.Add(p.skew))
+		}
+	}
 	for _, f := range change {
 		f(&config)
 	}
