@@ -156,7 +156,7 @@ func (m *manager) closes() []string {
 }
 
 // newManager serves a manager and returns a client of it.
-func newManager(t *testing.T, change ...func(*Config)) (*manager, *Client) {
+func newManager(t testing.TB, change ...func(*Config)) (*manager, *Client) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m := &manager{monitor: hop.NewMonitor(everybody{}), endpoints: newEndpointRegistry()}
