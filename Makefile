@@ -8,12 +8,12 @@ FUZZTIME ?= 1m
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/nsm, one static binary
 	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/nsm ./cmd/nsm
 
-demo: build ## a two-node mesh at work, in about a minute; cleans up after itself
+demo: build ## a two-node mesh at work, in less than a minute; cleans up after itself
 	bin/nsm demo
 
 test: ## every test; says what it leaves out and why

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/openvwire/nsm/internal/buildinfo"
 	"github.com/openvwire/nsm/internal/config"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -53,8 +54,19 @@ func newApp() *app {
 // root returns the command tree. A new subcommand is one line here and one file.
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "nsm",
-		Short:         "A network service mesh: virtual wires between workloads",
+		Use:   "nsm",
+		Short: "A network service mesh: virtual wires between workloads",
+		Long: "A network service mesh: a workload asks for a network service by name and gets one\n" +
+			"network interface, the end of a virtual wire to an endpoint of that service, on\n" +
+			"this node or on another. Everything else of the workload stays as it is.\n\n" +
+			"Exit codes: 0 done, 1 failed, 2 used wrongly, 3 not found, 4 not allowed, 5 not\n" +
+			"reachable.",
+		Example: "  nsm demo                                       # see it at work on this machine\n" +
+			"  nsm up                                         # run a node, as root\n" +
+			"  nsm serve web --cidr 10.61.0.0/24 -- COMMAND   # a workload that others can reach\n" +
+			"  nsm connect kernel://web -- COMMAND            # one that reaches it\n" +
+			"  nsm get wires",
+		Version:       buildinfo.Read().String(),
 		SilenceErrors: true, // exit prints them
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
@@ -63,6 +75,7 @@ func (a *app) root() *cobra.Command {
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
+	root.SetVersionTemplate("nsm {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{c, err} })
 	a.settings = config.Declare(root.PersistentFlags(), &a.globals)
 	root.SetHelpCommandGroupID(groupOperate)
@@ -117,7 +130,7 @@ func (a *app) command(c *cobra.Command, cfg any, run func(ctx context.Context, a
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {
-				return &usageError{c, err}
+				return &usageError{c, fmt.Errorf("%w: %s", err, c.UseLine())}
 			}
 			return nil
 		}

@@ -31,7 +31,7 @@ func wire(id, right string) *adminv1.WireSummary {
 func mesh() *canned {
 	return &canned{
 		services: []*adminv1.Service{
-			{Name: "web", Payload: "ETHERNET", Endpoints: 2, PathIds: []string{"spiffe://nsm.local/ops"}},
+			{Name: "web", Payload: "ETHERNET", Endpoints: 2, PathIds: []string{"spiffe://nsm.local/ops", "spiffe://nsm.local/ops", "spiffe://nsm.local/b"}},
 			{Name: "db", Payload: "IP", Matches: []*adminv1.Match{{
 				SourceSelector: map[string]string{"app": "web", "on": "1"},
 				Routes:         []*adminv1.Destination{{DestinationSelector: map[string]string{"role": "replica"}, Weight: 3}},
@@ -47,7 +47,7 @@ func mesh() *canned {
 		nodes: []*adminv1.Node{{
 			Name: "a", Url: "tcp://10.1.0.1:5001", Wires: 2, Started: ago(4*time.Hour + 10*time.Minute),
 			Forwarders: []*adminv1.Forwarder{{Name: "fwd-a"}}, Version: &adminv1.BuildVersion{Version: "v0.1.0"},
-		}},
+		}, {Name: "b", Url: "tcp://10.1.0.2:5001"}},
 	}
 }
 
@@ -65,7 +65,7 @@ db     IP        1         0
 		{"get services -o wide", `
 NAME   PAYLOAD    MATCHES   ENDPOINTS   OWNERS
 db     IP         1         0           -
-web    ETHERNET   0         2           spiffe://nsm.local/ops
+web    ETHERNET   0         2           spiffe://nsm.local/ops,spiffe://nsm.local/b
 `},
 		{"get endpoints", `
 NAME   SERVICES   NODE   AGE    EXPIRES
@@ -84,6 +84,7 @@ ID     SERVICE   CLIENT   ENDPOINT   MECHANISM      STATE   AGE    EXPIRES   PAY
 		{"get nodes", `
 NAME   MANAGER               FORWARDERS   WIRES   UPTIME   VERSION
 a      tcp://10.1.0.1:5001   fwd-a        2       4h10m    v0.1.0
+b      tcp://10.1.0.2:5001   -            -       -        -
 `},
 		{"get wires -w", `
 EVENT      ID     SERVICE   CLIENT   ENDPOINT   MECHANISM      STATE   AGE    EXPIRES
@@ -122,7 +123,9 @@ func TestGetAsData(t *testing.T) {
   "name": "web",
   "payload": "ETHERNET",
   "pathIds": [
-    "spiffe://nsm.local/ops"
+    "spiffe://nsm.local/ops",
+    "spiffe://nsm.local/ops",
+    "spiffe://nsm.local/b"
   ],
   "endpoints": 2
 }

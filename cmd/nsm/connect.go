@@ -36,7 +36,7 @@ type connectConfig struct {
 func newConnect(a *app) *cobra.Command {
 	var cfg connectConfig
 	c := &cobra.Command{
-		Use:   "connect SERVICE-URL... [-- COMMAND [ARG...]]",
+		Use:   "connect [flags] SERVICE-URL... [-- COMMAND [ARG...]]",
 		Short: "Connect a workload to network services",
 		Long: "Connect a workload to network services: each service URL gives its network\n" +
 			"namespace one interface, the end of a wire to an endpoint of the service. The\n" +

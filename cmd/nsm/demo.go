@@ -24,7 +24,7 @@ type demoConfig struct {
 func newDemo(a *app) *cobra.Command {
 	var cfg demoConfig
 	c := &cobra.Command{
-		Use:   "demo [--on NODE [-- COMMAND [ARG...]]]",
+		Use:   "demo [flags] [-- COMMAND [ARG...]]",
 		Short: "Show a mesh of two nodes at work on this machine",
 		Long: "Show a mesh of two nodes at work on this machine: the nodes are network\n" +
 			"namespaces, everything else is in earnest. It makes wires on one node and across\n" +
@@ -96,6 +96,9 @@ func (a *app) demo(ctx context.Context, cfg demoConfig, rights string) (err erro
 		err = d.end(ctx)
 	}
 	d.verdict(err)
+	if err == nil {
+		d.note("'%s demo --keep' leaves it running, to look around in.", shellWord(selfPath()))
+	}
 	return errors.Join(err, d.outcome())
 }
 

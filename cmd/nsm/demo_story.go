@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,7 +95,8 @@ func (d *demo) localWire(ctx context.Context) error {
 
 func (d *demo) vxlanWire(ctx context.Context) error {
 	d.section("A wire across nodes that carries Ethernet: VXLAN", `The endpoint on node b asks for payload ETHERNET. The device in each workload is the
-		tunnel itself; its UDP packets travel in the nodes' own network.`)
+		tunnel itself; its UDP packets travel in the nodes' own network, the underlay. There a
+		capture looks for the text that the application sends.`)
 	if err := d.serve(ctx, "b", "lan", "ETHERNET", "10.60.2.0/24"); err != nil {
 		return err
 	}
@@ -128,6 +130,9 @@ func (d *demo) wireGuardWire(ctx context.Context) error {
 		return err
 	}
 	d.service, d.workload = "vault", "bank"
+	if d.inUserspace(ctx, wireOf("bank")) {
+		d.note("This kernel has no WireGuard: it is wireguard-go, in a process of its own, and slower.")
+	}
 	for _, host := range []string{"10.60.3.0", "fd00:60:3::"} {
 		seen, err := d.use(ctx, bank, host)
 		if err != nil {
@@ -145,9 +150,19 @@ func (d *demo) wireGuardWire(ctx context.Context) error {
 	return nil
 }
 
+// inUserspace reports whether a wire's WireGuard is not the kernel's.
+func (d *demo) inUserspace(ctx context.Context, id string) bool {
+	out, err := d.lab.Node("a").Nsm(ctx, "describe", "wire", id, "-o", "json")
+	var w adminv1.WireDescription
+	return err == nil && protojson.Unmarshal([]byte(out), &w) == nil &&
+		slices.ContainsFunc(w.GetKernel(), func(k *adminv1.KernelObjects) bool { return k.GetWireguard().GetUserspace() })
+}
+
 // look shows what an operator sees.
 func (d *demo) look(ctx context.Context) error {
-	d.section("What an operator sees", `Any manager tells root of its node about the wires of the node.`)
+	d.section("What an operator sees", `Each manager answers for its node: it shows root all wires that begin, end or pass
+		there, anybody else their own, with all that is known of them, down to the kernel's
+		objects.`)
 	for _, args := range [][]string{{"get", "nodes"}, {"get", "endpoints"}, {"get", "wires"}, {"describe", "wire", wireOf(d.workload)}} {
 		d.command("a", "nsm "+strings.Join(args, " "))
 		out, err := d.lab.Node("a").Nsm(ctx, args...)

@@ -49,7 +49,9 @@ func (s *selector) UnmarshalText(text []byte) error {
 type kind[E, T any] struct {
 	name    string // as in 'nsm get NAME'
 	aliases []string
+	arg     string // what one is called by; default NAME
 	short   string
+	long    string
 	example string
 	list    func(ctx context.Context, c adminv1.AdminClient, f *adminv1.Filter) (grpc.ServerStreamingClient[E], error)
 	item    func(*E) (adminv1.EventType, *T)
@@ -86,9 +88,10 @@ func newGet(a *app) *cobra.Command {
 func newGetKind[E, T any](a *app, k kind[E, T]) *cobra.Command {
 	var cfg listConfig
 	c := a.command(&cobra.Command{
-		Use:               k.name + " [NAME]",
+		Use:               k.name + " [" + cmp.Or(k.arg, "NAME") + "]",
 		Aliases:           k.aliases,
 		Short:             k.short,
+		Long:              k.long,
 		Example:           k.example,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeNames(a, &cfg.managerConfig, k),

@@ -24,6 +24,8 @@ func serviceKind() kind[adminv1.ServiceEvent, adminv1.Service] {
 		name:    "services",
 		aliases: []string{"service", "netsvc"},
 		short:   "List network services",
+		long: "List network services, which clients ask for by name. MATCHES is the number of\n" +
+			"rules that say which clients go to which endpoints, ENDPOINTS how many offer it.",
 		example: "  nsm get services\n  nsm get service db -o yaml    # as 'nsm apply -f' takes it",
 		list: func(ctx context.Context, c adminv1.AdminClient, f *adminv1.Filter) (grpc.ServerStreamingClient[adminv1.ServiceEvent], error) {
 			return c.Services(ctx, &adminv1.ServicesRequest{Filter: f})
@@ -39,7 +41,7 @@ func serviceKind() kind[adminv1.ServiceEvent, adminv1.Service] {
 			{title: "PAYLOAD", cell: func(s *adminv1.Service, _ time.Time) string { return s.GetPayload() }},
 			{title: "MATCHES", cell: func(s *adminv1.Service, _ time.Time) string { return strconv.Itoa(len(s.GetMatches())) }},
 			{title: "ENDPOINTS", cell: func(s *adminv1.Service, _ time.Time) string { return fmt.Sprint(s.GetEndpoints()) }},
-			{title: "OWNERS", wide: true, cell: func(s *adminv1.Service, _ time.Time) string { return strings.Join(s.GetPathIds(), ",") }},
+			{title: "OWNERS", wide: true, cell: func(s *adminv1.Service, _ time.Time) string { return distinct(s.GetPathIds()) }},
 		},
 	}
 }
@@ -49,6 +51,9 @@ func endpointKind() kind[adminv1.EndpointEvent, adminv1.Endpoint] {
 		name:    "endpoints",
 		aliases: []string{"endpoint", "nse", "nses"},
 		short:   "List the endpoints that are registered",
+		long: "List the endpoints that are registered in the domain, wherever they are, and the\n" +
+			"forwarders of all nodes, which register as endpoints of a service of their own.\n" +
+			"Each renews its registration long before it EXPIRES.",
 		example: "  nsm get endpoints -l app=db -o wide",
 		list: func(ctx context.Context, c adminv1.AdminClient, f *adminv1.Filter) (grpc.ServerStreamingClient[adminv1.EndpointEvent], error) {
 			return c.Endpoints(ctx, &adminv1.EndpointsRequest{Filter: f})
@@ -70,7 +75,7 @@ func endpointKind() kind[adminv1.EndpointEvent, adminv1.Endpoint] {
 				return joined(e.GetServices(), func(s *adminv1.EndpointService) string { return labelText(s.GetLabels()) })
 			}},
 			{title: "URL", wide: true, cell: func(e *adminv1.Endpoint, _ time.Time) string { return e.GetUrl() }},
-			{title: "OWNERS", wide: true, cell: func(e *adminv1.Endpoint, _ time.Time) string { return strings.Join(e.GetPathIds(), ",") }},
+			{title: "OWNERS", wide: true, cell: func(e *adminv1.Endpoint, _ time.Time) string { return distinct(e.GetPathIds()) }},
 		},
 	}
 }
@@ -80,7 +85,12 @@ func wireKind() kind[adminv1.WireEvent, adminv1.WireSummary] {
 	return kind[adminv1.WireEvent, wire]{
 		name:    "wires",
 		aliases: []string{"wire"},
+		arg:     "ID",
 		short:   "List the wires of this node",
+		long: "List the wires that begin, end or pass at this node: root sees all of them,\n" +
+			"anybody else their own. MECHANISM is how a wire is made here, on the client's side\n" +
+			"and on the endpoint's, once if both are the same. A client refreshes its wires long\n" +
+			"before they EXPIRE. The beginning of an ID is enough if only one wire begins so.",
 		example: "  nsm get wires\n  nsm get wires -w",
 		list: func(ctx context.Context, c adminv1.AdminClient, f *adminv1.Filter) (grpc.ServerStreamingClient[adminv1.WireEvent], error) {
 			return c.Wires(ctx, &adminv1.WiresRequest{Filter: f})
@@ -122,6 +132,9 @@ func nodeKind() kind[adminv1.NodeEvent, adminv1.Node] {
 		name:    "nodes",
 		aliases: []string{"node"},
 		short:   "List the nodes of the domain",
+		long: "List the nodes of the domain: those whose manager or forwarder is registered. How\n" +
+			"many WIRES a node has, the UPTIME of its manager and the VERSION of that are known\n" +
+			"of this node only.",
 		example: "  nsm get nodes",
 		list: func(ctx context.Context, c adminv1.AdminClient, f *adminv1.Filter) (grpc.ServerStreamingClient[adminv1.NodeEvent], error) {
 			return c.Nodes(ctx, &adminv1.NodesRequest{Filter: f})
@@ -135,13 +148,30 @@ func nodeKind() kind[adminv1.NodeEvent, adminv1.Node] {
 			{title: "FORWARDERS", cell: func(n *adminv1.Node, _ time.Time) string {
 				return joined(n.GetForwarders(), (*adminv1.Forwarder).GetName)
 			}},
-			{title: "WIRES", cell: func(n *adminv1.Node, _ time.Time) string { return fmt.Sprint(n.GetWires()) }},
+			{title: "WIRES", cell: func(n *adminv1.Node, _ time.Time) string {
+				if n.GetStarted() == nil { // another node's
+					return ""
+				}
+				return fmt.Sprint(n.GetWires())
+			}},
 			{title: "UPTIME", cell: func(n *adminv1.Node, now time.Time) string { return since(n.GetStarted(), now) }},
 			{title: "VERSION", cell: func(n *adminv1.Node, _ time.Time) string { return n.GetVersion().GetVersion() }},
 			{title: "MANAGER-NAME", wide: true, cell: func(n *adminv1.Node, _ time.Time) string { return n.GetManager() }},
 			{title: "LABELS", wide: true, cell: func(n *adminv1.Node, _ time.Time) string { return labelText(n.GetLabels()) }},
 		},
 	}
+}
+
+// distinct is a list without repetitions, separated by commas. A registration has
+// been in the hands of an identity more than once when several parts have the same.
+func distinct(items []string) string {
+	var list []string
+	for _, x := range items {
+		if !slices.Contains(list, x) {
+			list = append(list, x)
+		}
+	}
+	return strings.Join(list, ",")
 }
 
 // joined is one text of each item, separated by commas, without empty ones.

@@ -28,7 +28,7 @@ type serveConfig struct {
 	Payload         string            `flag:"payload" env:"NSM_PAYLOAD" default:"IP" choices:"IP,ETHERNET" help:"what the wires carry: IP packets (WireGuard between nodes) or ETHERNET frames (VXLAN)"`
 	Labels          map[string]string `flag:"label" short:"l" env:"NSM_LABELS" help:"labels of the endpoint, by which services choose it, key=value[,key=value...]"`
 	CIDR            ipam.Groups       `flag:"cidr" env:"NSM_CIDR_PREFIX" default:"169.254.0.0/16" help:"pools of addresses; each group separated by a comma gives every wire one pair: 10.60.0.0/24,fd00:60::/64"`
-	IPAMPolicy      string            `flag:"ipam-policy" env:"NSM_IPAM_POLICY" default:"strict" choices:"strict,polite" help:"what becomes of addresses that a client brings along: strict removes them"`
+	IPAMPolicy      string            `flag:"ipam-policy" env:"NSM_IPAM_POLICY" default:"strict" choices:"strict,polite" help:"what becomes of addresses that a client brings along: strict takes them from it, polite lets it keep them"`
 	MTU             uint32            `flag:"mtu" default:"0" help:"largest MTU of a wire in bytes; 0 = whatever fits"`
 	StateDir        string            `flag:"state-dir" env:"NSM_STATE_DIR" help:"directory of the file by which wires keep their addresses over a restart, or 'none'; default $XDG_STATE_HOME/nsm/serve, or /var/lib/nsm/serve for root, or ~/.local/state/nsm/serve"`
 	RegisterService bool              `flag:"register-service" env:"NSM_REGISTER_SERVICE" default:"true" help:"register the network services too, unless they exist"`
@@ -37,13 +37,14 @@ type serveConfig struct {
 func newServe(a *app) *cobra.Command {
 	var cfg serveConfig
 	c := &cobra.Command{
-		Use:   "serve SERVICE... [-- COMMAND [ARG...]]",
+		Use:   "serve [flags] SERVICE... [-- COMMAND [ARG...]]",
 		Short: "Serve network services from a workload",
 		Long: "Serve network services: register an endpoint and give each client that connects\n" +
 			"an interface in the workload's network namespace and a pair of addresses. The\n" +
 			"workload is this process's namespace, that of --pid or --netns, or with\n" +
 			"-- COMMAND a new one in which the command runs.",
-		Example: "  nsm serve database --cidr 10.60.0.0/24,fd00:60::/64 --label role=primary --pid \"$(pidof -s postgres)\"",
+		Example: "  nsm serve database --cidr 10.60.0.0/24,fd00:60::/64 --label role=primary --pid \"$(pidof -s postgres)\"\n" +
+			"  nsm serve web --cidr 10.61.0.0/24 -- python3 -m http.server 80",
 		GroupID: groupWorkload,
 		Args:    cobra.ArbitraryArgs, // names may come from the environment
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -237,10 +238,17 @@ func (c *upConfig) tunnelAddress() string {
 
 func makeDirs(run, state string) error {
 	if err := os.MkdirAll(run, 0o755); err != nil {
-		return nserr.StateDir.Errorf("--run-dir: %w", err)
+		return nserr.StateDir.Errorf("--run-dir: %w", err).WithFix("%s", fixOfDir("--run-dir", err))
 	}
 	if err := os.MkdirAll(state, 0o700); err != nil {
-		return nserr.StateDir.Errorf("--state-dir: %w", err)
+		return nserr.StateDir.Errorf("--state-dir: %w", err).WithFix("%s", fixOfDir("--state-dir", err))
 	}
 	return nil
+}
+
+func fixOfDir(flag string, err error) string {
+	if errors.Is(err, os.ErrPermission) {
+		return "run as root, or name a directory of your own with " + flag
+	}
+	return nserr.StateDir.Fix
 }

@@ -30,6 +30,11 @@ type workload struct {
 // new one, which lives as long as the workload is open.
 func openWorkload(c workloadConfig, command []string) (w *workload, err error) {
 	w = &workload{}
+	if len(command) > 0 {
+		if _, err := exec.LookPath(command[0]); err != nil { // before anything is done for it
+			return nil, nserr.BadFlag.Errorf("cannot run %q: %w", command[0], err).WithFix("name a program that exists")
+		}
+	}
 	switch {
 	case c.PID != 0 && c.NetNS != "":
 		return nil, nserr.BadFlag.Errorf("--pid and --netns both say which namespace")
