@@ -126,6 +126,21 @@ func (f *Forwarder) findService(ctx context.Context, c *networkservice.Connectio
 	return found, err
 }
 
+// confirmTimeout bounds confirm: the manager is on this node.
+const confirmTimeout = 500 * time.Millisecond
+
+// confirm has the manager find out whether an endpoint of this node, which has not
+// answered at its address, is dead: it asks for it by both.
+func (f *Forwarder) confirm(ctx context.Context, c *candidate) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTimeout)
+	defer cancel()
+	found, err := f.findEndpoints(ctx, &registry.NetworkServiceEndpoint{Name: c.name, Url: c.url})
+	if err != nil {
+		f.log.Debug("manager does not say whether an endpoint is dead", "endpoint", c.name, "error", err)
+	}
+	letGo(found)
+}
+
 // foundEndpoint is an endpoint as the manager told it, with what it holds.
 type foundEndpoint struct {
 	nse   *registry.NetworkServiceEndpoint

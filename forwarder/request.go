@@ -160,6 +160,7 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 	got, err := r.asking.Ask(limited, p, right.request(call.Conn, c), grpc.Peer(&at))
 	if errors.Is(err, nserr.PeerDown) && c.local() {
 		err = nserr.EndpointGone.Errorf("endpoint %s does not answer: %w", c.name, err)
+		f.confirm(ctx, c)
 	}
 	if err != nil {
 		f.suspects.failed(c, err, time.Now())

@@ -28,6 +28,7 @@ type mark struct {
 	// registered is until when the endpoint was registered when it was last seen; zero
 	// if it was not seen yet. One that is registered for longer has come back.
 	registered time.Time
+	unlisted   bool // its node does not know it: when it is seen again it has come back
 }
 
 const (
@@ -61,6 +62,9 @@ func (s *suspects) failed(c *candidate, err error, now time.Time) {
 	switch nserr.From(err).Reason {
 	case nserr.EndpointGone: // its node has said so
 		s.mark(c, now, keyOf(c))
+	case nserr.UnknownEndpoint:
+		s.mark(c, now, keyOf(c))
+		s.unlist(c)
 	case nserr.PeerDown, nserr.TimedOut, nserr.NoForwarder, nserr.ForwarderGone, nserr.ForwardersFailed:
 		s.left(c, now)
 	}
@@ -80,14 +84,23 @@ func (s *suspects) mark(c *candidate, now time.Time, keys ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, key := range keys {
-		if _, known := s.marks[key]; !known && len(s.marks) >= maxSuspects {
+		before, known := s.marks[key]
+		if !known && len(s.marks) >= maxSuspects {
 			s.marks = nil
 		}
 		if s.marks == nil {
 			s.marks = make(map[string]mark)
 		}
-		s.marks[key] = mark{until: now.Add(suspectFor), registered: c.registered}
+		s.marks[key] = mark{until: now.Add(suspectFor), registered: c.registered, unlisted: before.unlisted}
 	}
+}
+
+func (s *suspects) unlist(c *candidate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.marks[keyOf(c)]
+	m.unlisted = true
+	s.marks[keyOf(c)] = m
 }
 
 // answered clears an endpoint and its node.
@@ -106,12 +119,12 @@ func (s *suspects) seen(c *candidate) {
 	m, ok := s.marks[keyOf(c)]
 	switch {
 	case !ok || c.registered.IsZero():
+	case m.unlisted, !m.registered.IsZero() && c.registered.After(m.registered):
+		delete(s.marks, keyOf(c))
+		delete(s.marks, c.url)
 	case m.registered.IsZero():
 		m.registered = c.registered
 		s.marks[keyOf(c)] = m
-	case c.registered.After(m.registered):
-		delete(s.marks, keyOf(c))
-		delete(s.marks, c.url)
 	}
 }
 

@@ -93,6 +93,12 @@ func TestSuspects(t *testing.T) {
 			again.registered = again.registered.Add(time.Second)
 			s.seen(again)
 		}, far("a"), 0, none},
+		{"its node does not know it", func(s *suspects) { s.failed(far("a"), nserr.UnknownEndpoint, now) }, far("a"), 0, ofEndpoint},
+		{"its node did not know it, and it is there again", func(s *suspects) {
+			s.failed(far("a"), nserr.UnknownEndpoint, now)
+			s.left(far("a"), now) // by a client that has not heard
+			s.seen(far("a"))
+		}, far("a"), 0, none},
 		{"has another socket", func(s *suspects) { s.failed(here("a"), nserr.EndpointGone, now) }, &candidate{name: "a", url: "inode://4/new"}, 0, none},
 	} {
 		var s suspects

@@ -46,7 +46,8 @@ func (s *serviceRegistry) Find(q *registry.NetworkServiceQuery, stream registry.
 // Find answers from the catalog, with the addresses that hold on this node: a
 // local endpoint's own, another node's manager for the rest (§3.6). A socket that
 // came as a descriptor goes on to forwarders only: others would bypass manager and
-// forwarder with it.
+// forwarder with it. A forwarder that names an endpoint and its address has not found
+// it there.
 func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream registry.NetworkServiceEndpointRegistry_FindServer) error {
 	template := q.GetNetworkServiceEndpoint()
 	connects := s.m.config.MayForward(hop.Identity(rpc.CallerFrom(stream.Context())))
@@ -84,6 +85,9 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 	}
 	if q.GetWatch() {
 		return watchView(stream, s.m.catalog.endpoints, send)
+	}
+	if connects && template.GetName() != "" && template.GetUrl() != "" {
+		s.m.confirm(stream.Context(), template.GetName(), template.GetUrl())
 	}
 	s.awaitEndpoints(stream.Context(), template)
 	for _, nse := range s.known(template) {

@@ -35,7 +35,7 @@ type locals struct {
 // local is one endpoint of this node.
 type local struct {
 	nse     *registry.NetworkServiceEndpoint // as it registered, with its own URL; immutable
-	owner   string                           // SPIFFE ID that registered it
+	by      *registration                    // who registered it
 	expires time.Time
 	alone   bool   // the registry was away when it registered last
 	release func() // lets go of its Unix socket

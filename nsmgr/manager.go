@@ -55,6 +55,10 @@ type Config struct {
 	// it is asked with every Request. nil means none.
 	Excluded func() []netip.Prefix
 
+	// Abandoned reports whether nobody listens any more at the address that an
+	// endpoint of this node has registered. nil means to try.
+	Abandoned func(ctx context.Context, url string) bool
+
 	// ForwarderService is the network service that forwarders offer. Default
 	// "forwarder", as NSM_FORWARDER_NETWORK_SERVICE_NAME.
 	ForwarderService string
@@ -117,6 +121,9 @@ func New(c Config) (*Manager, error) {
 	}
 	if c.MayForward == nil {
 		c.MayForward = func(string) bool { return false }
+	}
+	if c.Abandoned == nil {
+		c.Abandoned = c.Sockets.Refused
 	}
 	if c.Name == "" || c.URL == "" || c.Tokens == nil || c.Peers == nil || c.Sockets == nil || c.Registry == nil {
 		return nil, nserr.BadFlag.Errorf("a manager needs a name, a URL, tokens, peers, sockets and a registry")

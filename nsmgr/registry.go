@@ -170,8 +170,8 @@ func (m *Manager) checkForwarder(nse *registry.NetworkServiceEndpoint, owner str
 
 func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r *registration, nse *registry.NetworkServiceEndpoint) (*registry.NetworkServiceEndpoint, error) {
 	known := t.Record
-	if known != nil && known.owner != r.owner {
-		return nil, nserr.NameOwned.Errorf("endpoint %q was registered by %s, not by %s", nse.GetName(), known.owner, r.owner)
+	if known != nil && known.by.owner != r.owner {
+		return nil, nserr.NameOwned.Errorf("endpoint %q was registered by %s, not by %s", nse.GetName(), known.by.owner, r.owner)
 	}
 	if known != nil && known.nse.GetUrl() != nse.GetUrl() && s.m.answers(ctx, known.nse.GetUrl()) {
 		return nil, nserr.NameInUse.Errorf("an endpoint %q of the same identity runs on this node already, elsewhere than this one", nse.GetName())
@@ -222,7 +222,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	reply.ExpirationTime = timestamppb.New(renew)
 	kept = true
 	expires = time.Now().Add(time.Until(expires)) // from now on not by the clock, which may be set
-	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), owner: r.owner, expires: expires, alone: err != nil, release: release}
+	t.Record = &local{nse: proto.Clone(reply).(*registry.NetworkServiceEndpoint), by: r, expires: expires, alone: err != nil, release: release}
 	s.m.locals.set(nse.GetName(), t.Record)
 	if known != nil {
 		known.release() // not before: whoever finds its address finds its socket, or the next address
@@ -291,8 +291,8 @@ func (s *endpointRegistry) Unregister(ctx context.Context, nse *registry.Network
 		return nil, err
 	}
 	err = s.m.locals.turns.Do(ctx, nse.GetName(), func(t *conn.Turn[local]) error {
-		if t.Record != nil && t.Record.owner != r.owner {
-			return nserr.NameOwned.Errorf("endpoint %q was registered by %s, not by %s", nse.GetName(), t.Record.owner, r.owner)
+		if t.Record != nil && t.Record.by.owner != r.owner {
+			return nserr.NameOwned.Errorf("endpoint %q was registered by %s, not by %s", nse.GetName(), t.Record.by.owner, r.owner)
 		}
 		public := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
 		public.Url = s.m.config.URL
@@ -301,9 +301,7 @@ func (s *endpointRegistry) Unregister(ctx context.Context, nse *registry.Network
 			return err
 		}
 		if t.Record != nil {
-			s.m.locals.set(nse.GetName(), nil) // first: what is here and gone is lost
-			t.Record.release()
-			t.Record = nil
+			s.m.forgetLocal(t) // first: what is here and gone is lost
 			s.m.log.Info("endpoint unregistered", "endpoint", nse.GetName())
 		}
 		s.m.catalog.endpoints.delete(nse.GetName())
@@ -323,12 +321,17 @@ func (m *Manager) forgetEndpoint(ctx context.Context, name string) {
 		if !t.Expired() {
 			return nil
 		}
-		m.locals.set(name, nil)
-		t.Record.release()
-		t.Record = nil
+		m.forgetLocal(t)
 		m.log.Info("endpoint expired", "endpoint", name)
 		return nil
 	})
+}
+
+// forgetLocal forgets an endpoint of this node.
+func (m *Manager) forgetLocal(t *conn.Turn[local]) {
+	m.locals.set(t.ID, nil)
+	t.Record.release()
+	t.Record = nil
 }
 
 func expiryOf(nse *registry.NetworkServiceEndpoint) time.Time {

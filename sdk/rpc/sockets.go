@@ -4,10 +4,12 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 
 	"google.golang.org/grpc"
 
@@ -98,17 +100,39 @@ func (s *Sockets) Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 		return Dial(rawURL, o)
 	}
 	o.Options = append(o.Options[:len(o.Options):len(o.Options)], grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-		f, err := s.File(rawURL)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		var c net.Conn
-		err = control(f, func(fd int) (err error) {
-			c, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
-			return err
-		})
-		return c, err
+		return s.connect(ctx, rawURL)
 	}))
 	return Dial("unix:///"+rawURL, o) // the path is never used
+}
+
+// connect opens a connection to a socket held as url.
+func (s *Sockets) connect(ctx context.Context, url string) (c net.Conn, err error) {
+	f, err := s.File(url)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	err = control(f, func(fd int) (err error) {
+		c, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
+		return err
+	})
+	return c, err
+}
+
+// Refused reports whether a connection to url is refused: nobody listens there. One
+// that is only not answered is not; whoever listens may be busy.
+func (s *Sockets) Refused(ctx context.Context, url string) bool {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	var c net.Conn
+	_, err := parseInodeURL(url)
+	if err == nil {
+		c, err = s.connect(ctx, url)
+	} else if a, bad := parseAddress(url); bad == nil {
+		c, err = dialer.DialContext(ctx, a.network, a.name)
+	}
+	if err == nil {
+		_ = c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 }

@@ -100,6 +100,13 @@ func (n *Network) leave(url string, l *rpc.Local) {
 	}
 }
 
+// nobodyAt reports whether a call to url would be refused.
+func (n *Network) nobodyAt(url string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.parts[url] == nil
+}
+
 // route notes a call and says where it goes: nil if nobody is there.
 func (n *Network) route(c Call) (*rpc.Local, Fate) {
 	n.mu.Lock()

@@ -35,7 +35,8 @@ type Node struct {
 	forwarders []*Forwarder
 	endpoints  []*Endpoint
 	clients    []*Client
-	mayForward sync.Map // IDs that may register as forwarders
+	mayForward sync.Map    // IDs that may register as forwarders
+	abandoned  atomic.Bool // the manager finds nobody at any endpoint's socket
 }
 
 // Kernel is a memkernel that counts what it is asked.
@@ -165,6 +166,9 @@ func (n *Node) StartManager() {
 		Name:       p.name, URL: n.ManagerURL(), Labels: map[string]string{"nodeName": n.Name},
 		Tokens: p.tokens, Policy: p.policy, Peers: p.peers, Sockets: p.sockets,
 		Registry: p.dial(RegistryURL),
+		Abandoned: func(_ context.Context, url string) bool {
+			return n.abandoned.Load() || n.mesh.Network.nobodyAt(url)
+		},
 		Excluded: func() []netip.Prefix {
 			if n.Excluded == nil {
 				return nil
