@@ -9,7 +9,6 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/sdk/hop"
@@ -323,20 +322,6 @@ func (f *Forwarder) leftoverVNI(ctx context.Context, left *leg, id string) uint3
 		return 0
 	}
 	return seen.Ends[0].VXLAN.VNI
-}
-
-// request is the message that offers the leg to the endpoint. The mechanism is
-// set when the leg stands already, else it is one preference (§2.12).
-func (l *leg) request(c *networkservice.Connection, to *candidate) *networkservice.NetworkServiceRequest {
-	out := proto.Clone(c).(*networkservice.Connection)
-	out.NetworkServiceEndpointName = to.name
-	out.Payload = to.payload
-	offer := hop.MechanismMessage(l.mech)
-	out.Mechanism = nil
-	if l.stands {
-		out.Mechanism = offer
-	}
-	return &networkservice.NetworkServiceRequest{Connection: out, MechanismPreferences: []*networkservice.Mechanism{offer}}
 }
 
 // acceptRight takes what the endpoint answered for its leg.

@@ -56,6 +56,10 @@ type task struct {
 	call   *hop.Call
 	left   *leg
 	asking *hop.Asking
+
+	// anew: the client wants another path, or another service. What stands carries
+	// packets until there is something to take its place.
+	anew bool
 }
 
 // request does the work of Request when it is the connection's turn.
@@ -68,24 +72,19 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 		if err := known.binding.Check(call); err != nil {
 			return nil, err
 		}
-		if hop.Anew(known.next.Conn, call.Conn) {
-			if known.next.Peer != nil && call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
-				f.suspects.left(known.endpoint(), time.Now())
-			}
-			if !known.next.CloseSoon(f.withSpace(ctx, spaceOf(known)), call, hop.ReselectWait, f.cleanup) {
-				f.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
-				hop.Trim(call.Conn)
-			}
-		}
+	}
+	anew := known != nil && known.next.Peer != nil && hop.Anew(known.next.Conn, call.Conn)
+	if anew && call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
+		f.suspects.left(known.endpoint(), time.Now())
 	}
 	left, err := f.openLeft(ctx, known, call, prefs)
 	if err != nil {
 		return nil, err
 	}
 	defer left.holds.release()
-	r := &task{turn: t, known: known, call: call, left: left, asking: f.cleanup.Asking()}
+	r := &task{turn: t, known: known, call: call, left: left, asking: f.cleanup.Asking(), anew: anew}
 	defer r.asking.End(ctx)
-	if c, ok := f.stay(call.Conn, known); ok {
+	if c, ok := f.stay(call.Conn, known, anew); ok {
 		defer c.holds.release()
 		out, err := f.connectTwice(ctx, ctx, r, c)
 		if err == nil || !errors.Is(err, nserr.EndpointGone) || ctx.Err() != nil {
@@ -157,7 +156,7 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 		limited = f.withSpace(limited, spaceOf(known))
 	}
 	var at peer.Peer
-	got, err := r.asking.Ask(limited, p, right.request(call.Conn, c), grpc.Peer(&at))
+	got, err := r.asking.Ask(limited, p, r.offer(right, c), grpc.Peer(&at))
 	if errors.Is(err, nserr.PeerDown) && c.local() {
 		err = nserr.EndpointGone.Errorf("endpoint %s does not answer: %w", c.name, err)
 		f.confirm(ctx, c)
@@ -192,6 +191,23 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 	return f.establish(ctx, t, w, call, p, got), nil
 }
 
+// offer is the message that offers the leg to the endpoint. The mechanism is set
+// when the leg stands already and is to stay, else it is one preference (§2.12).
+func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceRequest {
+	out := proto.CloneOf(r.call.Conn)
+	if known := r.known; known != nil && known.next.Peer != nil && known.next.Peer.URL() != to.url {
+		hop.Trim(out) // what is behind belongs to another hop, which has it until this one has answered
+	}
+	out.NetworkServiceEndpointName = to.name
+	out.Payload = to.payload
+	offer := hop.MechanismMessage(l.mech)
+	out.Mechanism = nil
+	if l.stands && !r.anew {
+		out.Mechanism = offer
+	}
+	return &networkservice.NetworkServiceRequest{Connection: out, MechanismPreferences: []*networkservice.Mechanism{offer}}
+}
+
 // apply brings the kernel to what is wanted. A refresh that changes nothing
 // makes no system call.
 func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wire) error {
@@ -219,7 +235,7 @@ func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, 
 	if t.Record != nil {
 		w.next = t.Record.next
 		if w.next.Peer != nil && w.next.Peer != p { // the client wants another endpoint, or it has moved
-			w.next.CloseSoon(ctx, call, hop.ReselectWait, f.cleanup)
+			w.next.CloseSoon(f.withSpace(ctx, spaceOf(t.Record)), call, 0, f.cleanup) // nobody waits for it
 		}
 		t.Record.holds.release()
 	} else {

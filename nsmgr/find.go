@@ -63,6 +63,9 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 		if !query.Match(template, nse) {
 			return nil
 		}
+		if !deleted && template.GetName() == "" && s.m.isDrained(nse) {
+			return nil // known by name to itself and to wires that it has, not to be chosen
+		}
 		if isInode(nse.GetUrl()) {
 			passed := connects && s.sendSocket(stream.Context(), nse.GetUrl()) == nil
 			if again, ok := s.m.localise(found, time.Now()); connects && !passed && ok && again.GetUrl() != nse.GetUrl() {

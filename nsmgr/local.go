@@ -4,6 +4,7 @@ package nsmgr
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -104,6 +105,15 @@ func (l *locals) forwarders(now time.Time) []forwarder {
 			out = append(out, forwarder{nse: e.nse, url: e.nse.GetUrl()})
 		}
 	}
+	return out
+}
+
+// all returns the endpoints of this node, forwarders included, by name.
+func (l *locals) all() []*local {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	out := slices.Collect(maps.Values(l.byName))
+	slices.SortFunc(out, func(a, b *local) int { return strings.Compare(a.nse.GetName(), b.nse.GetName()) })
 	return out
 }
 

@@ -71,6 +71,9 @@ type Config struct {
 	// the beginning of a path but its neighbours' honesty. nil means that everybody
 	// may, as in the reference.
 	MayRelay func(id string) bool
+	// MayDrain reports whether an identity may drain any endpoint of this node; its
+	// own ones everybody may. nil means that nobody else may.
+	MayDrain func(id string) bool
 	// EndpointExpiry is the longest time for which an endpoint is registered.
 	// Default 1 min (protocol.md §4.4).
 	EndpointExpiry time.Duration
@@ -88,6 +91,7 @@ type Manager struct {
 	wires   *conn.Table[wire]
 	catalog *catalog
 	locals  *locals
+	drains  drains
 	admin   *admin.Server
 	cleanup *hop.Cleanup // at forwarders
 	grownUp time.Time    // see youth
@@ -125,6 +129,9 @@ func New(c Config) (*Manager, error) {
 	if c.Abandoned == nil {
 		c.Abandoned = c.Sockets.Refused
 	}
+	if c.MayDrain == nil {
+		c.MayDrain = func(string) bool { return false }
+	}
 	if c.Name == "" || c.URL == "" || c.Tokens == nil || c.Peers == nil || c.Sockets == nil || c.Registry == nil {
 		return nil, nserr.BadFlag.Errorf("a manager needs a name, a URL, tokens, peers, sockets and a registry")
 	}
@@ -138,12 +145,14 @@ func New(c Config) (*Manager, error) {
 	m.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: m.monitor}
 	m.wires = conn.NewTable[wire](m.expire)
 	m.catalog = newCatalog()
+	m.drains.service = c.ForwarderService
 	m.locals = newLocals(m.config.ForwarderService, m.forgetEndpoint)
 	m.admin = admin.New(admin.Config{
 		Name: c.Name, URL: c.URL, Labels: c.Labels, ForwarderService: c.ForwarderService,
 		Wires: m.monitor, Services: m.catalog.services.objects, Endpoints: m.catalog.endpoints.objects,
 		Offering: m.catalog.endpoints.group, Here: m.localise,
 		Peers: c.Peers, Registry: c.Registry, Proxy: &serviceRegistry{m: m},
+		Drain: m.Drain, Drained: m.isDrained,
 	})
 
 	ctx, cancel := context.WithCancel(context.Background())

@@ -197,8 +197,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 
 	public := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
 	public.Url, public.PathIds = s.m.config.URL, r.ids
-	var header metadata.MD
-	got, err := s.upstream().Register(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
+	got, header, err := s.publish(ctx, r, public)
 	ours := known != nil || slices.Contains(nse.GetNetworkServiceNames(), s.m.config.ForwarderService)
 	switch {
 	case err != nil && !(ours && away(err)):
@@ -258,6 +257,17 @@ func (m *Manager) answers(ctx context.Context, url string) bool {
 	defer p.Release()
 	_, err := healthpb.NewHealthClient(p.Conn()).Check(ctx, &healthpb.HealthCheckRequest{})
 	return err == nil || !away(err)
+}
+
+// publish registers the endpoint in the registry, unless it is drained: then it must
+// not be there.
+func (s *endpointRegistry) publish(ctx context.Context, r *registration, public *registry.NetworkServiceEndpoint) (got *registry.NetworkServiceEndpoint, header metadata.MD, err error) {
+	if s.m.drains.has(public) {
+		_, err = s.upstream().Unregister(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
+		return public, header, err
+	}
+	got, err = s.upstream().Register(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
+	return got, header, err
 }
 
 // away reports whether the registry could not be asked, as opposed to saying no.
@@ -331,6 +341,7 @@ func (m *Manager) forgetEndpoint(ctx context.Context, name string) {
 func (m *Manager) forgetLocal(t *conn.Turn[local]) {
 	m.locals.set(t.ID, nil)
 	t.Record.release()
+	m.drains.forget(t.ID)
 	t.Record = nil
 }
 

@@ -63,6 +63,9 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 			return nil, err
 		}
 	}
+	if err := m.checkDrained(call.Conn, known); err != nil {
+		return nil, err
+	}
 	files, err := receiveNetNS(ctx, req)
 	if err != nil {
 		return nil, err

@@ -85,6 +85,7 @@ func (a *app) root() *cobra.Command {
 		newDescribe(a),
 		newApply(a),
 		newDelete(a),
+		newDrain(a),
 		newToken(a),
 		newRotate(a),
 		newVersion(a),

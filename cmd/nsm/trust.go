@@ -98,6 +98,11 @@ func relays(p *part, named []string) func(id string) bool {
 	return func(id string) bool { return isPart(p, id) || listed(named, id) }
 }
 
+// drainers are those that may drain endpoints of others.
+func drainers(p *part, named []string) func(id string) bool {
+	return func(id string) bool { return isPart(p, id) || listed(named, id) }
+}
+
 // spokesmen are those who may register for others: those named, who may for
 // everybody, whoever is the registry itself, and the parts and root of each node,
 // who may for everybody that is not on another node.

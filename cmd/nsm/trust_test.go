@@ -55,6 +55,7 @@ func TestTrustedIdentities(t *testing.T) {
 	}{
 		{"--forwarders", func(n []string) func(string) bool { return forwarders(manager, n) }},
 		{"--managers", func(n []string) func(string) bool { return relays(manager, n) }},
+		{"--operators", func(n []string) func(string) bool { return drainers(manager, n) }},
 		{"--node-users", func(n []string) func(string) bool { return nodeUsers(partOf(t, here+"forwarder"), n) }},
 		{"--observers", func(n []string) func(string) bool {
 			return func(id string) bool { return listed(observers(manager, n), id) }
@@ -64,17 +65,17 @@ func TestTrustedIdentities(t *testing.T) {
 		who, id string
 		may     string // the flags that are not needed
 	}{
-		{"the manager", here + "manager", "--forwarders --managers --node-users --observers"},
-		{"another part", here + "forwarder", "--forwarders --managers --node-users"},
-		{"the node's agent", here + "agent", "--forwarders --managers --node-users"},
-		{"root", here + "uid/0", "--forwarders --managers --node-users --observers"},
+		{"the manager", here + "manager", "--forwarders --managers --operators --node-users --observers"},
+		{"another part", here + "forwarder", "--forwarders --managers --operators --node-users"},
+		{"the node's agent", here + "agent", "--forwarders --managers --operators --node-users"},
+		{"root", here + "uid/0", "--forwarders --managers --operators --node-users --observers"},
 		{"a user", here + "uid/1001", ""},
 		{"a user whose number begins with 0", here + "uid/00", ""},
 		{"somebody below a part", here + "manager/x", ""},
 		{"somebody below root", here + "uid/0/x", ""},
 		{"the node itself", "spiffe://nsm.local/node/a", ""},
-		{"a part of another node", there + "manager", "--managers"},
-		{"root of another node", there + "uid/0", "--managers"},
+		{"a part of another node", there + "manager", "--managers --operators"},
+		{"root of another node", there + "uid/0", "--managers --operators"},
 		{"a user of another node", there + "uid/1001", ""},
 		{"the authority", "spiffe://nsm.local/authority", ""},
 		{"a process that an entry names", "spiffe://nsm.local/payments/db", ""},

@@ -45,6 +45,15 @@ func (s *Server) Endpoints(req *adminv1.EndpointsRequest, stream grpc.ServerStre
 	}))
 }
 
+// Drain takes the wires away from endpoints of this node.
+func (s *Server) Drain(req *adminv1.DrainRequest, stream grpc.ServerStreamingServer[adminv1.DrainProgress]) error {
+	who, err := identify(stream.Context())
+	if err != nil {
+		return err
+	}
+	return s.config.Drain(stream.Context(), who, req, stream.Send)
+}
+
 // selectsEndpoint: an endpoint has the labels it has for any of its services.
 func selectsEndpoint(req *adminv1.EndpointsRequest, nse *registry.NetworkServiceEndpoint) bool {
 	f := req.GetFilter()
@@ -70,6 +79,7 @@ func (s *Server) endpoint(nse *registry.NetworkServiceEndpoint, url string) *adm
 	out := &adminv1.Endpoint{
 		Name: nse.GetName(), Url: url, Node: s.nodeOf(nse), PathIds: nse.GetPathIds(),
 		Expires: nse.GetExpirationTime(), Registered: nse.GetInitialRegistrationTime(),
+		Draining: s.config.Drained(nse),
 	}
 	for _, name := range nse.GetNetworkServiceNames() {
 		out.Services = append(out.Services, &adminv1.EndpointService{Name: name, Labels: nse.GetNetworkServiceLabels()[name].GetLabels()})

@@ -15,6 +15,7 @@
 //	describe        the same wires
 //	apply, delete   as a registration by the same caller: the first owner of a
 //	                name keeps it
+//	drain           the owner of the endpoint, and whom the manager's configuration names
 //
 // No answer holds a token or a private key.
 package admin
@@ -53,6 +54,11 @@ type Config struct {
 	// Here returns an endpoint with the address that holds on this node, false if
 	// it has expired.
 	Here func(nse *registry.NetworkServiceEndpoint, now time.Time) (*registry.NetworkServiceEndpoint, bool)
+
+	// Drain takes the wires away from endpoints of this node on behalf of who.
+	Drain func(ctx context.Context, who string, req *adminv1.DrainRequest, report func(*adminv1.DrainProgress) error) error
+	// Drained reports whether that goes on, or has been done.
+	Drained func(*registry.NetworkServiceEndpoint) bool
 
 	Peers    *peer.Pool                            // to forwarders of this node
 	Registry grpc.ClientConnInterface              // the domain's, to look things up

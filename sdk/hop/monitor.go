@@ -148,6 +148,14 @@ func (m *Monitor) Delete(id string) {
 // Get returns a connection by the hop's own id for it, whoever asks.
 func (m *Monitor) Get(id string) (*View, bool) { return m.conns.Get(id) }
 
+// All returns every connection, whoever may see it.
+func (m *Monitor) All() (out []*View) {
+	for _, v := range m.conns.All() {
+		out = append(out, v)
+	}
+	return out
+}
+
 // checkClaim fails with nserr.WrongOwner when id, which is not what this hop calls
 // a connection of b's, is that of somebody else's connection.
 func (m *Monitor) checkClaim(id string, b Binding) error {
@@ -186,7 +194,7 @@ func (m *Monitor) Find(identity, id string) (*View, error) {
 	}
 	var exact, begins []*View
 	for _, v := range m.Visible(identity) {
-		switch first := v.firstID(); {
+		switch first := v.FirstID(); {
 		case first == id:
 			exact = append(exact, v)
 		case strings.HasPrefix(first, id):
@@ -210,7 +218,8 @@ func (m *Monitor) Find(identity, id string) (*View, error) {
 	return found[0], nil
 }
 
-func (v *View) firstID() string {
+// FirstID returns the id of the first segment, which is the same at every hop.
+func (v *View) FirstID() string {
 	if segments := v.Conn.GetPath().GetPathSegments(); len(segments) > 0 {
 		return segments[0].GetId()
 	}

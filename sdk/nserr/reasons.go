@@ -68,6 +68,7 @@ var (
 	UnknownNode        = reason("NSM-3015", codes.NotFound, "node is not found", "list nodes with 'nsm get nodes'")
 	EndpointGone       = reason("NSM-3016", codes.Unavailable, "endpoint does not answer", "see whether its process runs; clients move to another endpoint of the service if there is one")
 	NameInUse          = reason("NSM-3017", codes.AlreadyExists, "endpoint of this name runs already", "give one of the two another name: nsm serve --name NAME")
+	Draining           = reason("NSM-3018", codes.Unavailable, "endpoint is being drained", "name no endpoint to have another one chosen, or take the drain back: nsm drain endpoint NAME --undo")
 )
 
 // What this machine could not do (4xxx).

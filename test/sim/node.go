@@ -162,6 +162,7 @@ func (n *Node) StartManager() {
 	p := n.mesh.newPart("manager-" + n.Name)
 	m, err := nsmgr.New(nsmgr.Config{
 		MayForward: func(id string) bool { _, ok := n.mayForward.Load(id); return ok },
+		MayDrain:   func(id string) bool { return id == ID("operator") },
 		MayRelay:   n.mesh.mayRelay,
 		Name:       p.name, URL: n.ManagerURL(), Labels: map[string]string{"nodeName": n.Name},
 		Tokens: p.tokens, Policy: p.policy, Peers: p.peers, Sockets: p.sockets,

@@ -2677,6 +2677,127 @@ func (x *EndpointsRequest) GetService() string {
 	return ""
 }
 
+type DrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints     []string               `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // names; empty = all of the node, those to come included
+	Undo          bool                   `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`          // give them to clients again; ends at once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DrainRequest) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *DrainRequest) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+// DrainProgress is what is left to do.
+type DrainProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints     []string               `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // that are being drained
+	Wires         uint32                 `protobuf:"varint,2,opt,name=wires,proto3" json:"wires,omitempty"`        // that lead to them still
+	Moved         uint32                 `protobuf:"varint,3,opt,name=moved,proto3" json:"moved,omitempty"`        // that have gone since the call began
+	Stuck         []string               `protobuf:"bytes,4,rep,name=stuck,proto3" json:"stuck,omitempty"`         // ids of wires whose clients were asked seconds ago and are still there
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainProgress) Reset() {
+	*x = DrainProgress{}
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainProgress) ProtoMessage() {}
+
+func (x *DrainProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainProgress.ProtoReflect.Descriptor instead.
+func (*DrainProgress) Descriptor() ([]byte, []int) {
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *DrainProgress) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *DrainProgress) GetWires() uint32 {
+	if x != nil {
+		return x.Wires
+	}
+	return 0
+}
+
+func (x *DrainProgress) GetMoved() uint32 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *DrainProgress) GetStuck() []string {
+	if x != nil {
+		return x.Stuck
+	}
+	return nil
+}
+
 type EndpointEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=nsm.admin.v1.EventType" json:"type,omitempty"`
@@ -2687,7 +2808,7 @@ type EndpointEvent struct {
 
 func (x *EndpointEvent) Reset() {
 	*x = EndpointEvent{}
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2820,7 @@ func (x *EndpointEvent) String() string {
 func (*EndpointEvent) ProtoMessage() {}
 
 func (x *EndpointEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2833,7 @@ func (x *EndpointEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointEvent.ProtoReflect.Descriptor instead.
 func (*EndpointEvent) Descriptor() ([]byte, []int) {
-	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *EndpointEvent) GetType() EventType {
@@ -2739,13 +2860,14 @@ type Endpoint struct {
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
 	Registered    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=registered,proto3" json:"registered,omitempty"`          // first registration
 	PathIds       []string               `protobuf:"bytes,7,rep,name=path_ids,json=pathIds,proto3" json:"path_ids,omitempty"` // SPIFFE IDs that registered it
+	Draining      bool                   `protobuf:"varint,8,opt,name=draining,proto3" json:"draining,omitempty"`             // clients do not get it; known on its node only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2879,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2892,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Endpoint) GetName() string {
@@ -2822,6 +2944,13 @@ func (x *Endpoint) GetPathIds() []string {
 	return nil
 }
 
+func (x *Endpoint) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
 // EndpointService is a service that an endpoint offers, and its labels for it.
 type EndpointService struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2833,7 +2962,7 @@ type EndpointService struct {
 
 func (x *EndpointService) Reset() {
 	*x = EndpointService{}
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +2974,7 @@ func (x *EndpointService) String() string {
 func (*EndpointService) ProtoMessage() {}
 
 func (x *EndpointService) ProtoReflect() protoreflect.Message {
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +2987,7 @@ func (x *EndpointService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointService.ProtoReflect.Descriptor instead.
 func (*EndpointService) Descriptor() ([]byte, []int) {
-	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EndpointService) GetName() string {
@@ -3104,10 +3233,18 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\x15DeleteServiceResponse\"Z\n" +
 	"\x10EndpointsRequest\x12,\n" +
 	"\x06filter\x18\x01 \x01(\v2\x14.nsm.admin.v1.FilterR\x06filter\x12\x18\n" +
-	"\aservice\x18\x02 \x01(\tR\aservice\"p\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\"@\n" +
+	"\fDrainRequest\x12\x1c\n" +
+	"\tendpoints\x18\x01 \x03(\tR\tendpoints\x12\x12\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\"o\n" +
+	"\rDrainProgress\x12\x1c\n" +
+	"\tendpoints\x18\x01 \x03(\tR\tendpoints\x12\x14\n" +
+	"\x05wires\x18\x02 \x01(\rR\x05wires\x12\x14\n" +
+	"\x05moved\x18\x03 \x01(\rR\x05moved\x12\x14\n" +
+	"\x05stuck\x18\x04 \x03(\tR\x05stuck\"p\n" +
 	"\rEndpointEvent\x12+\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x17.nsm.admin.v1.EventTypeR\x04type\x122\n" +
-	"\bendpoint\x18\x02 \x01(\v2\x16.nsm.admin.v1.EndpointR\bendpoint\"\x8c\x02\n" +
+	"\bendpoint\x18\x02 \x01(\v2\x16.nsm.admin.v1.EndpointR\bendpoint\"\xa8\x02\n" +
 	"\bEndpoint\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\bservices\x18\x02 \x03(\v2\x1d.nsm.admin.v1.EndpointServiceR\bservices\x12\x10\n" +
@@ -3117,7 +3254,8 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"registered\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"registered\x12\x19\n" +
-	"\bpath_ids\x18\a \x03(\tR\apathIds\"\xa3\x01\n" +
+	"\bpath_ids\x18\a \x03(\tR\apathIds\x12\x1a\n" +
+	"\bdraining\x18\b \x01(\bR\bdraining\"\xa3\x01\n" +
 	"\x0fEndpointService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12A\n" +
 	"\x06labels\x18\x02 \x03(\v2).nsm.admin.v1.EndpointService.LabelsEntryR\x06labels\x1a9\n" +
@@ -3142,7 +3280,7 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\fROLE_MANAGER\x10\x02\x12\x12\n" +
 	"\x0eROLE_FORWARDER\x10\x03\x12\x11\n" +
 	"\rROLE_ENDPOINT\x10\x04\x12\x10\n" +
-	"\fROLE_GATEWAY\x10\x052\xe4\x04\n" +
+	"\fROLE_GATEWAY\x10\x052\xa8\x05\n" +
 	"\x05Admin\x12C\n" +
 	"\aVersion\x12\x1c.nsm.admin.v1.VersionRequest\x1a\x1a.nsm.admin.v1.BuildVersion\x12>\n" +
 	"\x05Nodes\x12\x1a.nsm.admin.v1.NodesRequest\x1a\x17.nsm.admin.v1.NodeEvent0\x01\x12>\n" +
@@ -3151,7 +3289,8 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\bServices\x12\x1d.nsm.admin.v1.ServicesRequest\x1a\x1a.nsm.admin.v1.ServiceEvent0\x01\x12U\n" +
 	"\fApplyService\x12!.nsm.admin.v1.ApplyServiceRequest\x1a\".nsm.admin.v1.ApplyServiceResponse\x12X\n" +
 	"\rDeleteService\x12\".nsm.admin.v1.DeleteServiceRequest\x1a#.nsm.admin.v1.DeleteServiceResponse\x12J\n" +
-	"\tEndpoints\x12\x1e.nsm.admin.v1.EndpointsRequest\x1a\x1b.nsm.admin.v1.EndpointEvent0\x01B5Z3github.com/openvwire/nsm/proto/nsm/admin/v1;adminv1b\x06proto3"
+	"\tEndpoints\x12\x1e.nsm.admin.v1.EndpointsRequest\x1a\x1b.nsm.admin.v1.EndpointEvent0\x01\x12B\n" +
+	"\x05Drain\x12\x1a.nsm.admin.v1.DrainRequest\x1a\x1b.nsm.admin.v1.DrainProgress0\x01B5Z3github.com/openvwire/nsm/proto/nsm/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_nsm_admin_v1_admin_proto_rawDescOnce sync.Once
@@ -3166,7 +3305,7 @@ func file_nsm_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_nsm_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_nsm_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_nsm_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_nsm_admin_v1_admin_proto_goTypes = []any{
 	(EventType)(0),                   // 0: nsm.admin.v1.EventType
 	(WireState)(0),                   // 1: nsm.admin.v1.WireState
@@ -3207,42 +3346,44 @@ var file_nsm_admin_v1_admin_proto_goTypes = []any{
 	(*DeleteServiceRequest)(nil),     // 36: nsm.admin.v1.DeleteServiceRequest
 	(*DeleteServiceResponse)(nil),    // 37: nsm.admin.v1.DeleteServiceResponse
 	(*EndpointsRequest)(nil),         // 38: nsm.admin.v1.EndpointsRequest
-	(*EndpointEvent)(nil),            // 39: nsm.admin.v1.EndpointEvent
-	(*Endpoint)(nil),                 // 40: nsm.admin.v1.Endpoint
-	(*EndpointService)(nil),          // 41: nsm.admin.v1.EndpointService
-	nil,                              // 42: nsm.admin.v1.Filter.LabelsEntry
-	nil,                              // 43: nsm.admin.v1.Node.LabelsEntry
-	nil,                              // 44: nsm.admin.v1.Forwarder.LabelsEntry
-	nil,                              // 45: nsm.admin.v1.WireSummary.LabelsEntry
-	nil,                              // 46: nsm.admin.v1.Hop.MetricsEntry
-	nil,                              // 47: nsm.admin.v1.WireLeg.ParametersEntry
-	nil,                              // 48: nsm.admin.v1.Match.SourceSelectorEntry
-	nil,                              // 49: nsm.admin.v1.Destination.DestinationSelectorEntry
-	nil,                              // 50: nsm.admin.v1.Metadata.LabelsEntry
-	nil,                              // 51: nsm.admin.v1.EndpointService.LabelsEntry
-	(*timestamppb.Timestamp)(nil),    // 52: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 53: google.protobuf.Duration
+	(*DrainRequest)(nil),             // 39: nsm.admin.v1.DrainRequest
+	(*DrainProgress)(nil),            // 40: nsm.admin.v1.DrainProgress
+	(*EndpointEvent)(nil),            // 41: nsm.admin.v1.EndpointEvent
+	(*Endpoint)(nil),                 // 42: nsm.admin.v1.Endpoint
+	(*EndpointService)(nil),          // 43: nsm.admin.v1.EndpointService
+	nil,                              // 44: nsm.admin.v1.Filter.LabelsEntry
+	nil,                              // 45: nsm.admin.v1.Node.LabelsEntry
+	nil,                              // 46: nsm.admin.v1.Forwarder.LabelsEntry
+	nil,                              // 47: nsm.admin.v1.WireSummary.LabelsEntry
+	nil,                              // 48: nsm.admin.v1.Hop.MetricsEntry
+	nil,                              // 49: nsm.admin.v1.WireLeg.ParametersEntry
+	nil,                              // 50: nsm.admin.v1.Match.SourceSelectorEntry
+	nil,                              // 51: nsm.admin.v1.Destination.DestinationSelectorEntry
+	nil,                              // 52: nsm.admin.v1.Metadata.LabelsEntry
+	nil,                              // 53: nsm.admin.v1.EndpointService.LabelsEntry
+	(*timestamppb.Timestamp)(nil),    // 54: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 55: google.protobuf.Duration
 }
 var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
-	42, // 0: nsm.admin.v1.Filter.labels:type_name -> nsm.admin.v1.Filter.LabelsEntry
+	44, // 0: nsm.admin.v1.Filter.labels:type_name -> nsm.admin.v1.Filter.LabelsEntry
 	4,  // 1: nsm.admin.v1.NodesRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 2: nsm.admin.v1.NodeEvent.type:type_name -> nsm.admin.v1.EventType
 	9,  // 3: nsm.admin.v1.NodeEvent.node:type_name -> nsm.admin.v1.Node
 	10, // 4: nsm.admin.v1.Node.forwarders:type_name -> nsm.admin.v1.Forwarder
-	52, // 5: nsm.admin.v1.Node.started:type_name -> google.protobuf.Timestamp
+	54, // 5: nsm.admin.v1.Node.started:type_name -> google.protobuf.Timestamp
 	6,  // 6: nsm.admin.v1.Node.version:type_name -> nsm.admin.v1.BuildVersion
-	43, // 7: nsm.admin.v1.Node.labels:type_name -> nsm.admin.v1.Node.LabelsEntry
-	44, // 8: nsm.admin.v1.Forwarder.labels:type_name -> nsm.admin.v1.Forwarder.LabelsEntry
-	52, // 9: nsm.admin.v1.Forwarder.expires:type_name -> google.protobuf.Timestamp
+	45, // 7: nsm.admin.v1.Node.labels:type_name -> nsm.admin.v1.Node.LabelsEntry
+	46, // 8: nsm.admin.v1.Forwarder.labels:type_name -> nsm.admin.v1.Forwarder.LabelsEntry
+	54, // 9: nsm.admin.v1.Forwarder.expires:type_name -> google.protobuf.Timestamp
 	4,  // 10: nsm.admin.v1.WiresRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 11: nsm.admin.v1.WireEvent.type:type_name -> nsm.admin.v1.EventType
 	13, // 12: nsm.admin.v1.WireEvent.wire:type_name -> nsm.admin.v1.WireSummary
 	1,  // 13: nsm.admin.v1.WireSummary.state:type_name -> nsm.admin.v1.WireState
 	14, // 14: nsm.admin.v1.WireSummary.client:type_name -> nsm.admin.v1.WireSide
 	14, // 15: nsm.admin.v1.WireSummary.endpoint:type_name -> nsm.admin.v1.WireSide
-	52, // 16: nsm.admin.v1.WireSummary.established:type_name -> google.protobuf.Timestamp
-	52, // 17: nsm.admin.v1.WireSummary.expires:type_name -> google.protobuf.Timestamp
-	45, // 18: nsm.admin.v1.WireSummary.labels:type_name -> nsm.admin.v1.WireSummary.LabelsEntry
+	54, // 16: nsm.admin.v1.WireSummary.established:type_name -> google.protobuf.Timestamp
+	54, // 17: nsm.admin.v1.WireSummary.expires:type_name -> google.protobuf.Timestamp
+	47, // 18: nsm.admin.v1.WireSummary.labels:type_name -> nsm.admin.v1.WireSummary.LabelsEntry
 	13, // 19: nsm.admin.v1.WireDescription.summary:type_name -> nsm.admin.v1.WireSummary
 	17, // 20: nsm.admin.v1.WireDescription.hops:type_name -> nsm.admin.v1.Hop
 	19, // 21: nsm.admin.v1.WireDescription.context:type_name -> nsm.admin.v1.ConnectionContext
@@ -3250,10 +3391,10 @@ var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
 	23, // 23: nsm.admin.v1.WireDescription.kernel:type_name -> nsm.admin.v1.KernelObjects
 	27, // 24: nsm.admin.v1.WireDescription.history:type_name -> nsm.admin.v1.WireEventRecord
 	2,  // 25: nsm.admin.v1.Hop.role:type_name -> nsm.admin.v1.Role
-	52, // 26: nsm.admin.v1.Hop.expires:type_name -> google.protobuf.Timestamp
+	54, // 26: nsm.admin.v1.Hop.expires:type_name -> google.protobuf.Timestamp
 	6,  // 27: nsm.admin.v1.Hop.version:type_name -> nsm.admin.v1.BuildVersion
-	46, // 28: nsm.admin.v1.Hop.metrics:type_name -> nsm.admin.v1.Hop.MetricsEntry
-	47, // 29: nsm.admin.v1.WireLeg.parameters:type_name -> nsm.admin.v1.WireLeg.ParametersEntry
+	48, // 28: nsm.admin.v1.Hop.metrics:type_name -> nsm.admin.v1.Hop.MetricsEntry
+	49, // 29: nsm.admin.v1.WireLeg.parameters:type_name -> nsm.admin.v1.WireLeg.ParametersEntry
 	20, // 30: nsm.admin.v1.ConnectionContext.src_routes:type_name -> nsm.admin.v1.Route
 	20, // 31: nsm.admin.v1.ConnectionContext.dst_routes:type_name -> nsm.admin.v1.Route
 	21, // 32: nsm.admin.v1.ConnectionContext.policies:type_name -> nsm.admin.v1.Policy
@@ -3262,28 +3403,28 @@ var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
 	24, // 35: nsm.admin.v1.KernelObjects.links:type_name -> nsm.admin.v1.Link
 	26, // 36: nsm.admin.v1.KernelObjects.wireguard:type_name -> nsm.admin.v1.WireGuard
 	25, // 37: nsm.admin.v1.Link.counters:type_name -> nsm.admin.v1.Counters
-	52, // 38: nsm.admin.v1.WireGuard.last_handshake:type_name -> google.protobuf.Timestamp
-	53, // 39: nsm.admin.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	52, // 40: nsm.admin.v1.WireEventRecord.time:type_name -> google.protobuf.Timestamp
+	54, // 38: nsm.admin.v1.WireGuard.last_handshake:type_name -> google.protobuf.Timestamp
+	55, // 39: nsm.admin.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	54, // 40: nsm.admin.v1.WireEventRecord.time:type_name -> google.protobuf.Timestamp
 	4,  // 41: nsm.admin.v1.ServicesRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 42: nsm.admin.v1.ServiceEvent.type:type_name -> nsm.admin.v1.EventType
 	30, // 43: nsm.admin.v1.ServiceEvent.service:type_name -> nsm.admin.v1.Service
 	31, // 44: nsm.admin.v1.Service.matches:type_name -> nsm.admin.v1.Match
-	48, // 45: nsm.admin.v1.Match.source_selector:type_name -> nsm.admin.v1.Match.SourceSelectorEntry
+	50, // 45: nsm.admin.v1.Match.source_selector:type_name -> nsm.admin.v1.Match.SourceSelectorEntry
 	32, // 46: nsm.admin.v1.Match.routes:type_name -> nsm.admin.v1.Destination
 	33, // 47: nsm.admin.v1.Match.metadata:type_name -> nsm.admin.v1.Metadata
-	49, // 48: nsm.admin.v1.Destination.destination_selector:type_name -> nsm.admin.v1.Destination.DestinationSelectorEntry
-	50, // 49: nsm.admin.v1.Metadata.labels:type_name -> nsm.admin.v1.Metadata.LabelsEntry
+	51, // 48: nsm.admin.v1.Destination.destination_selector:type_name -> nsm.admin.v1.Destination.DestinationSelectorEntry
+	52, // 49: nsm.admin.v1.Metadata.labels:type_name -> nsm.admin.v1.Metadata.LabelsEntry
 	30, // 50: nsm.admin.v1.ApplyServiceRequest.service:type_name -> nsm.admin.v1.Service
 	3,  // 51: nsm.admin.v1.ApplyServiceResponse.result:type_name -> nsm.admin.v1.ApplyServiceResponse.Result
 	30, // 52: nsm.admin.v1.ApplyServiceResponse.service:type_name -> nsm.admin.v1.Service
 	4,  // 53: nsm.admin.v1.EndpointsRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 54: nsm.admin.v1.EndpointEvent.type:type_name -> nsm.admin.v1.EventType
-	40, // 55: nsm.admin.v1.EndpointEvent.endpoint:type_name -> nsm.admin.v1.Endpoint
-	41, // 56: nsm.admin.v1.Endpoint.services:type_name -> nsm.admin.v1.EndpointService
-	52, // 57: nsm.admin.v1.Endpoint.expires:type_name -> google.protobuf.Timestamp
-	52, // 58: nsm.admin.v1.Endpoint.registered:type_name -> google.protobuf.Timestamp
-	51, // 59: nsm.admin.v1.EndpointService.labels:type_name -> nsm.admin.v1.EndpointService.LabelsEntry
+	42, // 55: nsm.admin.v1.EndpointEvent.endpoint:type_name -> nsm.admin.v1.Endpoint
+	43, // 56: nsm.admin.v1.Endpoint.services:type_name -> nsm.admin.v1.EndpointService
+	54, // 57: nsm.admin.v1.Endpoint.expires:type_name -> google.protobuf.Timestamp
+	54, // 58: nsm.admin.v1.Endpoint.registered:type_name -> google.protobuf.Timestamp
+	53, // 59: nsm.admin.v1.EndpointService.labels:type_name -> nsm.admin.v1.EndpointService.LabelsEntry
 	5,  // 60: nsm.admin.v1.Admin.Version:input_type -> nsm.admin.v1.VersionRequest
 	7,  // 61: nsm.admin.v1.Admin.Nodes:input_type -> nsm.admin.v1.NodesRequest
 	11, // 62: nsm.admin.v1.Admin.Wires:input_type -> nsm.admin.v1.WiresRequest
@@ -3292,16 +3433,18 @@ var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
 	34, // 65: nsm.admin.v1.Admin.ApplyService:input_type -> nsm.admin.v1.ApplyServiceRequest
 	36, // 66: nsm.admin.v1.Admin.DeleteService:input_type -> nsm.admin.v1.DeleteServiceRequest
 	38, // 67: nsm.admin.v1.Admin.Endpoints:input_type -> nsm.admin.v1.EndpointsRequest
-	6,  // 68: nsm.admin.v1.Admin.Version:output_type -> nsm.admin.v1.BuildVersion
-	8,  // 69: nsm.admin.v1.Admin.Nodes:output_type -> nsm.admin.v1.NodeEvent
-	12, // 70: nsm.admin.v1.Admin.Wires:output_type -> nsm.admin.v1.WireEvent
-	16, // 71: nsm.admin.v1.Admin.DescribeWire:output_type -> nsm.admin.v1.WireDescription
-	29, // 72: nsm.admin.v1.Admin.Services:output_type -> nsm.admin.v1.ServiceEvent
-	35, // 73: nsm.admin.v1.Admin.ApplyService:output_type -> nsm.admin.v1.ApplyServiceResponse
-	37, // 74: nsm.admin.v1.Admin.DeleteService:output_type -> nsm.admin.v1.DeleteServiceResponse
-	39, // 75: nsm.admin.v1.Admin.Endpoints:output_type -> nsm.admin.v1.EndpointEvent
-	68, // [68:76] is the sub-list for method output_type
-	60, // [60:68] is the sub-list for method input_type
+	39, // 68: nsm.admin.v1.Admin.Drain:input_type -> nsm.admin.v1.DrainRequest
+	6,  // 69: nsm.admin.v1.Admin.Version:output_type -> nsm.admin.v1.BuildVersion
+	8,  // 70: nsm.admin.v1.Admin.Nodes:output_type -> nsm.admin.v1.NodeEvent
+	12, // 71: nsm.admin.v1.Admin.Wires:output_type -> nsm.admin.v1.WireEvent
+	16, // 72: nsm.admin.v1.Admin.DescribeWire:output_type -> nsm.admin.v1.WireDescription
+	29, // 73: nsm.admin.v1.Admin.Services:output_type -> nsm.admin.v1.ServiceEvent
+	35, // 74: nsm.admin.v1.Admin.ApplyService:output_type -> nsm.admin.v1.ApplyServiceResponse
+	37, // 75: nsm.admin.v1.Admin.DeleteService:output_type -> nsm.admin.v1.DeleteServiceResponse
+	41, // 76: nsm.admin.v1.Admin.Endpoints:output_type -> nsm.admin.v1.EndpointEvent
+	40, // 77: nsm.admin.v1.Admin.Drain:output_type -> nsm.admin.v1.DrainProgress
+	69, // [69:78] is the sub-list for method output_type
+	60, // [60:69] is the sub-list for method input_type
 	60, // [60:60] is the sub-list for extension type_name
 	60, // [60:60] is the sub-list for extension extendee
 	0,  // [0:60] is the sub-list for field type_name
@@ -3318,7 +3461,7 @@ func file_nsm_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nsm_admin_v1_admin_proto_rawDesc), len(file_nsm_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,7 @@ const (
 	Admin_ApplyService_FullMethodName  = "/nsm.admin.v1.Admin/ApplyService"
 	Admin_DeleteService_FullMethodName = "/nsm.admin.v1.Admin/DeleteService"
 	Admin_Endpoints_FullMethodName     = "/nsm.admin.v1.Admin/Endpoints"
+	Admin_Drain_FullMethodName         = "/nsm.admin.v1.Admin/Drain"
 )
 
 // AdminClient is the client API for Admin service.
@@ -65,6 +66,13 @@ type AdminClient interface {
 	DeleteService(ctx context.Context, in *DeleteServiceRequest, opts ...grpc.CallOption) (*DeleteServiceResponse, error)
 	// Endpoints lists the endpoints of the domain.
 	Endpoints(ctx context.Context, in *EndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndpointEvent], error)
+	// Drain takes the wires away from endpoints of the node that answers: nobody
+	// gets them any more, and clients are asked to move. It tells how many wires
+	// there are still, each time that changes, and ends when there are none. An
+	// endpoint stays drained, also when the caller gives up, until it is undone or
+	// the endpoint or the manager ends. NOT_FOUND (NSM-3008) if the node has no
+	// such endpoint.
+	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainProgress], error)
 }
 
 type adminClient struct {
@@ -191,6 +199,25 @@ func (c *adminClient) Endpoints(ctx context.Context, in *EndpointsRequest, opts 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_EndpointsClient = grpc.ServerStreamingClient[EndpointEvent]
 
+func (c *adminClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainProgress], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[4], Admin_Drain_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DrainRequest, DrainProgress]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_DrainClient = grpc.ServerStreamingClient[DrainProgress]
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -213,6 +240,13 @@ type AdminServer interface {
 	DeleteService(context.Context, *DeleteServiceRequest) (*DeleteServiceResponse, error)
 	// Endpoints lists the endpoints of the domain.
 	Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointEvent]) error
+	// Drain takes the wires away from endpoints of the node that answers: nobody
+	// gets them any more, and clients are asked to move. It tells how many wires
+	// there are still, each time that changes, and ends when there are none. An
+	// endpoint stays drained, also when the caller gives up, until it is undone or
+	// the endpoint or the manager ends. NOT_FOUND (NSM-3008) if the node has no
+	// such endpoint.
+	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainProgress]) error
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -246,6 +280,9 @@ func (UnimplementedAdminServer) DeleteService(context.Context, *DeleteServiceReq
 }
 func (UnimplementedAdminServer) Endpoints(*EndpointsRequest, grpc.ServerStreamingServer[EndpointEvent]) error {
 	return status.Error(codes.Unimplemented, "method Endpoints not implemented")
+}
+func (UnimplementedAdminServer) Drain(*DrainRequest, grpc.ServerStreamingServer[DrainProgress]) error {
+	return status.Error(codes.Unimplemented, "method Drain not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -384,6 +421,17 @@ func _Admin_Endpoints_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_EndpointsServer = grpc.ServerStreamingServer[EndpointEvent]
 
+func _Admin_Drain_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DrainRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Drain(m, &grpc.GenericServerStream[DrainRequest, DrainProgress]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_DrainServer = grpc.ServerStreamingServer[DrainProgress]
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -427,6 +475,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Endpoints",
 			Handler:       _Admin_Endpoints_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Drain",
+			Handler:       _Admin_Drain_Handler,
 			ServerStreams: true,
 		},
 	},
