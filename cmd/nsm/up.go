@@ -33,7 +33,6 @@ type upConfig struct {
 	ManagerListenOn  string        `flag:"manager-listen-on" env:"NSM_MANAGER_LISTEN_ON" default:"tcp://:5001" help:"where managers of other nodes reach this one"`
 	Advertise        string        `flag:"advertise" env:"NSM_ADVERTISE" help:"URL under which they do; default an address of this machine"`
 	RegistryURL      string        `flag:"registry-url" env:"NSM_REGISTRY_URL" help:"the domain's registry; default one that runs in here, or on a node that has joined what the authority says"`
-	Operators        []string      `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root of this node, that may change and delete network services of others at the registry that runs in here; ID/* means everything below ID"`
 	RegistryListenOn string        `flag:"registry-listen-on" env:"NSM_REGISTRY_LISTEN_ON" default:"tcp://:5002" help:"where the registry that runs in here serves other nodes"`
 	MaxTokenLifetime time.Duration `flag:"max-token-lifetime" env:"NSM_MAX_TOKEN_LIFETIME" default:"10m" help:"how long a token is valid, hence how long a wire lives without a refresh"`
 }
