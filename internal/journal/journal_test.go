@@ -40,7 +40,9 @@ func TestScan(t *testing.T) {
 	end := int64(len(whole))
 	zeros := make([]byte, 1000)
 	// torn is a file of which the end reached the disk as zeros from a byte on.
-	torn := func(from int64) []byte { return append(append(bytes.Clone(whole[:from]), make([]byte, end-from)...), zeros...) }
+	torn := func(from int64) []byte {
+		return append(append(bytes.Clone(whole[:from]), make([]byte, end-from)...), zeros...)
+	}
 	for _, tt := range []struct {
 		name string
 		file []byte
