@@ -3,7 +3,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -23,11 +25,24 @@ type cell struct {
 	fault     fault
 	phase     phase
 	must      must
-	missed    string // why the bound is missed as yet; a test that finds so does not fail
-	elsewhere string // it is not measured here, because …, but …; "" = it is
+	missed    string        // why the bound is missed as yet; a test that finds so does not fail
+	tested    bool          // make test measures it, as it does all budgets
+	lasts     time.Duration // of a fault that is undone; 0 = 3 s
+	elsewhere string        // it is not measured here, because …; "" = it is
 }
 
-func (c cell) String() string { return fmt.Sprintf("%s, %s, %s", c.component, c.fault, c.phase) }
+// how is the fault, and how long it lasts where that is unusual.
+func (c cell) how() string {
+	if c.lasts == 0 {
+		return string(c.fault)
+	}
+	return fmt.Sprintf("%s for %v", c.fault, c.lasts)
+}
+
+func (c cell) String() string { return fmt.Sprintf("%s, %s, %s", c.component, c.how(), c.phase) }
+
+// duration is how long the fault lasts.
+func (c cell) duration() time.Duration { return cmp.Or(c.lasts, lasts) }
 
 // must is the longest interruption that a wire may have: none means that not a
 // packet may be lost, and no TCP connection.
@@ -87,7 +102,119 @@ var budgets = []cell{
 	{component: everything, fault: upgrade, phase: idle, must: all(none), missed: missedReturn},
 }
 
-// matrix is every cell.
-func matrix() (cells []cell) {
-	return budgets
+// matrix is every cell: the budgets, and what is to be said about every other
+// fault at every time.
+func matrix() []cell {
+	return slices.Concat(budgets, whileIdle(), whileRequesting(), whileRefreshing(), whileHealing())
 }
+
+// control are the components that no packet passes through.
+var control = []component{registry, localManager, remoteManager, localForwarder, remoteForwarder, authority, agent}
+
+// long is longer than any keepalive waits.
+const long = 20 * time.Second
+
+// back is how soon after the end of a fault that nobody can help packets flow again.
+const back = time.Second
+
+func whileIdle() (cells []cell) {
+	for _, c := range control {
+		cells = append(cells,
+			cell{component: c, fault: restart, phase: idle, must: all(none)},
+			cell{component: c, fault: freeze, phase: idle, must: all(none)})
+	}
+	for _, c := range []component{registry, localManager, remoteManager, localForwarder, remoteForwarder} {
+		cells = append(cells, cell{component: c, fault: freeze, phase: idle, must: all(none), lasts: long})
+	}
+	for _, c := range []component{registry, authority, agent, localForwarder, remoteForwarder} {
+		cells = append(cells, cell{component: c, fault: diskFull, phase: idle, must: all(none)})
+	}
+	return append(cells,
+		cell{component: localHolder, fault: kill, phase: idle, must: tunnel(2 * time.Second), tested: true},
+		cell{component: localHolder, fault: freeze, phase: idle, must: tunnel(lasts + back)},
+		cell{component: remoteHolder, fault: kill, phase: idle, must: tunnel(2 * time.Second)},
+		cell{component: remoteHolder, fault: freeze, phase: idle, must: tunnel(2 * time.Second)},
+
+		cell{component: endpoints, fault: killAndStart, phase: idle, must: all(time.Second)},
+		cell{component: endpoints, fault: freeze, phase: idle, must: all(none), tested: true},
+		cell{component: endpoints, fault: freeze, phase: idle, must: all(none), lasts: long},
+		cell{component: endpointsNode, fault: linkDown, phase: idle, must: remote(2 * time.Second)},
+		cell{component: endpointsNode, fault: dropUDP, phase: idle, must: remote(2 * time.Second)},
+		cell{component: endpointsNode, fault: dropTCP, phase: idle, must: all(none), tested: true},
+		cell{component: endpointsNode, fault: dropTCP, phase: idle, must: all(none), lasts: long},
+
+		// There is no way around the client's own node: wires are to be back with it.
+		cell{component: clientsNode, fault: linkDown, phase: idle, must: remote(lasts + back)},
+		cell{component: clientsNode, fault: dropAll, phase: idle, must: remote(lasts + back)},
+		cell{component: clientsNode, fault: dropUDP, phase: idle, must: remote(lasts + back)},
+		cell{component: clientsNode, fault: dropTCP, phase: idle, must: all(none)},
+
+		cell{component: client, fault: kill, phase: idle, must: all(none), tested: true},
+		cell{component: client, fault: killAndStart, phase: idle, must: all(none)},
+		cell{component: client, fault: restart, phase: idle, must: all(none), tested: true},
+		cell{component: client, fault: freeze, phase: idle, must: all(none)},
+
+		cell{component: everything, fault: clockStep, phase: idle,
+			elsewhere: "no namespace has a CLOCK_REALTIME of its own, and the machine's is everybody's. `sdk/conn` TestExpiryAsksNoClock"},
+	)
+}
+
+func whileRequesting() (cells []cell) {
+	for _, c := range control {
+		cells = append(cells, cell{component: c, fault: kill, phase: duringRequest, must: all(none), tested: c == localManager})
+	}
+	for _, c := range []component{localManager, remoteManager, localForwarder, remoteForwarder} {
+		cells = append(cells, cell{component: c, fault: freeze, phase: duringRequest, must: all(none)})
+	}
+	return append(cells,
+		cell{component: registry, fault: diskFull, phase: duringRequest, must: all(none), tested: true},
+		cell{component: remoteHolder, fault: kill, phase: duringRequest, must: tunnel(2 * time.Second)},
+		cell{component: endpoints, fault: kill, phase: duringRequest, must: all(time.Second)},
+		cell{component: endpointsNode, fault: gone, phase: duringRequest, must: remote(2 * time.Second), tested: true},
+		cell{component: endpointsNode, fault: dropAll, phase: duringRequest, must: remote(2 * time.Second)},
+	)
+}
+
+func whileRefreshing() (cells []cell) {
+	for _, c := range control {
+		cells = append(cells, cell{component: c, fault: kill, phase: duringRefresh, must: all(none), tested: c == localForwarder})
+	}
+	for _, c := range []component{localManager, remoteManager, localForwarder, remoteForwarder} {
+		cells = append(cells, cell{component: c, fault: freeze, phase: duringRefresh, must: all(none), tested: c == remoteManager})
+	}
+	return append(cells,
+		cell{component: localHolder, fault: kill, phase: duringRefresh, must: tunnel(2 * time.Second)},
+		cell{component: endpoints, fault: kill, phase: duringRefresh, must: all(time.Second), tested: true},
+		cell{component: endpoints, fault: freeze, phase: duringRefresh, must: all(none)},
+		cell{component: endpointsNode, fault: gone, phase: duringRefresh, must: remote(2 * time.Second)},
+		cell{component: endpointsNode, fault: dropAll, phase: duringRefresh, must: remote(2 * time.Second)},
+		cell{component: endpointsNode, fault: dropTCP, phase: duringRefresh, must: all(none)},
+		cell{component: client, fault: kill, phase: duringRefresh, must: all(none)},
+		cell{component: client, fault: killAndStart, phase: duringRefresh, must: all(none), tested: true},
+	)
+}
+
+// whileHealing has the endpoint dead already and its spare not yet there. What is
+// hit is needed for healing, so that has to wait until it is back.
+func whileHealing() (cells []cell) {
+	for _, c := range []component{registry, authority} {
+		cells = append(cells, cell{component: c, fault: killAndStart, phase: duringHeal, must: all(healed)})
+	}
+	for _, c := range []component{localManager, localForwarder} {
+		cells = append(cells,
+			cell{component: c, fault: killAndStart, phase: duringHeal, must: all(healed), missed: missedBack, tested: c == localManager},
+			cell{component: c, fault: freeze, phase: duringHeal, must: all(lasts + healed)})
+	}
+	for _, c := range []component{remoteManager, remoteForwarder} { // the spares are elsewhere
+		cells = append(cells, cell{component: c, fault: killAndStart, phase: duringHeal, must: all(2 * time.Second)})
+	}
+	return append(cells,
+		cell{component: localHolder, fault: kill, phase: duringHeal, must: must{2 * time.Second, 2 * time.Second, healed}},
+		cell{component: client, fault: killAndStart, phase: duringHeal, must: all(healed), tested: true},
+	)
+}
+
+// healed is the bound of healing that was interrupted itself.
+const healed = 3 * time.Second
+
+const missedBack = "the client waits out its back-off although the daemon is back, and then asks the dead endpoint first"

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -200,6 +201,26 @@ func tell(ctx context.Context, socket string, o order) (s state, err error) {
 	return s, nil
 }
 
+// routeTo gives clients a route over the wire to an address that is not the wire's.
+func routeTo(address string) endpoint.Middleware {
+	return func(next endpoint.Handler) endpoint.Handler {
+		return endpoint.Funcs{
+			OnRequest: func(ctx context.Context, r *endpoint.Request) error {
+				if err := next.Request(ctx, r); err != nil {
+					return err
+				}
+				ip := r.Connection.GetContext().GetIpContext()
+				wanted := &networkservice.Route{Prefix: address + "/32"}
+				if !slices.ContainsFunc(ip.GetSrcRoutes(), func(r *networkservice.Route) bool { return r.GetPrefix() == wanted.GetPrefix() }) {
+					ip.SrcRoutes = append(ip.SrcRoutes, wanted)
+				}
+				return nil
+			},
+			OnClose: next.Close,
+		}
+	}
+}
+
 // endpointRole serves a network service from the namespace that it is in, until
 // SIGTERM. The environment says where the manager and the identity are.
 func endpointRole(args []string) error {
@@ -208,6 +229,7 @@ func endpointRole(args []string) error {
 	service := f.String("service", "", "that it serves")
 	payload := f.String("payload", "IP", "of the service")
 	cidr := f.String("cidr", "", "of the addresses that it gives")
+	anycast := f.String("anycast", "", "address in the namespace that clients get a route to")
 	control := f.String("control", "", "socket on which it takes orders")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -232,7 +254,7 @@ func endpointRole(args []string) error {
 	g.endpoint, err = endpoint.Serve(ctx, endpoint.Config{
 		Name: *name, Manager: os.Getenv("NSM_CONNECT_TO"),
 		Services: []endpoint.Service{{Name: *service, Payload: *payload}},
-		Handler:  endpoint.Chain(g.middleware, endpoint.Interface(nil), endpoint.Addresses(pool, endpoint.Strict)),
+		Handler:  endpoint.Chain(g.middleware, routeTo(*anycast), endpoint.Interface(nil), endpoint.Addresses(pool, endpoint.Strict)),
 	})
 	if err != nil {
 		return err

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,7 +22,7 @@ func TestMain(m *testing.M) {
 	nstest.Main(m)
 }
 
-// testOptions builds nsm twice, without the race detector: this measures.
+// testOptions builds what runs in the lab without the race detector: this measures.
 func testOptions(t *testing.T) options {
 	t.Helper()
 	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
@@ -29,11 +31,12 @@ func testOptions(t *testing.T) options {
 		f.Close()
 	}
 	dir := t.TempDir()
-	o := options{nsm: filepath.Join(dir, "nsm"), newer: filepath.Join(dir, "newer"), rounds: 1}
-	if err := buildNSM(t.Context(), o.nsm); err != nil {
-		t.Fatal(err)
-	}
-	if err := buildNSM(t.Context(), o.newer, "-ldflags=-s -w"); err != nil {
+	o := options{nsm: filepath.Join(dir, "nsm"), newer: filepath.Join(dir, "newer"), self: filepath.Join(dir, "heal"), rounds: 1}
+	err := errors.Join(
+		build(t.Context(), o.nsm, "cmd/nsm"),
+		build(t.Context(), o.newer, "cmd/nsm", "-ldflags=-s -w"),
+		build(t.Context(), o.self, "test/heal"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	return o
@@ -43,6 +46,11 @@ func testOptions(t *testing.T) options {
 // does to a time is allowed for, to counts it does nothing.
 func TestBudgets(t *testing.T) {
 	checkAll(t, budgets)
+}
+
+// A part of the rest of the matrix; make heal-report measures all of it.
+func TestMatrix(t *testing.T) {
+	checkAll(t, slices.DeleteFunc(matrix(), func(c cell) bool { return !c.tested }))
 }
 
 // checkAll measures cells, one after the other.
@@ -67,12 +75,12 @@ const attempts = 3
 func check(t *testing.T, x *measurer, c cell) {
 	for attempt := 1; ; attempt++ {
 		rounds, err := x.measure(t.Context(), c)
-		if err != nil {
-			t.Fatal(err)
-		}
 		factor, busy := patienceFactor()
-		fmt.Println("MEASURED:", newCell(c, rounds, nil).row())
+		fmt.Println("MEASURED:", newCell(c, rounds, err).row())
 		wrong := violations(c, rounds, factor)
+		if err != nil {
+			wrong = append(wrong, err.Error())
+		}
 		switch {
 		case len(wrong) == 0:
 			return
@@ -120,6 +128,40 @@ func blind(rounds []round) (longest time.Duration) {
 
 // stall is about what the mesh waits for a sign of life.
 const stall = 200 * time.Millisecond
+
+// The matrix is complete: every component fails, each in more than one way, and no
+// cell is there twice.
+func TestCells(t *testing.T) {
+	seen := make(map[string]bool)
+	faults := make(map[component]int)
+	phases := make(map[phase]int)
+	for _, c := range matrix() {
+		if seen[c.String()] {
+			t.Errorf("%s is there twice", c)
+		}
+		seen[c.String()] = true
+		faults[c.component]++
+		phases[c.phase]++
+	}
+	for c := range daemons {
+		if faults[c] < 5 {
+			t.Errorf("%s fails in %d ways", c, faults[c])
+		}
+	}
+	for _, c := range []component{localHolder, remoteHolder, endpoints, endpointsNode, clientsNode, client, everything} {
+		if faults[c] < 2 {
+			t.Errorf("%s fails in %d ways", c, faults[c])
+		}
+	}
+	for _, p := range []phase{idle, duringRequest, duringRefresh, duringHeal} {
+		if phases[p] < 10 {
+			t.Errorf("%s: %d cells", p, phases[p])
+		}
+	}
+	if len(seen) < 80 {
+		t.Errorf("%d cells", len(seen))
+	}
+}
 
 func TestWithin(t *testing.T) {
 	second := time.Second

@@ -63,6 +63,7 @@ func role(args []string) {
 type options struct {
 	nsm    string
 	newer  string
+	self   string // this program, as endpoints run it
 	rounds int
 	cells  string
 	json   string
@@ -71,6 +72,7 @@ type options struct {
 }
 
 func parse(args []string) (o options, err error) {
+	o.self = "/proc/self/exe"
 	f := flag.NewFlagSet("heal", flag.ContinueOnError)
 	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
 	f.StringVar(&o.newer, "newer", "", "another build of it, for upgrades; default built here")
@@ -110,16 +112,20 @@ func (o options) run(ctx context.Context) error {
 		}
 		defer os.RemoveAll(dir)
 		o.newer = filepath.Join(dir, "newer")
-		if err := buildNSM(ctx, o.newer, "-ldflags=-s -w"); err != nil {
+		if err := build(ctx, o.newer, "cmd/nsm", "-ldflags=-s -w"); err != nil {
 			return err
 		}
 	}
 	r := o.newReport(ctx)
 	var errs []error
 	for _, c := range o.chosen() {
-		x := measurer{options: o}
-		rounds, err := x.measure(ctx, c)
-		err = errors.Join(err, x.close())
+		var rounds []round
+		var err error
+		if c.elsewhere == "" {
+			x := measurer{options: o}
+			rounds, err = x.measure(ctx, c)
+			err = errors.Join(err, x.close())
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/openvwire/nsm/internal/lab"
@@ -62,7 +63,7 @@ func (x *measurer) measure(ctx context.Context, c cell) (rounds []round, err err
 
 // prepare makes a mesh for a cell, unless there is one.
 func (x *measurer) prepare(ctx context.Context, c cell) (err error) {
-	want := meshOptions{nsm: x.nsm, newer: x.newer, spares: c.component != everything, stateSize: stateSize(c)}
+	want := meshOptions{nsm: x.nsm, newer: x.newer, self: x.self, spares: c.component != everything, stateSize: stateSize(c)}
 	if x.mesh != nil && x.made == want {
 		return nil
 	}
@@ -109,7 +110,7 @@ func (m *mesh) round(ctx context.Context, c cell) (r round, err error) {
 		return r, err
 	}
 	p.release(ctx)
-	if err := wait(ctx, lasts); err != nil {
+	if err := wait(ctx, c.duration()); err != nil {
 		return r, err
 	}
 	if err := end(ctx); err != nil {
@@ -118,7 +119,7 @@ func (m *mesh) round(ctx context.Context, c cell) (r round, err error) {
 	if err := m.flowing(ctx); err != nil && ctx.Err() != nil {
 		return r, err
 	} // else the probes tell it
-	if r.New, err = p.wires(ctx); err != nil {
+	if r.New, err = p.wires(); err != nil {
 		return r, err
 	}
 	if err := wait(ctx, aftermath); err != nil {
@@ -139,32 +140,27 @@ func wait(ctx context.Context, d time.Duration) error {
 
 // prepared is a phase that the mesh is in.
 type prepared struct {
-	held     []*station     // that hold a Request
-	late     []*lab.Process // clients that ask for new wires
-	released time.Time
+	held []*station     // that hold a Request
+	late []*lab.Process // clients that ask for new wires
+
+	waiting sync.WaitGroup  // for them
+	took    []time.Duration // of each; guarded by waiting
+	errs    []error         // of each; guarded by waiting
 }
 
 // prepare brings the mesh into a phase.
-func (m *mesh) prepare(ctx context.Context, ph phase) (p prepared, err error) {
+func (m *mesh) prepare(ctx context.Context, ph phase) (p *prepared, err error) {
+	p = &prepared{}
 	switch ph {
 	case duringRequest:
-		err = m.each(func(w *wire) error { return w.first.order(ctx, order{Hold: first}) })
-		if err != nil {
-			return p, err
-		}
-		for _, w := range m.wires {
-			ns, err := m.lateNamespace(w)
-			if err != nil {
-				return p, err
-			}
-			late, err := ns.StartNsm(ctx, "", "connect", "--wait", patience.String(), "kernel://"+w.name+"/nsm-"+w.name)
-			if err != nil {
-				return p, err
-			}
-			p.late = append(p.late, late)
-			p.held = append(p.held, w.first)
-		}
-		return p, m.each(func(w *wire) error { return w.first.order(ctx, order{Await: true}) })
+		var mu sync.Mutex
+		return p, m.each(func(w *wire) error {
+			late, err := m.ask(ctx, w)
+			mu.Lock()
+			defer mu.Unlock()
+			p.late, p.held = append(p.late, late), append(p.held, w.first)
+			return err
+		})
 	case duringRefresh:
 		for _, w := range m.wires {
 			p.held = append(p.held, w.first)
@@ -185,6 +181,58 @@ func (m *mesh) prepare(ctx context.Context, ph phase) (p prepared, err error) {
 	return p, nil
 }
 
+// ask has a client ask for one more wire of a kind, and its first endpoint hold the
+// Request. Endpoints take turns: if it is the other one's, that serves it, and
+// another Request comes.
+func (m *mesh) ask(ctx context.Context, w *wire) (*lab.Process, error) {
+	ns, err := m.lateNamespace(w)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		for _, s := range []*station{w.first, w.then} {
+			if err := s.order(ctx, order{Hold: first}); err != nil {
+				return nil, err
+			}
+		}
+		late, err := ns.StartNsm(ctx, "", "connect", "--wait", patience.String(), "kernel://"+w.name+"/nsm-"+w.name)
+		if err != nil {
+			return nil, err
+		}
+		holds, err := whoHolds(ctx, w.first, w.then)
+		if err != nil {
+			return nil, err
+		}
+		if err := w.then.order(ctx, order{Release: true}); err != nil || holds == w.first {
+			return late, err
+		}
+		if _, err := late.WaitLine(ctx, isUp); err != nil {
+			return nil, err
+		}
+		if err := late.Stop(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// whoHolds waits until one of the endpoints holds a Request.
+func whoHolds(ctx context.Context, among ...*station) (*station, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		s   *station
+		err error
+	}
+	answers := make(chan answer, len(among))
+	for _, s := range among {
+		go func() { answers <- answer{s, s.order(ctx, order{Await: true})} }()
+	}
+	first := <-answers
+	return first.s, first.err
+}
+
+func isUp(line string) bool { return strings.Contains(line, " is up: ") }
+
 // lateNamespace is the namespace of the client that asks for one more wire of a kind.
 func (m *mesh) lateNamespace(w *wire) (_ *lab.NetNS, err error) {
 	if w.late == nil {
@@ -198,27 +246,31 @@ func (m *mesh) lateNamespace(w *wire) (_ *lab.NetNS, err error) {
 func (p *prepared) release(ctx context.Context) {
 	for _, s := range p.held {
 		if s.process.Running() {
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
 			_ = s.order(ctx, order{Release: true})
+			cancel()
 		}
 	}
-	p.released = time.Now()
+	released := time.Now()
+	p.took, p.errs = make([]time.Duration, len(p.late)), make([]error, len(p.late))
+	for i, late := range p.late {
+		p.waiting.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			_, p.errs[i] = late.WaitLine(ctx, isUp)
+			p.took[i] = time.Since(released)
+		})
+	}
 }
 
 // wires waits for the new ones, closes them and returns what they took.
-func (p *prepared) wires(ctx context.Context) (took []time.Duration, err error) {
-	limit, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for _, late := range p.late {
-		_, err := late.WaitLine(limit, func(line string) bool { return strings.Contains(line, " is up: ") })
-		if err != nil {
-			return nil, err
-		}
-		took = append(took, time.Since(p.released))
-	}
+func (p *prepared) wires() ([]time.Duration, error) {
+	p.waiting.Wait()
+	err := errors.Join(p.errs...)
 	for _, late := range p.late {
 		err = errors.Join(err, late.Stop())
 	}
-	return took, err
+	return p.took, err
 }
 
 // order tells the endpoint something.

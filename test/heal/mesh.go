@@ -30,12 +30,13 @@ type kind struct {
 	spare   string // node of the endpoint that is there in its place
 	payload string
 	cidr    string
+	anycast string // address at which every endpoint of the service answers
 }
 
 var kinds = []kind{
-	{name: "local", node: "a", spare: "a", payload: "IP", cidr: "10.61.0.0/24"},
-	{name: "vxlan", node: "b", spare: "c", payload: "ETHERNET", cidr: "10.62.0.0/24"},
-	{name: "wireguard", node: "b", spare: "c", payload: "IP", cidr: "10.63.0.0/24"},
+	{name: "local", node: "a", spare: "a", payload: "IP", cidr: "10.61.0.0/24", anycast: "10.9.0.1"},
+	{name: "vxlan", node: "b", spare: "c", payload: "ETHERNET", cidr: "10.62.0.0/24", anycast: "10.9.0.2"},
+	{name: "wireguard", node: "b", spare: "c", payload: "IP", cidr: "10.63.0.0/24", anycast: "10.9.0.3"},
 }
 
 // remote reports whether the wire's packets leave the client's node.
@@ -49,11 +50,13 @@ func (k kind) remote() bool { return k.node != "a" }
 //	│ local-1  local-2 ├──WG──┤ wireguard-1      │     │ wireguard-2        │
 //	└──────────────────┘      └──────────────────┘     └────────────────────┘
 //
-// The spares come when the wires are up. They give the same addresses, so that a
-// probe does not know from whom its answers come.
+// The spares come when the wires are up. All endpoints of a service answer at one
+// address besides those of their wires, so that a probe does not know from whom its
+// answers come.
 type mesh struct {
 	lab    *lab.Lab
 	newer  string // another build of nsm; "" = there is none
+	self   string // this program, as endpoints run it
 	client *lab.NetNS
 	web    *lab.Process // nsm connect
 	wires  []*wire
@@ -62,7 +65,6 @@ type mesh struct {
 // wire is one wire and what is at its far end.
 type wire struct {
 	kind
-	far         netip.AddrPort // where probes are answered
 	first, then *station
 	late        *lab.NetNS // of a client that asks for one more
 
@@ -85,6 +87,7 @@ type station struct {
 type meshOptions struct {
 	nsm       string
 	newer     string // another build; may be empty
+	self      string // this program
 	spares    bool   // there are endpoints to go to
 	stateSize int64
 	profiles  bool
@@ -92,7 +95,7 @@ type meshOptions struct {
 
 // newMesh makes a lab with the wires standing.
 func newMesh(ctx context.Context, o meshOptions) (m *mesh, err error) {
-	m = &mesh{newer: o.newer}
+	m = &mesh{newer: o.newer, self: o.self}
 	m.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Nodes: []string{"a", "b", "c"}, StateSize: o.stateSize, Profiles: o.profiles})
 	if err != nil {
 		return nil, err
@@ -152,9 +155,12 @@ func (m *mesh) station(ctx context.Context, k kind, name, node string) (s *stati
 	if s.ns, err = n.Workload(name); err != nil {
 		return nil, err
 	}
-	s.process, err = s.ns.Start(ctx, "ready:", "/proc/self/exe", "endpoint",
-		"-name", name, "-service", k.name, "-payload", k.payload, "-cidr", k.cidr, "-control", s.control)
+	s.process, err = s.ns.Start(ctx, "ready:", m.self, "endpoint",
+		"-name", name, "-service", k.name, "-payload", k.payload, "-cidr", k.cidr, "-anycast", k.anycast, "-control", s.control)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.ns.AddAddress("lo", netip.PrefixFrom(netip.MustParseAddr(k.anycast), 32)); err != nil {
 		return nil, err
 	}
 	s.server, err = outage.Serve(s.ns, echoPort)
@@ -200,17 +206,9 @@ func (m *mesh) connect(ctx context.Context) (err error) {
 		return err
 	}
 	for _, w := range m.wires {
-		// "nsm: SERVICE is up: ADDRESS on LINK, the endpoint NAME has ADDRESS"
-		line, err := m.web.WaitLine(ctx, func(line string) bool { return strings.HasPrefix(line, "nsm: "+w.name+" is up: ") })
-		if err != nil {
+		if _, err := m.web.WaitLine(ctx, func(line string) bool { return strings.HasPrefix(line, "nsm: "+w.name+" is up: ") }); err != nil {
 			return err
 		}
-		_, peer, _ := strings.Cut(line, " has ")
-		addr, err := netip.ParseAddr(peer)
-		if err != nil {
-			return fmt.Errorf("no address in %q", line)
-		}
-		w.far = netip.AddrPortFrom(addr, echoPort)
 	}
 	return nil
 }
@@ -218,11 +216,12 @@ func (m *mesh) connect(ctx context.Context) (err error) {
 // probe starts the probes of all wires and waits until they flow.
 func (m *mesh) probe(ctx context.Context) error {
 	for _, w := range m.wires {
+		at := netip.AddrPortFrom(netip.MustParseAddr(w.anycast), echoPort)
 		var err error
-		if w.ping, err = outage.Ping(m.client, w.far); err != nil {
+		if w.ping, err = outage.Ping(m.client, at); err != nil {
 			return err
 		}
-		if w.stream, err = outage.Stream(ctx, m.client, w.far); err != nil {
+		if w.stream, err = outage.Stream(ctx, m.client, at); err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
 	}

@@ -39,7 +39,7 @@ func load() string { return report.Load() }
 
 func newCell(c cell, rounds []round, err error) Cell {
 	row := Cell{
-		Component: string(c.component), Fault: string(c.fault), Phase: string(c.phase), Must: c.must.String(),
+		Component: string(c.component), Fault: c.how(), Phase: string(c.phase), Must: c.must.String(),
 		Rounds: rounds, Wires: make(map[string]summary), Met: err == nil, Elsewhere: c.elsewhere,
 	}
 	if err != nil {
@@ -56,7 +56,7 @@ func newCell(c cell, rounds []round, err error) Cell {
 // row is the cell's line of the table.
 func (c Cell) row() string {
 	if c.Elsewhere != "" {
-		return fmt.Sprintf("| %s | %s | %s | | not here: %s ||||", c.Component, c.Fault, c.Phase, c.Elsewhere)
+		return fmt.Sprintf("| %s | %s | %s | | not here: %s |||| |", c.Component, c.Fault, c.Phase, c.Elsewhere)
 	}
 	verdict := report.Verdict(c.Met)
 	if c.Failed != "" {

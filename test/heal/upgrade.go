@@ -12,13 +12,13 @@ import (
 	"github.com/openvwire/nsm/internal/lab"
 )
 
-// buildNSM builds nsm with flags of its own, without the race detector.
-func buildNSM(ctx context.Context, to string, flags ...string) error {
+// build builds a program of this module, without the race detector.
+func build(ctx context.Context, to, program string, flags ...string) error {
 	args := append([]string{"build", "-trimpath", "-o", to}, flags...)
-	c := exec.CommandContext(ctx, "go", append(args, "github.com/openvwire/nsm/cmd/nsm")...)
+	c := exec.CommandContext(ctx, "go", append(args, "github.com/openvwire/nsm/"+program)...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("build nsm: %w: %s", err, out)
+		return fmt.Errorf("build %s: %w: %s", program, err, out)
 	}
 	return nil
 }

@@ -18,6 +18,10 @@ import (
 const (
 	redial      = 20 * time.Millisecond
 	dialTimeout = 500 * time.Millisecond
+
+	// giveUp is how long nothing may come back: a connection whose own address is gone
+	// is not told so.
+	giveUp = 10 * time.Second
 )
 
 // Streamer sends a message over one TCP connection at every interval until it is
@@ -82,6 +86,7 @@ func (s *Streamer) use(ctx context.Context, c net.Conn) error {
 	go func() {
 		b := make([]byte, 8)
 		for {
+			_ = c.SetReadDeadline(time.Now().Add(giveUp))
 			if _, err := io.ReadFull(c, b); err != nil {
 				broken <- err
 				return
@@ -94,7 +99,12 @@ func (s *Streamer) use(ctx context.Context, c net.Conn) error {
 	for {
 		select {
 		case <-tick.C:
-			_, _ = c.Write(binary.BigEndian.AppendUint64(nil, s.next())) // an error is the reader's as well
+			// When nothing is acknowledged there is no room one day, and what does not
+			// find any is lost. Other errors are the reader's as well.
+			_ = c.SetWriteDeadline(time.Now().Add(Interval))
+			if n, _ := c.Write(binary.BigEndian.AppendUint64(nil, s.next())); n != 0 && n != 8 {
+				_ = c.Close()
+			}
 			continue
 		case err := <-broken:
 			_ = c.Close()
