@@ -3,9 +3,14 @@
 package sim
 
 import (
+	"fmt"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/openvwire/nsm/internal/echo/memecho"
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -90,4 +95,111 @@ func TestAttemptsAreShown(t *testing.T) {
 		r.c.Close(r.w)
 		m.CheckEmpty()
 	})
+}
+
+// What became of a wire is told by its pings: how long there was no answer.
+func outage(r *rig, limit time.Duration) time.Duration {
+	start := time.Now()
+	for time.Since(start) < limit {
+		if r.flows() {
+			return time.Since(start)
+		}
+		Pass(10 * time.Millisecond)
+	}
+	return limit
+}
+
+// flows reports whether packets get from one end of the wire to the other.
+func (r *rig) flows() bool {
+	return len(r.w.Addrs()) > 0 && r.carries(memecho.Path{NetNS: r.Space("web"), From: r.w.Addrs()[0], To: r.w.PeerAddrs()[0]})
+}
+
+// A node that swallows everything, so that nobody hears of its end, is left for
+// another one within two seconds; and so is the next.
+func TestBlackHoles(t *testing.T) {
+	for _, payload := range []string{"IP", "ETHERNET"} {
+		t.Run(payload, func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				r := &rig{Mesh: m, a: m.Node("a")}
+				nodes := make(map[string]*Node)
+				for i, name := range []string{"b", "c", "d"} {
+					n := m.Node(name)
+					nodes["db-"+name] = n
+					n.Serve(Service{Name: "db", Payload: payload, CIDR: fmt.Sprintf("10.%d.0.0/24", 60+i)})
+				}
+				r.c = r.a.Client("web", m.Pings)
+				r.w = r.c.Connect("kernel://db/nsm-1")
+				var holes sync.Map // URLs of managers that do not answer
+				m.Network.SetFate(func(c Call) Fate {
+					if _, hole := holes.Load(c.To); hole {
+						return LoseRequest
+					}
+					return Deliver
+				})
+				Pass(time.Minute)
+				for len(nodes) > 1 {
+					name := r.w.Connection().GetNetworkServiceEndpointName()
+					if !r.flows() {
+						t.Fatalf("nothing flows to %s", name)
+					}
+					holes.Store(nodes[name].ManagerURL(), true)
+					m.SetHole(nodes[name], true)
+					delete(nodes, name)
+					out := outage(r, 10*time.Second)
+					t.Logf("%s is a hole: nothing flows for %v", name, out)
+					if out > 2*time.Second {
+						t.Errorf("%s is a hole: nothing flows for %v", name, out)
+					}
+					Pass(30 * time.Second)
+				}
+				if tries, _, err := r.w.Status(); err != nil || !Up(r.w) {
+					t.Errorf("the wire is not up after %d tries: %v", tries, err)
+				}
+			})
+		})
+	}
+}
+
+// Where packets flow, and their client knows, no restart of a daemon changes the
+// wire, however long the daemon is away.
+func TestRestartsWhilePacketsFlow(t *testing.T) {
+	for _, part := range []struct {
+		name     string
+		down, up func(*rig)
+	}{
+		{"registry", func(r *rig) { r.StopRegistry() }, func(r *rig) { r.StartRegistry() }},
+		{"manager", func(r *rig) { r.a.StopManager() }, func(r *rig) { r.a.StartManager() }},
+		{"forwarder", func(r *rig) { r.a.Forwarder().Stop() }, func(r *rig) { r.a.StartForwarder("forwarder-a", map[string]string{"p2p": "true"}) }},
+		{"far manager", func(r *rig) { r.b.StopManager() }, func(r *rig) { r.b.StartManager() }},
+		{"far forwarder", func(r *rig) { r.b.Forwarder().Stop() }, func(r *rig) { r.b.StartForwarder("forwarder-b", map[string]string{"p2p": "true"}) }},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				r := &rig{Mesh: m, a: m.Node("a"), b: m.Node("b")}
+				r.b.Serve(Service{Name: "db", Endpoint: "one"})
+				r.c = r.a.Client("web", m.Pings)
+				r.w = r.c.Connect("kernel://db/nsm-1")
+				m.Node("c").Serve(Service{Name: "db", Endpoint: "two", CIDR: "10.61.0.0/24"})
+				Pass(time.Minute)
+				before, steps := View(r.w), r.steps()
+				for _, away := range []time.Duration{0, time.Second, 5 * time.Minute} {
+					part.down(r)
+					Pass(away)
+					if !r.flows() {
+						t.Errorf("nothing flows while it is away for %v", away)
+					}
+					part.up(r)
+					Pass(30 * time.Second)
+					if diff := cmp.Diff(before, View(r.w)); diff != "" || r.steps() != steps {
+						t.Errorf("away for %v: the wire has changed in %d steps (-before +after):\n%s", away, r.steps()-steps, diff)
+					}
+					if tries, _, err := r.w.Status(); err != nil || tries != 0 || !Up(r.w) {
+						t.Errorf("away for %v: the wire is not up: %v, %d tries", away, err, tries)
+					}
+				}
+				r.c.Close(r.w)
+				m.CheckEmpty()
+			})
+		})
+	}
 }

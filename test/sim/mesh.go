@@ -50,6 +50,7 @@ type Mesh struct {
 	spaces    map[string]*os.File
 	files     []*os.File
 	skews     map[string]time.Duration // of clocks, by name of the part
+	underlay  underlay
 }
 
 // Run runs f in a bubble with a mesh that has a registry and no node yet.
@@ -59,7 +60,7 @@ func Run(t *testing.T, f func(t *testing.T, m *Mesh)) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &logbook{}
 		m := &Mesh{
-			Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File), skews: make(map[string]time.Duration),
+			Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File), underlay: underlay{holes: make(map[*Node]bool)}, skews: make(map[string]time.Duration),
 			log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		}
 		t.Cleanup(func() {

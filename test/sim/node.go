@@ -135,6 +135,7 @@ func (m *Mesh) BareNode(name string) *Node {
 		Kernel:   &Kernel{Kernel: memkernel.New("forwarder-" + name)},
 	}
 	m.nodes = append(m.nodes, n)
+	m.SetHole(n, false)
 	n.StartManager()
 	return n
 }

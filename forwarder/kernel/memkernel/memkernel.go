@@ -252,6 +252,21 @@ func (k *Kernel) Links() int {
 	return n
 }
 
+// Has reports whether a link that is up in the namespace, or in any if key is empty,
+// has the address.
+func (k *Kernel) Has(key string, a netip.Addr) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, ns := range k.namespaces {
+		for _, l := range ns.links {
+			if (key == "" || key == name) && l.up && slices.ContainsFunc(l.addrs, func(has addr) bool { return has.Addr() == a }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Rules returns the number of rules in all namespaces.
 func (k *Kernel) Rules() int {
 	k.mu.Lock()
