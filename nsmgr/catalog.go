@@ -40,6 +40,9 @@ type view[T query.Object] struct {
 	objects *watch.Map[string, T] // immutable messages
 	groups  func(T) []string
 
+	// gone, if not nil, is told what the registry has come back without.
+	gone func(names map[string]bool)
+
 	ready     chan struct{} // closed when the first snapshot is complete
 	readyOnce sync.Once
 
@@ -121,6 +124,9 @@ func (v *view[T]) replace(all []T) {
 	v.mu.Unlock()
 	for name := range dropped {
 		v.delete(name)
+	}
+	if v.gone != nil && len(dropped) > 0 {
+		v.gone(dropped)
 	}
 	v.readyOnce.Do(func() { close(v.ready) })
 }

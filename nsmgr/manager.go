@@ -147,6 +147,7 @@ func New(c Config) (*Manager, error) {
 	m.catalog = newCatalog()
 	m.drains.service = c.ForwarderService
 	m.locals = newLocals(m.config.ForwarderService, m.forgetEndpoint)
+	m.catalog.services.gone = m.servicesGone
 	m.admin = admin.New(admin.Config{
 		Name: c.Name, URL: c.URL, Labels: c.Labels, ForwarderService: c.ForwarderService,
 		Wires: m.monitor, Services: m.catalog.services.objects, Endpoints: m.catalog.endpoints.objects,

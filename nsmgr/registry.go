@@ -345,6 +345,17 @@ func (m *Manager) forgetLocal(t *conn.Turn[local]) {
 	t.Record = nil
 }
 
+// servicesGone follows when the registry has come back without services. Who serves
+// them on this node may have renewed its registration a moment before, when they
+// were believed to be there: it is told that it is gone too, and registers both.
+func (m *Manager) servicesGone(names map[string]bool) {
+	for _, e := range m.locals.all() {
+		if slices.ContainsFunc(e.nse.GetNetworkServiceNames(), func(s string) bool { return names[s] }) {
+			m.catalog.endpoints.delete(e.nse.GetName())
+		}
+	}
+}
+
 func expiryOf(nse *registry.NetworkServiceEndpoint) time.Time {
 	if nse.GetExpirationTime() == nil {
 		return time.Time{}
