@@ -44,10 +44,11 @@ func TestDefaultName(t *testing.T) {
 	}
 	has := make(map[string]string)
 	for workload, name := range workloads {
-		if other, taken := has[name()]; taken {
-			t.Errorf("%s and %s are both called %s", workload, other, name())
+		first, again := name(), name()
+		if other, taken := has[first]; taken {
+			t.Errorf("%s and %s are both called %s", workload, other, first)
 		}
-		if has[name()] = workload; name() != name() {
+		if has[first] = workload; again != first {
 			t.Errorf("%s has changed its name", workload)
 		}
 	}

@@ -39,9 +39,6 @@ var kinds = []kind{
 	{name: "wireguard", node: "b", spare: "c", payload: "IP", cidr: "10.63.0.0/24", anycast: "10.9.0.3"},
 }
 
-// remote reports whether the wire's packets leave the client's node.
-func (k kind) remote() bool { return k.node != "a" }
-
 // mesh is a lab of three nodes with wires of all kinds:
 //
 //	node a                    node b                   node c

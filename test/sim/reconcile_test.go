@@ -32,15 +32,15 @@ func (n *Node) deleteLink(space, name string) {
 // desired is what a node's forwarder wants of its only wire.
 func (n *Node) desired(t *testing.T) plan.Wire {
 	t.Helper()
-	for _, v := range n.Forwarder().Monitor().Visible(ID("observer")) {
-		w, ok, err := n.Forwarder().Desired(t.Context(), v.Conn.GetId())
-		if err != nil || !ok {
-			t.Fatal(ok, err)
-		}
-		return w
+	all := n.Forwarder().Monitor().Visible(ID("observer"))
+	if len(all) != 1 {
+		t.Fatalf("%d wires", len(all))
 	}
-	t.Fatal("no wire")
-	return plan.Wire{}
+	w, ok, err := n.Forwarder().Desired(t.Context(), all[0].Conn.GetId())
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	return w
 }
 
 // leftover is a wire in the kernel that bears a forwarder's name, of which it knows
