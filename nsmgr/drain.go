@@ -48,6 +48,13 @@ func (d *drains) has(nse *registry.NetworkServiceEndpoint) bool {
 	return d.names[nse.GetName()] || d.all && !slices.Contains(nse.GetNetworkServiceNames(), d.service)
 }
 
+// everything reports whether the whole node is drained.
+func (d *drains) everything() bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.all
+}
+
 // set begins or ends to drain endpoints; no names means all.
 func (d *drains) set(names []string, drained bool) {
 	d.mu.Lock()
@@ -84,6 +91,10 @@ func (m *Manager) Drain(ctx context.Context, who string, req *adminv1.DrainReque
 	locals, err := m.drainable(who, req.GetEndpoints())
 	if err != nil {
 		return err
+	}
+	if req.GetUndo() && len(req.GetEndpoints()) > 0 && m.drains.everything() {
+		return nserr.BadRequest.Errorf("the whole node of manager %s is drained, and with it %s", m.config.Name, strings.Join(req.GetEndpoints(), ", ")).
+			WithFix("take that back: nsm drain node NAME --undo")
 	}
 	m.drains.set(req.GetEndpoints(), !req.GetUndo())
 	d := &drain{m: m, asked: make(map[string]ask)}

@@ -129,6 +129,9 @@ func TestDrainNode(t *testing.T) {
 		if names := m.Registered(); !slices.Equal(names, []string{"forwarder-a", "forwarder-b", "near-db", "near-lan"}) {
 			t.Errorf("registered: %v", names)
 		}
+		if _, err := m.drain(t.Context(), b, "operator", &adminv1.DrainRequest{Endpoints: []string{"far-db"}, Undo: true}); !errors.Is(err, nserr.BadRequest) {
+			t.Errorf("one endpoint of a node that is drained: %v", err)
+		}
 		// What comes later is registered when the drain is taken back: at its next renewal.
 		if _, err := m.drain(t.Context(), b, "operator", &adminv1.DrainRequest{Undo: true}); err != nil {
 			t.Fatal(err)
