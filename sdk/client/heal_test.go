@@ -189,6 +189,34 @@ func TestExpiredWire(t *testing.T) {
 	})
 }
 
+// What has failed in the life of a wire is no failure of the one that takes its place.
+func TestStatusOfANewWire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, c := newManager(t)
+		w := connect(t, c)
+		m.answer(nserr.ForwarderGone.Errorf("none"))
+		pass(life + time.Millisecond)
+		if tries, _, err := w.Status(); tries == 0 || err == nil {
+			t.Fatalf("%d tries, %v at the end of its life", tries, err)
+		}
+		var tries int
+		var err error
+		m.amend(func(*networkservice.Connection) {
+			if tries, _, err = w.Status(); w.Connection().GetState() != networkservice.State_DOWN {
+				t.Errorf("asked for as %v", w.Connection().GetState())
+			}
+		})
+		m.answer(nil)
+		pass(time.Second)
+		if asked := m.take(); asked[len(asked)-1].segments != 1 {
+			t.Fatalf("asked %+v at last, want a new wire", asked[len(asked)-1])
+		}
+		if tries != 0 || err != nil {
+			t.Errorf("%d tries, %v while it is asked for the first time", tries, err)
+		}
+	})
+}
+
 // Closing what has expired asks nobody, and does not hang.
 func TestCloseExpiredWire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -60,7 +60,7 @@ func (w *Wire) first(ctx context.Context) error {
 func mayPass(err error) bool {
 	switch nserr.From(err).Reason {
 	case nserr.UnknownService, nserr.NoEndpoint, nserr.NoMatch, nserr.UnknownEndpoint, nserr.EndpointGone, nserr.EndpointsFailed,
-		nserr.NoForwarder, nserr.ForwardersFailed, nserr.ForwarderGone, nserr.AddressesExhausted,
+		nserr.Draining, nserr.NoForwarder, nserr.ForwardersFailed, nserr.ForwarderGone, nserr.AddressesExhausted,
 		nserr.PeerDown, nserr.TimedOut, nserr.Busy, nserr.Stopping, nserr.NoIdentity:
 		return true
 	}
@@ -198,6 +198,8 @@ func (w *Wire) hear(e peer.Event) {
 	case e.Conn == nil: // a manager that has restarted knows nothing
 		w.inbox.post(conn.PeerLost)
 		w.inbox.post(conn.PeerFound)
+	case e.Kind == peer.Down && e.Conn.GetPath() == nil: // from before the wire listened, and nothing since
+		w.inbox.post(conn.PathDown)
 	case !w.concerned(e.Conn):
 		w.client.log.Debug("event of another path, or an old one, is ignored", "connection", w.id)
 	case e.Kind == peer.Down || e.Conn.GetState() == networkservice.State_DOWN:
@@ -367,7 +369,7 @@ func (w *Wire) expire() {
 	hop.Trim(c)
 	c.Path.PathSegments[c.Path.Index].Expires = nil
 	c.State = networkservice.State_DOWN
-	w.conn, w.up, w.over, w.attempts, w.path = c, false, true, 0, path.Path{}
+	w.conn, w.up, w.over, w.attempts, w.last, w.path = c, false, true, 0, nil, path.Path{}
 	close(w.changed)
 	w.changed = make(chan struct{})
 }

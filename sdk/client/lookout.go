@@ -62,7 +62,7 @@ func waitsFor(err error) (w wish, ok bool) {
 	switch nserr.From(err).Reason {
 	case nserr.UnknownService, nserr.NoEndpoint, nserr.UnknownEndpoint:
 		return wish{only: true}, true
-	case nserr.NoMatch:
+	case nserr.NoMatch, nserr.Draining: // what is drained no more registers again
 		return wish{}, true
 	case nserr.EndpointGone:
 		return wish{only: true, failing: true}, true

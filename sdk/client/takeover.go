@@ -46,10 +46,11 @@ func (w *Wire) takeOver(ctx context.Context) bool {
 // resumes makes c, as the manager sees it, what the wire asks for, if it is the
 // same wish by the same client.
 func (w *Wire) resumes(c *networkservice.Connection) bool {
+	wanted := w.Connection()
 	segments := c.GetPath().GetPathSegments()
 	if c.GetPath().GetIndex() != 1 || len(segments) < 2 ||
 		segments[0].GetId() != w.id || segments[0].GetName() != w.client.config.Name ||
-		c.GetNetworkService() != w.conn.GetNetworkService() {
+		c.GetNetworkService() != wanted.GetNetworkService() {
 		return false
 	}
 	if w.pinned != "" && w.pinned != c.GetNetworkServiceEndpointName() {
@@ -57,13 +58,15 @@ func (w *Wire) resumes(c *networkservice.Connection) bool {
 	}
 	c = proto.Clone(c).(*networkservice.Connection)
 	c.Id, c.Path.Index = w.id, 0
-	c.Labels = w.conn.Labels
+	c.Labels = wanted.GetLabels()
 	c.State = networkservice.State_UP
 	// The namespace is this life's, and so is the wish for a name.
 	have, want := c.GetMechanism().GetParameters(), w.prefs[0].GetParameters()
 	if have["inodeURL"] != want["inodeURL"] || want["name"] != "" && want["name"] != have["name"] {
 		c.Mechanism = nil
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.conn = c
 	return true
 }

@@ -27,9 +27,9 @@ const closeTimeout = 10 * time.Second
 
 // Request is a wish for one wire, in more detail than a URL has.
 type Request struct {
-	// ID of the connection. A client that asks for the same id again, after a
-	// restart too, takes the connection over. Default: the client's name and a
-	// number, counted from 0.
+	// ID of the connection. A client whose Config.Name was given, and that asks for
+	// the same id again after a restart, takes the connection over. Default: the
+	// client's name and a number, counted from 0.
 	ID        string
 	Service   string // name or name@domain
 	Interface string // name of the interface; empty = one is made up
@@ -53,7 +53,7 @@ type Wire struct {
 	client  *Client
 	id      string
 	service string
-	prefs   []*networkservice.Mechanism // owned by whoever has turn
+	prefs   []*networkservice.Mechanism // owned by whoever has turn; before run by open
 	named   bool                        // the interface has the name that was asked for
 	pinned  string                      // the one endpoint wanted; "" = any
 	mtu     uint32                      // asked for; 0 = whatever the path takes
@@ -211,8 +211,9 @@ func (w *Wire) Connection() *networkservice.Connection {
 }
 
 // Status returns how many attempts to make or refresh the wire have failed in a
-// row, the error of the last one, nil if it succeeded, and a channel that is
-// closed at the next change of either or of Connection.
+// row, the error of the last one, nil if none has, and a channel that is closed at
+// the next change of either or of Connection. When the life of the wire has ended
+// both begin anew with the one that is asked for in its place.
 func (w *Wire) Status() (attempts int, changed <-chan struct{}, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -236,6 +237,38 @@ func TestWhatEventsLeadTo(t *testing.T) {
 	}
 }
 
+// What the manager tells of a wire before the wire listens, is heard as well: here
+// it is down already when its path is verified.
+func TestDownBeforeItListens(t *testing.T) {
+	for _, others := range []int{0, 1} { // with others there is a stream already
+		t.Run(fmt.Sprintf("%d others", others), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var tell func()
+				m, c := newManager(t, func(c *Config) {
+					c.Verify = func(path.Path, *x509.Certificate, time.Time) error { tell(); return nil }
+				})
+				tell = func() {}
+				for range others {
+					connect(t, c)
+				}
+				tell = func() {
+					m.tell(fmt.Sprintf("web-%d", others), networkservice.State_DOWN)
+					synctest.Wait()
+					tell = func() {}
+				}
+				w := connect(t, c)
+				pass(2 * time.Second)
+				if asked := m.take()[others+1:]; len(asked) != 1 || asked[0].reselect {
+					t.Errorf("asked %+v, want the same path once", asked)
+				}
+				if s := w.Connection().GetState(); s != networkservice.State_UP {
+					t.Errorf("then the wire is %v", s)
+				}
+			})
+		})
+	}
+}
+
 // A wire is refreshed at a fifth of its life, a tenth of that earlier by chance.
 func TestRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -304,7 +337,7 @@ func TestRetry(t *testing.T) {
 	for _, r := range nserr.Reasons {
 		want := mayPass(r.Errorf("x"))
 		switch r {
-		case nserr.EndpointGone, nserr.NoEndpoint, nserr.PeerDown, nserr.UnknownService:
+		case nserr.EndpointGone, nserr.NoEndpoint, nserr.PeerDown, nserr.UnknownService, nserr.Draining:
 			if !want {
 				t.Errorf("%s (%s) may pass", r.Code, r.Summary)
 			}
