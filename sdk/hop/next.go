@@ -140,6 +140,7 @@ func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, cl
 	if n.Peer == nil {
 		return true
 	}
+	n.unsubscribe() // first: that this path ends says nothing of the one that takes its place
 	done := cleanup.close(ctx, n.Peer, n.lastWith(call))
 	n.Drop()
 	select {
