@@ -73,6 +73,7 @@ func (m *Manager) drop(ctx context.Context, t *conn.Turn[wire], call *hop.Call, 
 		m.log.Warn("next hop did not close", "connection", t.ID, "forwarder", forwarder, "error", err)
 	}
 	t.Record = nil
+	m.ruled.forget(t.ID)
 	m.monitor.Delete(t.ID)
 	m.log.Info("connection "+why, "connection", t.ID, "forwarder", forwarder)
 }

@@ -83,9 +83,6 @@ func (d *drains) forget(name string) {
 	delete(d.names, name)
 }
 
-// askAgain is how long a client that was asked to move has for it.
-const askAgain = 5 * time.Second
-
 // Drain implements the admin API's call of this name.
 func (m *Manager) Drain(ctx context.Context, who string, req *adminv1.DrainRequest, report func(*adminv1.DrainProgress) error) error {
 	locals, err := m.drainable(who, req.GetEndpoints())
@@ -97,7 +94,7 @@ func (m *Manager) Drain(ctx context.Context, who string, req *adminv1.DrainReque
 			WithFix("take that back: nsm drain node NAME --undo")
 	}
 	m.drains.set(req.GetEndpoints(), !req.GetUndo())
-	d := &drain{m: m, asked: make(map[string]ask)}
+	d := &drain{m: m, mover: newMover(m.monitor, askAgain), seen: make(map[string]bool)}
 	for _, e := range locals {
 		name := e.nse.GetName()
 		d.names = append(d.names, name)
@@ -178,16 +175,14 @@ func (m *Manager) publishDrain(ctx context.Context, name string) error {
 type drain struct {
 	m     *Manager
 	names []string
-	asked map[string]ask // by id of the wire; also of those that have gone
+	mover *mover
+	seen  map[string]bool // wires by id; also those that have gone
 }
-
-// ask is when a client was asked to move.
-type ask struct{ first, last time.Time }
 
 // run asks the clients of the endpoints to move until no wire is left.
 func (d *drain) run(ctx context.Context, report func(*adminv1.DrainProgress) error) error {
 	var last *adminv1.DrainProgress
-	tick := time.NewTicker(100 * time.Millisecond) // the monitor tells of changes, but not that it is time to ask again
+	tick := time.NewTicker(movingTick)
 	defer tick.Stop()
 	for {
 		now := d.look(time.Now())
@@ -209,34 +204,25 @@ func (d *drain) run(ctx context.Context, report func(*adminv1.DrainProgress) err
 	}
 }
 
-// look counts wires and asks clients that have not been asked for a while.
+// look counts wires and asks clients to move.
 func (d *drain) look(now time.Time) *adminv1.DrainProgress {
 	p := &adminv1.DrainProgress{Endpoints: d.names}
+	var ids []string
 	for _, v := range d.m.monitor.All() {
 		if !slices.Contains(d.names, v.Conn.GetNetworkServiceEndpointName()) {
 			continue
 		}
-		p.Wires++
 		id := v.Conn.GetId()
-		a, asked := d.asked[id]
-		if asked && now.Sub(a.first) >= askAgain {
+		ids = append(ids, id)
+		d.seen[id] = true
+		if d.mover.stuck(id, now) {
 			p.Stuck = append(p.Stuck, v.FirstID())
 		}
-		if asked && now.Sub(a.last) < askAgain {
-			continue
-		}
-		if !asked {
-			a.first = now
-		}
-		a.last = now
-		d.asked[id] = a
-		d.m.monitor.Amend(id, func(c *networkservice.Connection) bool {
-			c.State = networkservice.State_RESELECT_REQUESTED
-			return true
-		})
 	}
+	d.mover.move(ids, now)
 	slices.Sort(p.Stuck)
-	p.Moved = uint32(len(d.asked)) - p.Wires
+	p.Wires = uint32(len(ids))
+	p.Moved = uint32(len(d.seen)) - p.Wires
 	return p
 }
 

@@ -92,6 +92,7 @@ type Manager struct {
 	catalog *catalog
 	locals  *locals
 	drains  drains
+	ruled   ruled
 	admin   *admin.Server
 	cleanup *hop.Cleanup // at forwarders
 	grownUp time.Time    // see youth
@@ -160,6 +161,7 @@ func New(c Config) (*Manager, error) {
 	m.cancel = cancel
 	m.running.Go(func() { follow(ctx, m.log, "services", m.catalog.services, findServices(c.Registry)) })
 	m.running.Go(func() { follow(ctx, m.log, "endpoints", m.catalog.endpoints, findEndpoints(c.Registry)) })
+	m.running.Go(func() { m.followRules(ctx) })
 	return m, nil
 }
 

@@ -97,6 +97,9 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 	if len(failures) > 0 {
 		return nil, m.failed(t, call, allFailed(failures))
 	}
+	if known == nil || reselect {
+		m.ruled.note(call.Conn, m.chooses(call.Conn))
+	}
 	return out, nil
 }
 

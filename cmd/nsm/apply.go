@@ -23,7 +23,9 @@ func newApply(a *app) *cobra.Command {
 		Use:   "apply -f FILE",
 		Short: "Create or replace network services from a file",
 		Long: "Create or replace network services from YAML in the form of the Kubernetes custom\n" +
-			"resource. All files are read and checked before anything is changed.",
+			"resource. All files are read and checked before anything is changed.\n\n" +
+			"Wires follow: those that the rules now select other endpoints for move there, the new\n" +
+			"path being made before the old one is closed.",
 		Example: `  nsm apply -f - <<'END'
   apiVersion: networkservicemesh.io/v1
   kind: NetworkService

@@ -262,7 +262,7 @@ func TestSlowRegistryWatcher(t *testing.T) {
 	})
 }
 
-// A service that changes its rules does not touch wires that are up.
+// Who names an endpoint gets that one or none.
 func TestPinnedEndpoint(t *testing.T) {
 	Run(t, func(t *testing.T, m *Mesh) {
 		a, b := m.Node("a"), m.Node("b")
