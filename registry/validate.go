@@ -21,7 +21,7 @@ import (
 const (
 	MaxName     = 253  // bytes of a name, as in DNS
 	MaxURL      = 2048 // bytes
-	MaxServices = 256  // network services of one endpoint
+	MaxServices = 256  // network services that one endpoint offers, and that it has labels for
 	MaxLabels   = 1024 // labels of one endpoint, or of all selectors of one network service
 	MaxLabel    = 4096 // bytes of a label's key and value together
 	MaxMatches  = 256  // matches of one network service, and routes of one match
@@ -126,7 +126,7 @@ func checkEndpointBounds(nse *api.NetworkServiceEndpoint) error {
 	if n := len(nse.GetUrl()); n > MaxURL {
 		return nserr.BadEndpoint.Errorf("endpoint %q: URL has %d bytes, at most %d are allowed", nse.GetName(), n, MaxURL)
 	}
-	if n := len(nse.GetNetworkServiceNames()) + len(nse.GetNetworkServiceLabels()); n > 2*MaxServices {
+	if n := max(len(nse.GetNetworkServiceNames()), len(nse.GetNetworkServiceLabels())); n > MaxServices {
 		return nserr.BadEndpoint.Errorf("endpoint %q has %d network services, at most %d are allowed", nse.GetName(), n, MaxServices)
 	}
 	for _, service := range Services(nse) {

@@ -50,6 +50,16 @@ func withLabels(labels map[string]string) *api.NetworkServiceEndpoint {
 	return nse
 }
 
+// withServices offers some services and has labels for as many others.
+func withServices(offered, labelled int) *api.NetworkServiceEndpoint {
+	nse := endpoint("e", manyNames(offered)...)
+	nse.NetworkServiceLabels = make(map[string]*api.NetworkServiceLabels)
+	for _, name := range manyNames(labelled) {
+		nse.NetworkServiceLabels["other-"+name] = &api.NetworkServiceLabels{}
+	}
+	return nse
+}
+
 func withURL(url string) *api.NetworkServiceEndpoint {
 	nse := endpoint("e", "s")
 	nse.Url = url
@@ -88,7 +98,9 @@ func TestBadEndpoints(t *testing.T) {
 		{"a long service name", endpoint("e", long+"n"), "longer than 253"},
 		{"a control character", endpoint("e\x1b[2J", "s"), "control characters"},
 		{"a control character in a service", endpoint("e", "s\n"), "control characters"},
-		{"too many services", endpoint("e", manyNames(2*registry.MaxServices+1)...), "network services"},
+		{"as many services as allowed", withServices(registry.MaxServices, registry.MaxServices), ""},
+		{"too many services", withServices(registry.MaxServices+1, 0), "257 network services, at most 256"},
+		{"labels for too many services", withServices(1, registry.MaxServices+1), "257 network services, at most 256"},
 		{"too many labels", withLabels(manyLabels(registry.MaxLabels + 1)), "labels"},
 		{"a long label", withLabels(map[string]string{"k": strings.Repeat("v", registry.MaxLabel)}), "longer than 4096"},
 		{"too large in all", withLabels(longLabels()), "bytes"},
