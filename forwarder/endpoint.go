@@ -42,7 +42,7 @@ func releaseAll(cs []candidate) {
 // stay returns the endpoint that a wire has, unless the request names another: a
 // refresh stays with its endpoint and looks nothing up.
 func (f *Forwarder) stay(c *networkservice.Connection, known *wire, anew bool) (*candidate, bool) {
-	if known == nil || known.next.Peer == nil || anew {
+	if known == nil || anew {
 		return nil, false
 	}
 	if name := c.GetNetworkServiceEndpointName(); name != "" && name != known.next.Conn.GetNetworkServiceEndpointName() {

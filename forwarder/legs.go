@@ -267,7 +267,7 @@ func (f *Forwarder) ownKey(ctx context.Context, l *leg, known *wire, space, id s
 // offerRight makes what this forwarder offers for the leg towards the endpoint.
 func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservice.Connection, left *leg, to *candidate) (*leg, error) {
 	r := &leg{}
-	if known != nil && known.next.Peer != nil && known.next.Conn.GetNetworkServiceEndpointName() == to.name && known.next.Peer.URL() == to.url {
+	if known != nil && known.next.Conn.GetNetworkServiceEndpointName() == to.name && known.next.Peer.URL() == to.url {
 		r.mech, r.stands = known.right, true
 	}
 	if to.local() {

@@ -73,7 +73,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 			return nil, err
 		}
 	}
-	anew := known != nil && known.next.Peer != nil && hop.Anew(known.next.Conn, call.Conn)
+	anew := known != nil && hop.Anew(known.next.Conn, call.Conn)
 	if anew && call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
 		f.suspects.left(known.endpoint(), time.Now())
 	}
@@ -135,7 +135,8 @@ func (f *Forwarder) connectTwice(ctx, limited context.Context, r *task, c *candi
 
 // connect tries one endpoint: ask it for the right leg, make the wire, remember
 // it. The endpoint's answer is waited for as long as limited lasts. Whatever it made
-// for a failed attempt is undone; a wire that stood before stays as it was.
+// for a failed attempt is undone; a wire that stood before stays as it was, unless the
+// kernel fails where apply could not change it in place.
 func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate) (*networkservice.Connection, error) {
 	t, known, call, left := r.turn, r.known, r.call, r.left
 	right, err := f.offerRight(ctx, known, call.Conn, left, c)
@@ -195,8 +196,8 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 // when the leg stands already and is to stay, else it is one preference (§2.12).
 func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceRequest {
 	out := proto.CloneOf(r.call.Conn)
-	if known := r.known; known != nil && known.next.Peer != nil && known.next.Peer.URL() != to.url {
-		hop.Trim(out) // what is behind belongs to another hop, which has it until this one has answered
+	if r.known != nil && r.known.next.Peer.URL() != to.url {
+		hop.Trim(out) // what is behind is another hop's, until this one has answered
 	}
 	out.NetworkServiceEndpointName = to.name
 	out.Payload = to.payload
@@ -209,7 +210,8 @@ func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceReques
 }
 
 // apply brings the kernel to what is wanted. A refresh that changes nothing
-// makes no system call.
+// makes no system call. What cannot be changed in place goes first: if what is to
+// follow fails then, nothing is left (docs/adr/0006).
 func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wire) error {
 	if t.Record != nil {
 		if equalWires(t.Record.desired, want) {

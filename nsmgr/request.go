@@ -108,15 +108,29 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 const patience = 1500 * time.Millisecond
 
 // leave closes the path through the forwarder that the connection has, if another
-// one is to be asked: both would make the same interface.
+// one is to be asked: both would make the same interface. What is behind this hop in
+// the path is none of the other one's.
 func (m *Manager) leave(ctx context.Context, t *conn.Turn[wire], f forwarder, call *hop.Call) {
-	if t.Record == nil || t.Record.forwarder == f.nse.GetName() {
+	if holder(t.Record, call.Conn) == f.nse.GetName() {
 		return
 	}
-	if !t.Record.next.CloseSoon(ctx, call, hop.ReselectWait, m.cleanup) {
+	hop.Trim(call.Conn)
+	if t.Record != nil && !t.Record.next.CloseSoon(ctx, call, hop.ReselectWait, m.cleanup) {
 		m.log.Warn("the old path does not answer, it is left to expire", "connection", t.ID)
-		hop.Trim(call.Conn)
 	}
+}
+
+// holder is the forwarder that has what is behind this hop in the path: the one that
+// was asked, or that the path names when this manager knows nothing; "" if it was told
+// to close it.
+func holder(known *wire, c *networkservice.Connection) string {
+	switch {
+	case known == nil:
+		return nextSegment(c)
+	case known.next.Peer == nil:
+		return ""
+	}
+	return known.forwarder
 }
 
 // task is one Request while it has its turn.

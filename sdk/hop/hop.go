@@ -10,12 +10,31 @@
 //	call, err := s.hop.Admit(ctx, req.GetConnection())   // who asks, which segment are we, may they
 //	…
 //	s.wires.Do(ctx, call.Conn.GetId(), func(t *conn.Turn[wire]) error {
-//		if t.Record != nil { err := t.Record.Binding.Check(call) … }  // is it theirs
-//		reply, err := hop.Ask(ctx, next, request)                     // a hop that has a next one
+//		if t.Record != nil { err := t.Record.binding.Check(call) … }  // is it theirs
+//		reply, err := asking.Ask(ctx, next, request)                  // a hop that has a next one
+//		t.Record.next.Hold(next, reply, s.monitor)
 //		t.ExpireAt(call.Expiry(ctx))
 //		s.monitor.Publish(reply)
 //	})
 //	return call.Reply(reply), nil
+//
+// # Asking and taking back
+//
+// What is behind a hop's own segment in a Request that it sends, the hop that is
+// asked has built. Whoever asks another one than has built it, or one that was told to
+// close it, trims the path first.
+//
+// So a Request with nothing behind is a first one. If its answer does not come, only
+// who has asked can know what may have been built, and tells the next hop to close it.
+// One with something behind is a refresh: if its answer does not come, what stands
+// goes on to stand. A hop that knows nothing, as after a restart, goes by the names in
+// the path where it can, and else takes the path for that of whom it asks: what was
+// built in vain expires, but a wire that is closed by mistake is lost.
+//
+// A client has one hop to ask, and calls [Ask]. A hop that others wait for asks several
+// [InTurn], by an [Asking] that has its [Cleanup] close in the background what was built
+// in vain. An old path is closed by [Next.CloseSoon] if the new one needs what it holds,
+// which waits for a moment only.
 //
 // This is where protobuf messages are at home; the packages below it know values.
 package hop

@@ -47,7 +47,8 @@ func Ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRe
 }
 
 // ask reports in left whether the next hop may have built something that it is to
-// close.
+// close: in a first Request, which has nothing behind the own segment, or in any that
+// it answers with nonsense.
 func ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRequest, opts ...grpc.CallOption) (got *networkservice.Connection, left bool, err error) {
 	got, err = networkservice.NewNetworkServiceClient(p.Conn()).Request(ctx, req, opts...)
 	if err != nil {
@@ -134,8 +135,8 @@ func (n *Next) lastWith(call *Call) *networkservice.Connection {
 
 // CloseSoon is Close that waits no longer than the given time for an answer: the
 // next hop may be dead, and somebody waits for another path. It goes on in the
-// background, and reports whether the answer came in time. If not, the caller trims
-// its path: what comes next is a first Request, which is taken back if nobody answers.
+// background, and reports whether the answer came in time. Either way the caller trims
+// its path: what comes next is a first Request.
 func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, cleanup *Cleanup) (answered bool) {
 	if n.Peer == nil {
 		return true

@@ -120,3 +120,58 @@ func TestClientComesBackToAnotherEndpoint(t *testing.T) {
 		m.CheckEmpty()
 	})
 }
+
+// When the forwarder of a wire fails and another one's answer is lost, that one is
+// told to close what it may have built: nobody else knows of it. That the path of the
+// wire still names the first one makes no difference, nor that the manager has
+// forgotten whom it had asked.
+func TestLostAnswerOfAnotherForwarder(t *testing.T) {
+	for _, forgotten := range []bool{false, true} {
+		t.Run(fmt.Sprint("manager restarted: ", forgotten), func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				a := m.BareNode("a")
+				one := a.StartForwarder("one", map[string]string{"p2p": "true"})
+				two := a.StartForwarder("two", map[string]string{"p2p": "true"})
+				a.Serve(Service{Name: "db"})
+				c := a.Client("web")
+				c.Connect("kernel://db/nsm-1")
+				if n := one.Usage().Wires; n != 1 {
+					t.Fatalf("%d wires at the first forwarder", n)
+				}
+				asked, closed := 0, 0
+				m.Network.SetFate(func(c Call) Fate {
+					switch {
+					case c.Method == "Close" && c.To == two.url && asked == 1:
+						closed++
+					case c.Method != "Request":
+					case c.To == one.url:
+						return Refuse
+					case c.To == two.url:
+						if asked++; asked == 1 {
+							return LoseReply
+						}
+						return Refuse
+					}
+					return Deliver
+				})
+				if forgotten {
+					one.Stop()
+					a.StopManager()
+					a.StartManager()
+				} else {
+					a.Manager.Monitor().Down(a.Manager.Monitor().All()[0].Conn.GetId())
+				}
+				Pass(time.Minute)
+				if asked < 2 {
+					t.Fatalf("the second forwarder was asked %d times", asked)
+				}
+				if closed != 1 {
+					t.Errorf("it was told %d times to close what it may have built", closed)
+				}
+				if n := two.Usage().Wires; n != 0 {
+					t.Errorf("%d wires are left there", n)
+				}
+			})
+		})
+	}
+}
