@@ -31,7 +31,6 @@ import (
 
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
-	"github.com/openvwire/nsm/internal/said"
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
@@ -103,7 +102,7 @@ type Forwarder struct {
 	suspects suspects
 	cleanup  *hop.Cleanup   // at endpoints
 	removals sync.WaitGroup // of wires, from the kernel
-	damaged  said.Book      // what was found wrong with wires in the kernel, by connection
+	damaged  nserr.Book     // what was found wrong with wires in the kernel, by connection
 
 	graceEnds atomic.Pointer[time.Time] // for what an earlier life has made; nil before Adopt
 }

@@ -102,23 +102,14 @@ func (f *Forwarder) repair(ctx context.Context, id string) bool {
 		switch {
 		case err != nil && ctx.Err() != nil:
 		case err != nil:
-			f.log.Log(ctx, f.levelOf(slog.LevelWarn, id, nserr.From(err).Reason.Code), "wire not repaired", "connection", id, "error", err)
+			f.log.Log(ctx, f.damaged.Level(slog.LevelWarn, id, nserr.From(err).Reason.Code), "wire not repaired", "connection", id, "error", err)
 		case len(steps) > 0:
 			found := plan.Script(steps, func(key string) string { return key })
-			f.log.Log(ctx, f.levelOf(slog.LevelWarn, id, found), "wire repaired", "connection", id, "steps", found)
+			f.log.Log(ctx, f.damaged.Level(slog.LevelWarn, id, found), "wire repaired", "connection", id, "steps", found)
 		default:
 			f.damaged.Forget(id)
 		}
 	})
-}
-
-// levelOf is the level of a line about a damaged wire: lower if it was said in the
-// last round already.
-func (f *Forwarder) levelOf(level slog.Level, id, what string) slog.Level {
-	if f.damaged.News(id, what) {
-		return level
-	}
-	return slog.LevelDebug
 }
 
 // Prune removes links that bear this forwarder's name and that no wire owns: what a
@@ -128,7 +119,7 @@ func (f *Forwarder) Prune(ctx context.Context) {
 	found, err := f.config.Kernel.Adopt(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
-			f.log.Log(ctx, f.levelOf(slog.LevelWarn, "prune", nserr.From(err).Reason.Code), "links not looked for", "error", err)
+			f.log.Log(ctx, f.damaged.Level(slog.LevelWarn, "prune", nserr.From(err).Reason.Code), "links not looked for", "error", err)
 		}
 		return
 	}
@@ -167,7 +158,7 @@ func (f *Forwarder) prune(ctx context.Context, t *conn.Turn[wire], links []plan.
 		case t.Record == nil:
 			f.keepRest(t, &wire{desired: rest}, err)
 		default:
-			f.log.Log(ctx, f.levelOf(slog.LevelWarn, t.ID+" stray", nserr.From(err).Reason.Code), "link without a wire not removed", "connection", t.ID, "error", err)
+			f.log.Log(ctx, f.damaged.Level(slog.LevelWarn, t.ID+" stray", nserr.From(err).Reason.Code), "link without a wire not removed", "connection", t.ID, "error", err)
 		}
 	}
 }

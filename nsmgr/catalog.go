@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/internal/backoff"
+	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/query"
 	"github.com/openvwire/nsm/sdk/watch"
 )
@@ -200,21 +201,22 @@ func waitOpened(ctx context.Context, s grpc.ClientStream) {
 
 var watchRetry = backoff.Policy{Min: 50 * time.Millisecond, Max: 2 * time.Second}
 
+// steady is how long a watch must have lived for the back-off to start over.
+const steady = 5 * time.Second
+
 // follow keeps v current until ctx ends.
 func follow[T query.Object](ctx context.Context, log *slog.Logger, kind string, v *view[T], find finder[T]) {
-	lost := false
+	var breaks nserr.Book
 	for attempt := 0; ; attempt++ {
-		synced, err := followOnce(ctx, v, find)
+		began := time.Now()
+		err := followOnce(ctx, v, find)
 		if ctx.Err() != nil {
 			return
 		}
-		if synced {
+		if time.Since(began) >= steady {
 			attempt = 0
 		}
-		if !lost || synced {
-			log.Warn("registry watch broke, what is known stays known", "kind", kind, "error", err)
-			lost = true
-		}
+		log.Log(ctx, breaks.Level(slog.LevelWarn, kind, ""), "registry watch broke, what is known stays known", "kind", kind, "error", err)
 		if watchRetry.Wait(ctx, attempt) != nil {
 			return
 		}
@@ -223,16 +225,16 @@ func follow[T query.Object](ctx context.Context, log *slog.Logger, kind string, 
 
 // followOnce opens a watch, then takes a complete snapshot, then applies what
 // the watch tells: in this order nothing falls between the two.
-func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T]) (synced bool, err error) {
+func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T]) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes, err := find(ctx, true)
 	if err != nil {
-		return false, err
+		return err
 	}
 	snapshot, err := find(ctx, false)
 	if err != nil {
-		return false, err
+		return err
 	}
 	var all []T
 	for {
@@ -241,7 +243,7 @@ func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T])
 			break
 		}
 		if err != nil {
-			return false, err
+			return err
 		}
 		all = append(all, object)
 	}
@@ -250,7 +252,7 @@ func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T])
 		object, deleted, err := changes()
 		switch {
 		case err != nil:
-			return true, err
+			return err
 		case deleted:
 			v.delete(object.GetName())
 		default:

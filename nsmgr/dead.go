@@ -4,6 +4,7 @@ package nsmgr
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
@@ -28,7 +29,7 @@ func (m *Manager) confirm(ctx context.Context, name, url string) {
 		if t.Record == nil || t.Record.nse.GetUrl() != url {
 			return nil // it has gone, or is back, meanwhile
 		}
-		m.log.Warn("endpoint is dead, nobody listens at its address", "endpoint", name)
+		m.log.Log(ctx, m.deaths.Level(slog.LevelWarn, name, dies), "endpoint is dead, nobody listens at its address", "endpoint", name)
 		dead := t.Record
 		m.forgetLocal(t)
 		m.catalog.endpoints.delete(name)
@@ -36,6 +37,10 @@ func (m *Manager) confirm(ctx context.Context, name, url string) {
 		return nil
 	})
 }
+
+// What is said of an endpoint that is found dead: that it dies, and that it is back. One
+// that comes and goes does so once.
+const dies, returns = "dies", "returns"
 
 // unregister removes an endpoint from the registry with the tokens that it has
 // registered with, unless it has come back meanwhile.

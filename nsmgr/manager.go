@@ -97,6 +97,10 @@ type Manager struct {
 	cleanup *hop.Cleanup // at forwarders
 	grownUp time.Time    // see youth
 
+	failures nserr.Book // why Requests have failed, by connection
+	deaths   nserr.Book // which endpoints were found dead, and came back, by name
+	absence  nserr.Book // which endpoints the registry does not know since it is away, by name
+
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 }
@@ -107,7 +111,6 @@ type wire struct {
 	binding   hop.Binding
 	forwarder string
 	next      hop.Next
-	failing   *nserr.Reason // of the last Request if it failed, else nil
 }
 
 // New returns a manager that follows the registry. It does not wait for it.

@@ -4,6 +4,7 @@ package nsmgr
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -204,7 +205,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 		return nil, err
 	case err != nil:
 		if known == nil || !known.alone {
-			s.m.log.Warn("registry is away, the endpoint is known to this node only", "endpoint", nse.GetName(), "error", err)
+			s.m.log.Log(ctx, s.m.absence.Level(slog.LevelWarn, nse.GetName(), ""), "registry is away, the endpoint is known to this node only", "endpoint", nse.GetName(), "error", err)
 		}
 		got = public
 	}
@@ -229,7 +230,11 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	s.m.catalog.endpoints.put(got) // only now can whoever watches be told where it is
 	t.ExpireAt(expires)
 	if known == nil {
-		s.m.log.Info("endpoint registered", "endpoint", nse.GetName(), "services", nse.GetNetworkServiceNames(), "owner", r.owner)
+		level := slog.LevelInfo
+		if s.m.deaths.Said(nse.GetName(), dies) {
+			level = s.m.deaths.Level(level, nse.GetName(), returns)
+		}
+		s.m.log.Log(ctx, level, "endpoint registered", "endpoint", nse.GetName(), "services", nse.GetNetworkServiceNames(), "owner", r.owner)
 	}
 	r.adopt(ctx, header)
 	return reply, nil

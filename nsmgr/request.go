@@ -81,7 +81,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 
 	candidates, err := m.candidates(ctx, call.Conn, known, reselect)
 	if err != nil {
-		return nil, m.failed(t, call, err)
+		return nil, m.failed(ctx, t, call, err)
 	}
 	r := &task{turn: t, call: call, prefs: req.GetMechanismPreferences(), files: files, asking: m.cleanup.Asking()}
 	defer r.asking.End(ctx)
@@ -95,7 +95,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 		return nil
 	}, worthAnother)
 	if len(failures) > 0 {
-		return nil, m.failed(t, call, allFailed(failures))
+		return nil, m.failed(ctx, t, call, allFailed(failures))
 	}
 	if known == nil || reselect {
 		m.ruled.note(call.Conn, m.chooses(call.Conn))
@@ -163,7 +163,7 @@ func (m *Manager) ask(ctx, limited context.Context, r *task, f forwarder) (*netw
 		m.log.Info("connection up", slog.String("connection", t.ID), slog.String("service", got.GetNetworkService()),
 			slog.String("owner", call.Binding.Owner), slog.String("endpoint", got.GetNetworkServiceEndpointName()), slog.String("forwarder", f.nse.GetName()))
 	}
-	t.Record.binding, t.Record.failing = call.Binding, nil
+	t.Record.binding = call.Binding
 	t.Record.forwarder = f.nse.GetName()
 	t.Record.next.Hold(p, proto.CloneOf(got), m.monitor)
 	t.ExpireAt(call.Expiry(ctx))
@@ -173,17 +173,15 @@ func (m *Manager) ask(ctx, limited context.Context, r *task, f forwarder) (*netw
 
 // failed tells watchers when a connection that was established could not be
 // established again. It stays known until it expires or is closed.
-func (m *Manager) failed(t *conn.Turn[wire], call *hop.Call, err error) error {
-	level := slog.LevelWarn
+func (m *Manager) failed(ctx context.Context, t *conn.Turn[wire], call *hop.Call, err error) error {
 	if t.Record != nil {
 		m.monitor.Failing(t.ID, call.Conn)
-		reason := nserr.From(err).Reason
-		if t.Record.failing == reason { // said already; the client tries again and again
-			level = slog.LevelDebug
-		}
-		t.Record.failing = reason
 	}
-	m.log.Log(context.Background(), level, "request failed", "connection", t.ID, "error", err)
+	why := nserr.From(err).Reason
+	if ctx.Err() != nil { // given up, whatever has noticed it first
+		why = nserr.TimedOut
+	}
+	m.log.Log(ctx, m.failures.Level(slog.LevelWarn, t.ID, why.Code), "request failed", "connection", t.ID, "error", err)
 	return err
 }
 

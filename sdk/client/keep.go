@@ -85,15 +85,12 @@ func (w *Wire) run(ctx context.Context) {
 // complain logs an attempt that has failed: the first, the first for another reason,
 // and of all the others ever fewer.
 func (w *Wire) complain(what string, err error) {
-	tries, reason := w.tries(), nserr.From(err).Reason
-	if tries == 1 || w.complaints == nil {
-		w.complaints = make(map[*nserr.Reason]bool)
+	tries := w.tries()
+	level := w.complaints.Level(slog.LevelWarn, "", nserr.From(err).Reason.Code)
+	if tries >= 8 && tries&(tries-1) == 0 {
+		level = slog.LevelWarn
 	}
-	level := slog.LevelWarn
-	if w.complaints[reason] && (tries < 8 || tries&(tries-1) != 0) {
-		level = slog.LevelDebug
-	}
-	w.complaints[reason] = true
+	w.complained = w.complained || level == slog.LevelWarn
 	w.client.log.Log(context.Background(), level, what, "connection", w.id, "attempt", tries, "error", err)
 }
 
@@ -330,10 +327,15 @@ func (w *Wire) established(got *networkservice.Connection) {
 	defer w.mu.Unlock()
 	switch {
 	case w.up && w.attempts > 0:
-		w.client.log.Info("wire refreshed again", "connection", w.id, "endpoint", got.GetNetworkServiceEndpointName(), "attempt", w.attempts+1)
+		level := slog.LevelDebug
+		if w.complained { // else nobody has heard that it was not
+			level = slog.LevelInfo
+		}
+		w.client.log.Log(context.Background(), level, "wire refreshed again", "connection", w.id, "endpoint", got.GetNetworkServiceEndpointName(), "attempt", w.attempts+1)
 	case !w.up:
 		w.client.log.Info("wire up", "connection", w.id, "service", got.GetNetworkService(), "endpoint", got.GetNetworkServiceEndpointName())
 	}
+	w.complained = false
 	w.conn, w.up, w.over, w.attempts, w.last = got, true, false, 0, nil
 	w.path = hop.PathOf(got)
 	w.ends = lifeEnd(got.GetPath(), time.Now(), w.client.config.TokenLifetime)

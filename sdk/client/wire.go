@@ -70,8 +70,9 @@ type Wire struct {
 	urged      int           // see conn.State
 	urgedAt    time.Time
 	stale      int
-	complaints map[*nserr.Reason]bool // logged since the last success
-	asked      time.Time              // when the last attempt began
+	complaints nserr.Book // why attempts have failed
+	complained bool       // aloud, since the last success
+	asked      time.Time  // when the last attempt began
 
 	turn chan struct{} // held while a Request or Close is under way
 

@@ -97,6 +97,8 @@ type Server struct {
 	monitor *hop.Monitor
 	handler Handler
 	wires   *conn.Table[wire]
+
+	refusals nserr.Book // why Requests were refused, by connection
 }
 
 // wire is what the endpoint remembers of a connection.

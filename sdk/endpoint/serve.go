@@ -4,6 +4,7 @@ package endpoint
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/protobuf/proto"
@@ -64,7 +65,8 @@ func (s *Server) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 			call.Conn.State = networkservice.State_DOWN
 			s.handler.Close(context.WithoutCancel(ctx), call.Conn)
 		}
-		s.log.Warn("request refused", "connection", t.ID, "owner", r.Owner, "error", err)
+		level := s.refusals.Level(slog.LevelWarn, t.ID, nserr.From(err).Reason.Code)
+		s.log.Log(ctx, level, "request refused", "connection", t.ID, "owner", r.Owner, "error", err)
 		return nil, err
 	}
 	out := r.Connection

@@ -28,6 +28,8 @@ const (
 	// steady is how long a stream must have lived for the back-off to start over, and
 	// to be spoken of as well again.
 	steady = 5 * time.Second
+	// calm is how long it must have lived for its next break not to count as one more.
+	calm = time.Minute
 	// maxState bounds the first state in bytes, which comes as one message: more than
 	// a node can have connections, at about 1 KiB each.
 	maxState = 64 << 20
@@ -137,7 +139,8 @@ type monitor struct {
 	live   bool      // the first state of the current stream has come
 	since  time.Time // when it came
 	lost   bool      // subscribers have been told so
-	breaks int       // how often it was lost since it was steady
+	breaks int       // how often it was lost since it was calm
+	blamed bool      // the log says that it is lost
 	// known has the own connections that the peer knows, valid while live.
 	known *known
 }
@@ -288,10 +291,15 @@ func routineReceive(ctx context.Context, client networkservice.MonitorConnection
 // and how often it happens if that goes on.
 func (m *monitor) becomeLost(err error) {
 	if m.live || m.breaks == 0 {
+		if m.live && time.Since(m.since) >= calm {
+			m.breaks = 0
+		}
 		switch m.breaks++; {
 		case m.breaks == 1:
+			m.blamed = true
 			m.log.Info("connections of the peer cannot be watched", "error", err)
 		case isPowerOfTen(m.breaks):
+			m.blamed = true
 			m.log.Warn("the peer is unstable", "count", m.breaks, "error", err)
 		}
 	}
@@ -321,9 +329,9 @@ func (m *monitor) becomeLive() {
 
 // becomeSteady speaks well of a stream that has been live for some time.
 func (m *monitor) becomeSteady() {
-	if m.live && m.breaks > 0 {
+	if m.live && m.blamed {
 		m.log.Info("connections of the peer are watched again", "count", m.breaks)
-		m.breaks = 0
+		m.blamed = false
 	}
 }
 

@@ -315,6 +315,32 @@ func TestFlappingPeer(t *testing.T) {
 	})
 }
 
+// One that breaks now and then, each time when it seemed to be well again, is spoken of
+// no more often; one that was well for long is as if it never had.
+func TestBreaksNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHop(t)
+		h.first = initial(up("1"))
+		var text syncBuffer
+		pool := NewPool(PoolConfig{Dial: h.dial, Name: ownName, Logger: slog.New(slog.NewTextHandler(&text, nil))})
+		defer pool.Close()
+		p := pool.Get("a")
+		defer p.Release()
+		defer p.Subscribe("1", func(Event) {})()
+		time.Sleep(time.Hour)
+		for range 99 {
+			h.fail(up("1"))
+			time.Sleep(calm - time.Second)
+		}
+		time.Sleep(time.Hour)
+		h.fail(up("1"))
+		time.Sleep(time.Minute)
+		text.expect(t, "connections of the peer cannot be watched", "connections of the peer are watched again",
+			"the peer is unstable", "connections of the peer are watched again", // for the 10th time
+			"connections of the peer cannot be watched", "connections of the peer are watched again")
+	})
+}
+
 // A peer that is gone for long is logged when it goes and when it is back for good.
 func TestGonePeerIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -52,6 +52,7 @@ type Registration struct {
 	registered *registry.NetworkServiceEndpoint // the last answer; owned by run
 	path       regpath.Path                     // the one of the last answer; owned by run
 	hold       time.Duration                    // how long that answer holds; owned by run
+	failures   nserr.Book                       // why it was not renewed; owned by run
 }
 
 const (
@@ -125,7 +126,8 @@ func (r *Registration) Abandon() {
 // run renews until ctx ends.
 func (r *Registration) run(ctx context.Context) {
 	defer close(r.done)
-	failed, lost := 0, 0 // in a row
+	failed, lost := 0, 0     // in a row
+	level := slog.LevelDebug // of the line that says that all is well again: that of the one that said it is not
 	for {
 		switch {
 		case failed > 0:
@@ -142,16 +144,16 @@ func (r *Registration) run(ctx context.Context) {
 		err := r.register(ctx)
 		switch {
 		case err == nil && failed > 0:
-			r.c.Logger.Info("registered again", "endpoint", r.c.Endpoint.GetName())
+			r.c.Logger.Log(ctx, min(level, slog.LevelInfo), "registered again", "endpoint", r.c.Endpoint.GetName())
 			failed = 0
 		case err == nil:
 		case ctx.Err() != nil:
 			return
 		default:
-			if failed == 0 {
-				r.c.Logger.Warn("registration not renewed, trying on", "endpoint", r.c.Endpoint.GetName(), "error", err)
+			if failed++; failed == 1 {
+				level = r.failures.Level(slog.LevelWarn, "", "")
+				r.c.Logger.Log(ctx, level, "registration not renewed, trying on", "endpoint", r.c.Endpoint.GetName(), "error", err)
 			}
-			failed++
 		}
 	}
 }

@@ -45,6 +45,7 @@ type Mesh struct {
 	authority *authority
 	log       *slog.Logger
 	logs      *logbook
+	heard     int // how much of it said has counted
 	nodes     []*Node
 	registry  *registryPart
 	spaces    map[string]*os.File
@@ -177,6 +178,7 @@ type part struct {
 
 	url   string
 	local *rpc.Local // nil while the part listens nowhere
+	serve []func(grpc.ServiceRegistrar)
 }
 
 // newPart makes a part with a fresh identity of that name.
@@ -205,12 +207,17 @@ func (p *part) dial(url string) grpc.ClientConnInterface { return &link{from: p,
 
 // listen serves what register registers at url.
 func (p *part) listen(url string, register ...func(grpc.ServiceRegistrar)) {
-	p.url = url
+	p.url, p.serve = url, register
+	p.resume()
+}
+
+// resume listens again after hangUp: the part has forgotten nothing.
+func (p *part) resume() {
 	p.local = rpc.NewLocal(rpc.LocalOptions{Identity: p.identity.local, Logger: p.log})
-	for _, r := range register {
+	for _, r := range p.serve {
 		r(p.local)
 	}
-	p.mesh.Network.listen(url, p.local, p.skew)
+	p.mesh.Network.listen(p.url, p.local, p.skew)
 }
 
 // hangUp stops listening. Calls being served are cancelled, as when a process

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package said_test
+package nserr_test
 
 import (
 	"fmt"
@@ -8,12 +8,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/openvwire/nsm/internal/said"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-func TestNews(t *testing.T) {
+func TestBook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var b said.Book
+		var b nserr.Book
 		for i, step := range []struct {
 			key, what string
 			after     time.Duration
@@ -23,9 +23,11 @@ func TestNews(t *testing.T) {
 			{"a", "down", time.Minute, false},
 			{"b", "down", 0, true},
 			{"a", "gone", 0, true},
-			{"a", "down", 0, true}, // a change back is one
-			{"a", "down", 4 * time.Minute, false},
+			{"a", "down", 0, false}, // one after the other is no news
+			{"a", "gone", 4 * time.Minute, false},
+			{"a", "down", 0, false},
 			{"a", "down", 4 * time.Minute, false}, // since it was still true in between
+			{"a", "gone", 2 * time.Minute, true},
 			{"a", "down", 6 * time.Minute, true},
 		} {
 			time.Sleep(step.after)
@@ -42,10 +44,22 @@ func TestNews(t *testing.T) {
 	})
 }
 
+// Of one thing that is ever different memory is bounded, too.
+func TestManyReasons(t *testing.T) {
+	var b nserr.Book
+	for range 2 {
+		for i := range 100 {
+			if !b.News("a", fmt.Sprint(i)) {
+				t.Errorf("reason %d is remembered", i)
+			}
+		}
+	}
+}
+
 // However many things there are, memory is bounded, and what happens often is not
 // said again and again.
-func TestBounded(t *testing.T) {
-	var b said.Book
+func TestBookIsBounded(t *testing.T) {
+	var b nserr.Book
 	again := 0
 	for i := range 100_000 {
 		b.News(fmt.Sprint(i), "x")
