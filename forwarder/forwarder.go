@@ -162,7 +162,7 @@ func (f *Forwarder) Register(s grpc.ServiceRegistrar) {
 	adminv1.RegisterAdminServer(s, &admin{f: f})
 }
 
-// Monitor gives the admin API and tests what watchers see.
+// Monitor has what watchers see.
 func (f *Forwarder) Monitor() *hop.Monitor { return f.monitor }
 
 // Desired returns what the forwarder wants the kernel to have for a connection.

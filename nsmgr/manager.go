@@ -177,7 +177,7 @@ func (m *Manager) Register(s grpc.ServiceRegistrar) {
 	adminv1.RegisterAdminServer(s, m.admin)
 }
 
-// Monitor gives the admin API and tests what watchers see.
+// Monitor has what watchers see.
 func (m *Manager) Monitor() *hop.Monitor { return m.monitor }
 
 // Usage counts what a manager knows.

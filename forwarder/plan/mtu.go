@@ -15,10 +15,10 @@ const (
 	MaxMTU   = 65535
 )
 
-// Overhead returns how many bytes a tunnel takes from the MTU of the link
+// overhead returns how many bytes a tunnel takes from the MTU of the link
 // under it, by the family of its outer addresses (protocol §2.16). The VXLAN
 // figures leave room for the inner Ethernet header and a VLAN tag.
-func Overhead(kind Kind, outer netip.Addr) int {
+func overhead(kind Kind, outer netip.Addr) int {
 	v6 := outer.Is6() && !outer.Is4In6()
 	switch {
 	case kind == KindVXLAN && v6:
@@ -36,7 +36,7 @@ func Overhead(kind Kind, outer netip.Addr) int {
 // TunnelMTU returns the MTU inside a tunnel over a link with the given MTU, in
 // bytes, or 0 if nothing is left.
 func TunnelMTU(uplink int, kind Kind, outer netip.Addr) int {
-	return max(0, uplink-Overhead(kind, outer))
+	return max(0, uplink-overhead(kind, outer))
 }
 
 // MinMTU returns the smaller of two MTUs, of which 0 means unknown.

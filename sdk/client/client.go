@@ -74,10 +74,9 @@ type Config struct {
 
 	Logger *slog.Logger // nil means slog.Default()
 
-	// Peers and Tokens, when both are set, take the place of Source: whoever
-	// assembles a mesh in one process says how the manager is reached.
-	Peers  *peer.Pool
-	Tokens token.Generator
+	// Peers takes the place of Source: whoever assembles a mesh in one process says
+	// how the manager is reached, and with which tokens.
+	Peers *peer.Pool
 	// Verify checks the path of a new connection; nil means VerifyPath.
 	Verify Verifier
 }
@@ -116,10 +115,10 @@ func Open(ctx context.Context, c Config) (_ *Client, err error) {
 			source := c.Source
 			cl.closers = append(cl.closers, func() { _ = source.Close() })
 		}
-		c.Tokens = token.NewGenerator(c.Source, c.TokenLifetime)
+		tokens := token.NewGenerator(c.Source, c.TokenLifetime)
 		creds, _ := rpc.MutualTLS(c.Source, c.Source)
 		c.Peers = peer.NewPool(peer.PoolConfig{Name: c.Name, Logger: c.Logger, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
-			cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: creds, Tokens: c.Tokens})
+			cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: creds, Tokens: tokens})
 			return cc, cc, err
 		}})
 		cl.closers = append(cl.closers, c.Peers.Close)

@@ -220,8 +220,7 @@ func (w *Wire) state() conn.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return conn.State{
-		Expires: w.ends, Index: int(w.conn.GetPath().GetIndex()), Length: len(w.conn.GetPath().GetPathSegments()),
-		Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over,
+		Expires: w.ends, Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over,
 		Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt, Watched: watched,
 	}
 }

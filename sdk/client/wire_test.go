@@ -170,7 +170,6 @@ func newManager(t testing.TB, change ...func(*Config)) (*manager, *Client) {
 	}})
 	config := Config{
 		Name: "web", Peers: pool, Logger: log,
-		Tokens: func(*x509.Certificate) (string, time.Time, error) { return "token", time.Now().Add(life), nil },
 		Verify: func(path.Path, *x509.Certificate, time.Time) error { return nil },
 	}
 	for _, f := range change {

@@ -7,8 +7,6 @@ import "time"
 // State is what the originator of a connection knows about it when it decides.
 type State struct {
 	Expires  time.Time // when its life ends: the earliest expiry of any segment of the path
-	Index    int       // of the originator's segment: 0 for a client
-	Length   int       // of the path, in segments
 	Attempts int       // failed since the last success
 	Stale    int       // of these: before there was news, which begins the back-off anew
 	Up       bool      // established, as far as anybody said
@@ -58,7 +56,7 @@ const (
 	Anew                   // Request a new connection: the old one's life has ended
 )
 
-// Decision is an action and its time. At is never before now.
+// Decision is an action and its time. One whose time has passed is due.
 type Decision struct {
 	Do    Action
 	At    time.Time
@@ -107,7 +105,7 @@ const calm = 10 * time.Second
 //
 // The rules (protocol.md §2.8, §5.1, with back-off where the reference has none):
 //
-//   - established: refresh at a fraction of the shortest segment life;
+//   - established: refresh at a fifth of the shortest segment life;
 //   - the path is down, or the control plane is gone: the same path again, at once,
 //     or a moment later if packets flow;
 //   - packets are lost, or a hop asks for it: another path, at once;
@@ -236,16 +234,10 @@ func later(a, b time.Time) time.Time {
 }
 
 // refreshAfter is the pause before the next refresh: a fifth of the remaining
-// life for a client, up to two fifths further down the path, so that outer hops
-// refresh before inner ones; up to a tenth of it earlier by chance. However short
-// the life is, there is a pause: who answers with lives that have ended must not
-// be asked without end.
+// life, up to a tenth of it earlier by chance. However short the life is, there is a
+// pause: who answers with lives that have ended must not be asked without end.
 func refreshAfter(s State, now time.Time, random float64) time.Duration {
-	scale := 1.0 / 3
-	if s.Length > 1 {
-		scale = 0.2 + 0.2*float64(s.Index)/float64(s.Length)
-	}
-	return max(minRefresh, time.Duration(float64(s.Expires.Sub(now))*scale*(1-0.1*random)))
+	return max(minRefresh, time.Duration(float64(s.Expires.Sub(now))/5*(1-0.1*random)))
 }
 
 // backoff is the pause after n failures, less up to three tenths by chance.

@@ -22,11 +22,9 @@ func TestDecide(t *testing.T) {
 		random float64
 		want   Decision
 	}{
-		{"client refreshes at a fifth", State{Expires: in(10 * time.Minute), Length: 4}, Established, Flowing, 0, do(Refresh, in(2*time.Minute))},
-		{"jitter only makes it earlier", State{Expires: in(10 * time.Minute), Length: 4}, Established, Flowing, 1, do(Refresh, in(108*time.Second))},
-		{"further down the path later", State{Expires: in(10 * time.Minute), Length: 4, Index: 2}, Established, Flowing, 0, do(Refresh, in(3*time.Minute))},
-		{"alone at a third", State{Expires: in(9 * time.Minute), Length: 1}, Established, Flowing, 0, do(Refresh, in(3*time.Minute))},
-		{"already expired: soon, not at once", State{Expires: in(-time.Second), Length: 4}, Established, Flowing, 0, do(Refresh, ms(1000))},
+		{"client refreshes at a fifth", State{Expires: in(10 * time.Minute)}, Established, Flowing, 0, do(Refresh, in(2*time.Minute))},
+		{"jitter only makes it earlier", State{Expires: in(10 * time.Minute)}, Established, Flowing, 1, do(Refresh, in(108*time.Second))},
+		{"already expired: soon, not at once", State{Expires: in(-time.Second)}, Established, Flowing, 0, do(Refresh, ms(1000))},
 
 		{"peer lost, packets flow: same path, soon", State{Up: true, Expires: minute}, PeerLost, Flowing, 0.5, urged(Refresh, ms(100), 1)},
 		{"peer lost, packets unknown: ask the same path first, at once", State{Up: true, Expires: minute}, PeerLost, Unknown, 0.5, urged(Refresh, now, 1)},
@@ -117,7 +115,7 @@ func TestFlappingIsNotFollowed(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			start := time.Unix(1000, 0)
-			s := State{Up: true, Length: 4, Expires: start.Add(10 * time.Minute)}
+			s := State{Up: true, Expires: start.Add(10 * time.Minute)}
 			s.Due = Decide(s, Established, tt.data, start, 0)
 			requests, events := 0, []Event{PathDown, PeerLost, PeerFound, DataLost, AskedRefresh, AskedReselect, EndpointCame}
 			for i := range 6000 {

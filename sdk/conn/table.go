@@ -9,8 +9,9 @@
 // the order of the calls. There is no goroutine per connection: a timer that
 // fires is all that runs.
 //
-// [Decide] is the whole policy of refresh, healing and expiry as a pure
-// function; it reads nothing but its arguments.
+// [Decide] says what the originator of a connection does next, and when: refresh,
+// healing and what follows expiry, as a pure function of what is known and what has
+// happened.
 package conn
 
 import (

@@ -54,7 +54,7 @@ func offerInterface(ctx context.Context, r *Request, netns *os.File) error {
 		return err
 	}
 	name := choices[0].Params["name"]
-	if !r.Known && name == "" || mechanism.CheckInterfaceName(name) != nil {
+	if mechanism.CheckInterfaceName(name) != nil {
 		name = mechanism.InterfaceName(r.Connection.GetNetworkService(), r.Connection.GetId())
 	}
 	r.Connection.Mechanism = hop.MechanismMessage(mechanism.Kernel{NetNS: url, Name: name}.With(choices[0]))

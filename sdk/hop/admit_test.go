@@ -269,7 +269,7 @@ func FuzzAdmit(f *testing.F) {
 		if segment.GetName() != h.Name || segment.GetId() != call.Conn.GetId() || segment.GetToken() == "" || call.Binding.Caller != web.id {
 			t.Errorf("admitted as %v", call.Conn)
 		}
-		if err := CheckReply(call.Conn, got); err != nil && nserr.From(err).Reason != nserr.BadAnswer {
+		if err := checkReply(call.Conn, got); err != nil && nserr.From(err).Reason != nserr.BadAnswer {
 			t.Errorf("answer: %v", err)
 		}
 		own := proto.CloneOf(call.Conn)

@@ -104,8 +104,7 @@ func (h Hop) Admit(ctx context.Context, conn *networkservice.Connection) (*Call,
 		return nil, err
 	}
 	caller := rpc.CallerFrom(ctx)
-	const unnamed = "-"
-	p, err := path.Enter(PathOf(conn), conn.GetId(), h.Name, func() string { return unnamed })
+	p, err := path.Enter(PathOf(conn), conn.GetId(), h.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +265,7 @@ func SetMetric(conn *networkservice.Connection, key, value string) {
 
 // NextID is the SPIFFE ID of the hop behind conn's own segment: whom the
 // certificate that it has shown names, or on a connection without TLS, which only
-// tests have, what its token says. CheckReply has seen that there is one.
+// tests have, what its token says. checkReply has seen that there is one.
 func NextID(conn *networkservice.Connection, cert *x509.Certificate) string {
 	if cert == nil {
 		return subject(conn.GetNextPathSegment().GetToken())

@@ -55,7 +55,7 @@ func ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRe
 		first := req.GetConnection().GetNextPathSegment() == nil
 		return nil, first && unanswered(err), err
 	}
-	if err := CheckReply(req.GetConnection(), got); err != nil {
+	if err := checkReply(req.GetConnection(), got); err != nil {
 		return nil, true, err
 	}
 	return got, false, nil

@@ -238,9 +238,9 @@ func ParsePrefixes(texts []string) (out []netip.Prefix, err error) {
 	return out, nil
 }
 
-// CheckReply checks what the next hop answered to a request that this hop sent
+// checkReply checks what the next hop answered to a request that this hop sent
 // with connection sent. What passes may be stored, published and handed on.
-func CheckReply(sent, got *networkservice.Connection) error {
+func checkReply(sent, got *networkservice.Connection) error {
 	next := "the next hop"
 	if got == nil {
 		return nserr.BadAnswer.Errorf("%s answered without a connection", next)

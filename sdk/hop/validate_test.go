@@ -126,12 +126,12 @@ func TestCheckReply(t *testing.T) {
 	} {
 		got := proto.CloneOf(good)
 		spoil(got)
-		err := CheckReply(sent, got)
+		err := checkReply(sent, got)
 		if name == "" && err != nil || name != "" && !errors.Is(err, nserr.BadAnswer) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	if err := CheckReply(sent, nil); !errors.Is(err, nserr.BadAnswer) {
+	if err := checkReply(sent, nil); !errors.Is(err, nserr.BadAnswer) {
 		t.Errorf("nothing: %v", err)
 	}
 }
@@ -159,15 +159,15 @@ func FuzzConnection(f *testing.F) {
 		if _, err := ParsePrefixes(c.GetContext().GetIpContext().GetSrcIpAddrs()); err != nil {
 			t.Error(err)
 		}
-		p, err := path.Enter(PathOf(c), c.GetId(), "hop", func() string { return "minted" })
+		p, err := path.Enter(PathOf(c), c.GetId(), "hop")
 		if err != nil {
 			return
 		}
-		if p.Current().Name != "hop" || p.Current().ID == "" {
+		if p.Current().Name != "hop" {
 			t.Errorf("own segment is %+v", p.Current())
 		}
 		setPath(c, p)
-		if CheckReply(c, c) == nil && len(p.Segments) < p.Index+2 {
+		if checkReply(c, c) == nil && len(p.Segments) < p.Index+2 {
 			t.Error("a path that ends here passed for an answer")
 		}
 	})

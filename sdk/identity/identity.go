@@ -42,9 +42,6 @@ const (
 
 	// DefaultTrustDomain is the name of a domain that nobody has named.
 	DefaultTrustDomain = "nsm.local"
-
-	// DefaultListenOn is where an authority serves the nodes that join it.
-	DefaultListenOn = "tcp://:5007"
 )
 
 // Source is an identity that stays fresh by itself. *workloadapi.X509Source

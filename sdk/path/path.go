@@ -99,18 +99,15 @@ func (p Path) Validate() error {
 
 // Enter is the path as the server called name sees it when a request arrives
 // whose sender stands at p.Index with connection id connID (§2.4). A hop that is
-// passed again keeps its id (refresh); one whose place was taken by another hop
-// gets a new id (re-route), as does a new one. mint makes such an id.
+// passed again finds the id that it had (refresh). One in the place of another hop
+// (re-route) has none yet, nor has a new one.
 //
 // Index of the result points to the server's own segment.
-func Enter(p Path, connID, name string, mint func() string) (Path, error) {
+func Enter(p Path, connID, name string) (Path, error) {
 	if err := p.Validate(); err != nil {
 		return Path{}, err
 	}
 	if len(p.Segments) == 0 {
-		if connID == "" {
-			connID = mint()
-		}
 		return Path{Segments: []Segment{{Name: name, ID: connID}}}, nil
 	}
 	if p.Current().Name == name {
@@ -123,9 +120,9 @@ func Enter(p Path, connID, name string, mint func() string) (Path, error) {
 	out.Index++
 	switch {
 	case out.Index == len(out.Segments):
-		out.Segments = append(out.Segments, Segment{Name: name, ID: mint()})
+		out.Segments = append(out.Segments, Segment{Name: name})
 	case out.Segments[out.Index].Name != name:
-		out.Segments[out.Index] = Segment{Name: name, ID: mint()}
+		out.Segments[out.Index] = Segment{Name: name}
 	}
 	if len(out.Segments) > MaxSegments {
 		return Path{}, nserr.LoopingPath.Errorf("path would have %d segments, at most %d are allowed", len(out.Segments), MaxSegments)

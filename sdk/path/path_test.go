@@ -37,18 +37,18 @@ func TestEnter(t *testing.T) {
 		want   Path
 		err    error
 	}{
-		{name: "no path, no id", hop: "m", want: Path{Segments: segs("m/new")}},
+		{name: "no path, no id", hop: "m", want: Path{Segments: segs("m/")}},
 		{name: "no path, id kept", hop: "m", connID: "c", want: Path{Segments: segs("m/c")}},
 		{name: "first pass appends", in: Path{Segments: segs("nsc/c")}, connID: "c", hop: "m",
-			want: Path{Index: 1, Segments: segs("nsc/c", "m/new")}},
+			want: Path{Index: 1, Segments: segs("nsc/c", "m/")}},
 		{name: "refresh keeps the id", in: Path{Segments: segs("nsc/c", "m/u", "f/v")}, connID: "c", hop: "m",
 			want: Path{Index: 1, Segments: segs("nsc/c", "m/u", "f/v")}},
 		{name: "re-route renames, keeps what is behind", in: Path{Segments: segs("nsc/c", "m/u", "f/v")}, connID: "c", hop: "m2",
-			want: Path{Index: 1, Segments: segs("nsc/c", "m2/new", "f/v")}},
+			want: Path{Index: 1, Segments: segs("nsc/c", "m2/", "f/v")}},
 		{name: "own segment is a no-op", in: Path{Index: 1, Segments: segs("nsc/c", "m/u")}, connID: "other", hop: "m",
 			want: Path{Index: 1, Segments: segs("nsc/c", "m/u")}},
 		{name: "same manager again behind a pass-through endpoint", in: Path{Index: 3, Segments: segs("nsc/c", "m/u", "f/v", "fw/w")}, connID: "w", hop: "m",
-			want: Path{Index: 4, Segments: segs("nsc/c", "m/u", "f/v", "fw/w", "m/new")}},
+			want: Path{Index: 4, Segments: segs("nsc/c", "m/u", "f/v", "fw/w", "m/")}},
 		{name: "id is not the segment's", in: Path{Segments: segs("nsc/c")}, connID: "d", hop: "m", err: nserr.SegmentID},
 		{name: "index outside", in: Path{Index: 1, Segments: segs("nsc/c")}, connID: "c", hop: "m", err: nserr.BadPath},
 		{name: "index without segments", in: Path{Index: 1}, hop: "m", err: nserr.BadPath},
@@ -60,7 +60,7 @@ func TestEnter(t *testing.T) {
 		{name: "too long is a loop", in: long, connID: fmt.Sprint(MaxSegments - 1), hop: "x", err: nserr.LoopingPath},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Enter(tt.in, tt.connID, tt.hop, func() string { return "new" })
+			got, err := Enter(tt.in, tt.connID, tt.hop)
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("error = %v, want %v", err, tt.err)
 			}
@@ -81,7 +81,7 @@ func TestEnterKeepsWhatWasSent(t *testing.T) {
 		}
 		p.Index = rapid.IntRange(0, n-1).Draw(t, "index")
 		before := p.Clone()
-		in, err := Enter(p, p.Current().ID, "hop", func() string { return "minted" })
+		in, err := Enter(p, p.Current().ID, "hop")
 		if err != nil {
 			t.Fatal(err)
 		}

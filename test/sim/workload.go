@@ -197,7 +197,7 @@ func (n *Node) ClientAs(name, identity string, change ...func(*client.Config)) *
 	t := n.mesh.t
 	t.Helper()
 	p := n.mesh.newPartAs(name, identity)
-	config := client.Config{Name: name, Manager: n.ManagerURL(), Peers: p.peers, Tokens: p.tokens, Logger: p.log}
+	config := client.Config{Name: name, Manager: n.ManagerURL(), Peers: p.peers, Logger: p.log}
 	if p.skew != 0 {
 		config.Verify = func(path path.Path, manager *x509.Certificate, now time.Time) error {
 			return client.VerifyPath(path, manager, now.Add(p.skew))

@@ -56,8 +56,7 @@ type Config struct {
 	// identity.DefaultSocket; "" = nowhere.
 	Socket string
 
-	// ListenOn is where nodes join, a URL such as identity.DefaultListenOn;
-	// "" = no node can join.
+	// ListenOn is where nodes join, a URL such as tcp://:5007; "" = no node can join.
 	ListenOn string
 
 	// Advertise is how nodes reach ListenOn, host:port each, at most 16, best
