@@ -60,6 +60,8 @@ type task struct {
 	// anew: the client wants another path, or another service. What stands carries
 	// packets until there is something to take its place.
 	anew bool
+
+	prepared *plan.Wire // see prepare; nil if none was
 }
 
 // request does the work of Request when it is the connection's turn.
@@ -84,6 +86,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 	defer left.holds.release()
 	r := &task{turn: t, known: known, call: call, left: left, asking: f.cleanup.Asking(), anew: anew}
 	defer r.asking.End(ctx)
+	defer f.discard(ctx, r)
 	if c, ok := f.stay(call.Conn, known, anew); ok {
 		defer c.holds.release()
 		out, err := f.connectTwice(ctx, ctx, r, c)
@@ -156,8 +159,10 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 	if right.stands {
 		limited = f.withSpace(limited, spaceOf(known))
 	}
+	join := f.prepare(ctx, r, right)
 	var at peer.Peer
 	got, err := r.asking.Ask(limited, p, r.offer(right, c), grpc.Peer(&at))
+	join()
 	if errors.Is(err, nserr.PeerDown) && c.local() {
 		err = nserr.EndpointGone.Errorf("endpoint %s does not answer: %w", c.name, err)
 		f.confirm(ctx, c)

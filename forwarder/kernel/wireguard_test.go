@@ -73,7 +73,9 @@ func TestWireGuard(t *testing.T) {
 				t.Errorf("observed %+v", e)
 			}
 
-			// A new key at both ends, as after the peer's restart without its state.
+			// A new key at both ends, as after the peer's restart without its state, and
+			// not sooner than WireGuard takes another initiation of a peer, 20 ms.
+			time.Sleep(50 * time.Millisecond)
 			wb.WireGuard.PrivateKey = newKey(t)
 			wa.WireGuard.PeerKey = publicKey(wb)
 			// The far end first, as in a Request: an initiation that the other
@@ -336,4 +338,50 @@ func newKey(t *testing.T) [32]byte {
 
 func publicKey(w plan.Wire) [32]byte {
 	return wgtypes.Key(w.WireGuard.PrivateKey).PublicKey()
+}
+
+// A device may be made before its parameters are known. It waits, not up, and carries
+// packets as soon as it has them.
+func TestWireGuardWaits(t *testing.T) {
+	if wireguard.Probe() != nil {
+		if _, err := os.Stat("/dev/net/tun"); err != nil {
+			t.Skipf("neither WireGuard module nor TUN devices here: %v", err)
+		}
+	}
+	a, b := newNode(t, "fwd"), newNode(t, "fwd")
+	connect(t, a, b)
+	a.useWireGuard(t)
+	b.useWireGuard(t)
+	client, endpoint := a.workload(), b.workload()
+	before := a.census(client)
+	wa := wireGuardWire(t, "u1", client, 1, "172.16.0.2")
+	wb := wireGuardWire(t, "u2", endpoint, 2, "172.16.0.1")
+	wa.WireGuard.PeerKey, wb.WireGuard.PeerKey = publicKey(wb), publicKey(wa)
+	waits := wa
+	waits.Ends = []plan.End{{NetNS: client, Name: wa.Ends[0].Name, Side: plan.Client, MTU: 1400}}
+	waits.WireGuard = &plan.WireGuard{}
+
+	mustApply(t, a.Kernel, waits)
+	if steps := mustApply(t, a.Kernel, waits); len(steps) != 0 {
+		t.Errorf("applied again:\n%s", script(steps))
+	}
+	seen, err := a.Observe(t.Context(), waits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := seen.Ends[0]; !e.Found || e.Up {
+		t.Errorf("observed %+v, want it not up", e)
+	}
+	if _, _, ok := a.WireGuardKey(t.Context(), client, "u1"); ok {
+		t.Error("a key of a device that has none")
+	}
+	mustApply(t, b.Kernel, wb)
+	mustApply(t, a.Kernel, wa)
+	mustEcho(t, a, client, "10.0.0.1", b, endpoint, "10.0.0.2")
+	if err := errors.Join(a.Remove(t.Context(), wa), b.Remove(t.Context(), wb)); err != nil {
+		t.Fatal(err)
+	}
+	if after := a.census(client); before != after {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
 }

@@ -152,7 +152,9 @@ func (d *differ) link(i int) {
 	if !s.Tagged {
 		d.add(SetAlias{Link: l, Tag: d.wire.Tag(e.Side)})
 	}
-	if g := d.wire.WireGuard; g != nil && (s.WireGuard == nil || !g.satisfiedBy(*s.WireGuard)) {
+	g := d.wire.WireGuard
+	waits := g != nil && *g == WireGuard{}
+	if g != nil && !waits && (s.WireGuard == nil || !g.satisfiedBy(*s.WireGuard)) {
 		d.add(ConfigureWireGuard{Link: l, Tag: d.wire.Tag(e.Side), WireGuard: *g, Old: s.WireGuard})
 	}
 	if e.MTU != 0 && e.MTU != s.MTU {
@@ -167,7 +169,7 @@ func (d *differ) link(i int) {
 	if s.PingClosed {
 		d.sysctl(SetSysctl{NetNS: e.NetNS, Path: pingGroupRange, Value: PingOpen})
 	}
-	if !s.Up {
+	if !s.Up && !waits {
 		d.add(SetUp{Link: l})
 	}
 }

@@ -122,7 +122,8 @@ type VXLAN struct {
 }
 
 // WireGuard holds the parameters of a WireGuard device with one peer,
-// which may use any address inside the tunnel (protocol §2.13).
+// which may use any address inside the tunnel (protocol §2.13). The zero value is
+// those of a device that is made, and no more: it waits for its parameters.
 type WireGuard struct {
 	PrivateKey [32]byte
 	Port       uint16 // own UDP port; 0 lets the kernel choose

@@ -76,7 +76,7 @@ type (
 		Link
 		Tag       Tag
 		WireGuard WireGuard
-		Old       *WireGuard // nil: it had none
+		Old       *WireGuard // nil or zero: it had none
 	}
 	// DelLink deletes a link, and with it its addresses, routes, neighbours
 	// and, for a veth, the other end.
@@ -163,7 +163,7 @@ func Inverse(s Step) Step {
 	case AddWireGuard:
 		return DelLink{Link: s.Link, Tag: s.Tag, Kind: KindWireGuard}
 	case ConfigureWireGuard:
-		if s.Old == nil {
+		if s.Old == nil || *s.Old == (WireGuard{}) {
 			return nil // there is nothing to go back to
 		}
 		return ConfigureWireGuard{Link: s.Link, Tag: s.Tag, WireGuard: *s.Old, Old: &s.WireGuard}

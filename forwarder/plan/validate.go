@@ -102,6 +102,7 @@ func (v VXLAN) validate() error {
 
 func (g WireGuard) validate() error {
 	switch {
+	case g == WireGuard{}:
 	case g.PrivateKey == [32]byte{}:
 		return nserr.BadMechanism.Errorf("WireGuard needs a private key")
 	case g.PeerKey == [32]byte{}:
