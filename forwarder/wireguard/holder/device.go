@@ -55,6 +55,8 @@ type device struct {
 	tun  *tunnel
 	wg   *wg.Device
 	uapi *net.UnixListener
+	bufs *buffers
+	mem  arena // lent by bufs
 	gone chan struct{}
 
 	mu    sync.Mutex
@@ -65,7 +67,7 @@ type device struct {
 // device on it, whose configuration socket is at uapiPath(d.UAPI). The UDP
 // sockets are opened in this process's namespace. On failure nothing is left
 // behind.
-func newDevice(ns *netns.Handle, d Device, log *slog.Logger) (*device, error) {
+func newDevice(ns *netns.Handle, d Device, bufs *buffers, log *slog.Logger) (*device, error) {
 	listener, err := listenUAPI(d.UAPI)
 	if err != nil {
 		return nil, err
@@ -84,9 +86,12 @@ func newDevice(ns *netns.Handle, d Device, log *slog.Logger) (*device, error) {
 		tun:    tunnel,
 		wg:     wg.NewDevice(tunnel, conn.NewStdNetBind(), quiet(log)),
 		uapi:   listener,
+		bufs:   bufs,
 		gone:   make(chan struct{}),
 		conns:  map[net.Conn]struct{}{},
 	}
+	dev.mem = bufs.lend(dev.wg)
+	close(tunnel.lent)
 	// The interface's own state is the forwarder's business; WireGuard's follows
 	// its configuration, see answer.
 	go dev.serve()
@@ -153,6 +158,7 @@ func (d *device) serve() {
 		}
 	}
 	running.Wait()
+	d.bufs.takeBack(d.mem)
 	close(d.gone)
 }
 

@@ -25,6 +25,7 @@ import (
 type tunnel struct {
 	tun.Device
 	name string
+	lent chan struct{} // closed when the WireGuard device has its buffers
 
 	mu     sync.Mutex     // guards the rest
 	ctl    int            // AF_INET socket in the device's namespace; -1 when closed
@@ -80,7 +81,15 @@ func createTUN(name string, mtu int) (_ *tunnel, err error) {
 		_ = unix.Close(fd)
 		return nil, nserr.KernelFailed.Errorf("TUN device %s: %w", name, err)
 	}
-	return &tunnel{Device: dev, name: name, ctl: ctl, mtu: mtu, events: make(chan tun.Event, 1)}, nil
+	return &tunnel{Device: dev, name: name, ctl: ctl, mtu: mtu, lent: make(chan struct{}), events: make(chan tun.Event, 1)}, nil
+}
+
+// BatchSize returns how many packets one Read or Write takes. It is the first that
+// wireguard-go's reader asks, and before it takes its buffers: it waits until there
+// are some.
+func (t *tunnel) BatchSize() int {
+	<-t.lent
+	return t.Device.BatchSize()
 }
 
 // MTU returns the device's MTU in bytes as the kernel has it now.
