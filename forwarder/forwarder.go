@@ -229,6 +229,6 @@ func (h *holdings) release() {
 	*h = nil
 }
 
-// removeTimeout bounds the removal of a wire from the kernel: a link takes about
-// 20 ms (architecture.md decision 7), many at a time wait for each other.
+// removeTimeout bounds the removal of a wire from the kernel: a link takes the
+// kernel about 20 ms, and many at a time wait for each other.
 const removeTimeout = 30 * time.Second

@@ -11,8 +11,8 @@ import (
 )
 
 // Making a wire, and finding that nothing is to be done. The budget for making
-// one is about a millisecond (architecture.md section 5: Request to first
-// packet in 6 ms, all daemons together).
+// one is about a millisecond, of the few that a Request may take in all
+// (docs/performance.md).
 
 func BenchmarkVeth(b *testing.B) {
 	for name, families := range map[string][]int{"v4": {4}, "dual": {4, 6}} {

@@ -13,7 +13,7 @@
 //		fmt.Println(step) // ip -n 4:4026532281 link set nsm-1 up
 //	}
 //
-// Two properties carry the rest of the forwarder (plan_test.go checks both
+// Two properties carry the rest of the forwarder (property_test.go checks both
 // against the naive kernel of package memkernel): executing the steps reaches
 // the desired state, and the difference of a reached state is empty. Hence
 // "apply" is idempotent, a refresh costs nothing, and a restart is an apply.

@@ -24,8 +24,8 @@ type Policy interface {
 	MayObserve(id string, path []string) bool
 }
 
-// Strict is the default policy: the checks of protocol.md §2.6 and the
-// ownership rules of architecture.md decision 10.
+// Strict is the default policy: the checks of protocol.md §2.6, and that a
+// connection is seen by those whose path it is, and by observers.
 type Strict struct {
 	// Observers may see every connection. An entry that ends in "/*" stands for
 	// all SPIFFE IDs below it.
