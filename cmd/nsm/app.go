@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -37,10 +36,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	level    slog.LevelVar // of the logger; daemons change it on a signal
-
-	// terminalTells is set while a command runs that gets the terminal's Ctrl-C
-	// itself; it is not for us then.
-	terminalTells atomic.Bool
+	ending   ending
 
 	// connect opens the admin API of a manager. Tests put a server of their
 	// own behind it.

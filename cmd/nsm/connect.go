@@ -44,7 +44,9 @@ func newConnect(a *app) *cobra.Command {
 			"A service URL is kernel://SERVICE[@DOMAIN][/INTERFACE][?label=value&...]. The\n" +
 			"workload is this process's namespace, that of --pid or --netns, or with\n" +
 			"-- COMMAND a new one in which the command starts when its wires are up; nsm then\n" +
-			"ends with the exit code of the command, and leaves Ctrl-C to it.\n\n" +
+			"ends with the exit code of the command, and leaves Ctrl-C to it. When the command has\n" +
+			"ended the wires are closed, which takes 10 s at most; the second Ctrl-C by then ends\n" +
+			"nsm at once, and leaves them to expire.\n\n" +
 			"To replace a running nsm connect, by a newer build for example, without touching\n" +
 			"a packet: start it with --name NAME --leave, stop it, start it again.",
 		Example: "  nsm connect 'kernel://database/nsm-1?app=web' -- psql -h 10.60.0.0\n" +
@@ -91,12 +93,17 @@ func (a *app) connectWorkload(ctx context.Context, cfg connectConfig, urls, comm
 	if err != nil {
 		return err
 	}
-	err = a.keepWires(ctx, c, cfg, w, wishes, command)
-	return errors.Join(err, c.Close())
+	wires, err := a.keepWires(ctx, c, cfg, w, wishes, command)
+	if len(wires) == 0 || cfg.Leave {
+		return errors.Join(err, c.Close())
+	}
+	left := "what is not closed yet expires by itself: " + describeWires(wires, time.Now())
+	return errors.Join(err, a.cleansUp("closing the wires", left, c.Close))
 }
 
-// keepWires makes the wires and keeps them until ctx or the command ends.
-func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig, w *workload, wishes []nsurl.URL, command []string) error {
+// keepWires makes the wires and keeps them until ctx or the command ends. It returns
+// those that were made.
+func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig, w *workload, wishes []nsurl.URL, command []string) (wires []*client.Wire, _ error) {
 	request := ctx
 	if cfg.Wait > 0 {
 		var cancel context.CancelFunc
@@ -108,8 +115,9 @@ func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig
 			Service: u.Service, Interface: u.Interface, Labels: u.Labels, NetNS: w.netns, Retry: cfg.Wait > 0,
 		})
 		if err != nil {
-			return err
+			return wires, err
 		}
+		wires = append(wires, wire)
 		fmt.Fprintf(a.err, "nsm: %s is up: %s on %s, the endpoint %s has %s\n", u.Service, joinAddrs(wire.Addrs()), wire.Interface(),
 			wire.Connection().GetNetworkServiceEndpointName(), joinAddrs(wire.PeerAddrs()))
 		if cfg.Leave { // else the client closes it
@@ -117,24 +125,37 @@ func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig
 		}
 	}
 	if len(command) > 0 {
-		return w.run(ctx, a, command)
+		return wires, w.run(ctx, a, command)
 	}
 	<-ctx.Done()
-	return nil
+	return wires, nil
 }
 
 // leave lets go of a wire and leaves it up.
 func (a *app) leave(wire *client.Wire, name string) {
 	wire.Leave()
-	c := wire.Connection()
-	first := c.GetPath().GetPathSegments()[0].GetExpires() // that of the client's own token
-	for _, s := range c.GetPath().GetPathSegments() {
+	fmt.Fprintf(a.err, "nsm: %s stays up on %s for %s, unless 'nsm connect --name %s' takes it over before\n",
+		wire.Connection().GetNetworkService(), wire.Interface(), lasts(wire, time.Now()), name)
+}
+
+// lasts is how long a wire stays up when nobody keeps it.
+func lasts(wire *client.Wire, now time.Time) string {
+	segments := wire.Connection().GetPath().GetPathSegments()
+	first := segments[0].GetExpires() // that of the client's own token
+	for _, s := range segments {
 		if s.GetExpires().AsTime().Before(first.AsTime()) {
 			first = s.GetExpires()
 		}
 	}
-	fmt.Fprintf(a.err, "nsm: %s stays up on %s for %s, unless 'nsm connect --name %s' takes it over before\n",
-		c.GetNetworkService(), wire.Interface(), until(first, time.Now()), name)
+	return until(first, now)
+}
+
+func describeWires(wires []*client.Wire, now time.Time) string {
+	var texts []string
+	for _, w := range wires {
+		texts = append(texts, fmt.Sprintf("%s on %s in %s", w.Connection().GetNetworkService(), w.Interface(), lasts(w, now)))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // splitCommand divides arguments at "--".

@@ -115,7 +115,8 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 	} else {
 		<-ctx.Done()
 	}
-	return errors.Join(err, e.Stop(context.WithoutCancel(ctx)))
+	left := cfg.Name + " stays registered until that expires, within a minute"
+	return errors.Join(err, a.cleansUp("unregistering the endpoint", left, func() error { return e.Stop(context.WithoutCancel(ctx)) }))
 }
 
 // defaultName is what an endpoint is called that nobody has named: the same again when

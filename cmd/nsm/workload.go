@@ -72,8 +72,10 @@ func (w *workload) run(ctx context.Context, a *app, command []string) error {
 	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.WaitDelay = stopGrace
-	a.terminalTells.Store(isTerminal(a.in))
-	defer a.terminalTells.Store(false)
+	if isTerminal(a.in) {
+		a.ending.tell(commandBegins)
+		defer a.ending.tell(commandEnded)
+	}
 	if err := w.start(c); err != nil {
 		return nserr.BadFlag.Errorf("cannot run %q: %w", command[0], err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,7 +59,7 @@ func TestConnectAtTerminal(t *testing.T) {
 	}
 	defer terminal.Close()
 	lines := bufio.NewScanner(terminal)
-	presses := 0       // a third one would be for nsm, which is cleaning up by then
+	presses := 0
 	for lines.Scan() { // until the last process at the terminal has ended
 		t.Log(lines.Text())
 		if said := lines.Text(); presses < 2 && (strings.HasSuffix(said, "at work") || strings.HasSuffix(said, "interrupted")) {
@@ -70,6 +71,75 @@ func TestConnectAtTerminal(t *testing.T) {
 	}
 	if _ = c.Wait(); c.ProcessState.ExitCode() != 7 {
 		t.Errorf("ended with %v, want exit code 7", c.ProcessState)
+	}
+}
+
+// When the command has ended, the first Ctrl-C is no reason not to close the wires; the
+// second one is.
+func TestConnectInterruptedWhileClosing(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		presses  int
+		lifetime string // of the wire, which goes with the test
+		ends     string
+	}{
+		{"once", 1, "10m", "exit status 7"},
+		{"twice", 2, "8s", "signal: interrupt"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newMesh(t, lab.Config{})
+			a := l.Node("a")
+			serve(t, workload(t, a, "db"), "db", "--cidr", "10.60.0.0/24")
+			unchanged(t, l)
+			manager := l.Daemon("a", "manager")
+			c := exec.Command(nstest.Program(), "connect", "--max-token-lifetime="+tt.lifetime, "kernel://db/nsm-1", "--", "sh", "-c", "echo at work; read line; exit 7")
+			c.Env = append(os.Environ(), append(a.Env(), "GORACE=atexit_sleep_ms=0")...)
+			terminal, err := startAtTerminal(a.NetNS, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer terminal.Close()
+			press := func(key string) {
+				if _, err := io.WriteString(terminal, key); err != nil {
+					t.Error(err)
+				}
+			}
+			var said []string
+			for lines := bufio.NewScanner(terminal); lines.Scan(); { // until the last process at the terminal has ended
+				line := strings.TrimSpace(lines.Text())
+				t.Log(line)
+				said = append(said, line)
+				switch {
+				case strings.HasSuffix(line, "at work"):
+					if err := manager.Freeze(); err != nil { // so that closing takes a while
+						t.Fatal(err)
+					}
+					defer manager.Thaw()
+					press("\n")
+				case line == "nsm: closing the wires":
+					press("\x03")
+				case strings.Contains(line, "nsm: closing the wires first") && tt.presses == 1:
+					if err := manager.Thaw(); err != nil {
+						t.Fatal(err)
+					}
+				case strings.Contains(line, "nsm: closing the wires first"):
+					press("\x03")
+				}
+			}
+			if err := c.Wait(); err == nil || err.Error() != tt.ends {
+				t.Errorf("ended with %v, want %s", err, tt.ends)
+			}
+			left := slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, "expires by itself: db on nsm-1 in ") })
+			if left != (tt.presses > 1) {
+				t.Errorf("said what is left: %v", left)
+			}
+			if tt.presses > 1 {
+				return // it expires soon
+			}
+			if links, err := l.WireLinks(); err != nil || len(links) > 0 {
+				t.Errorf("ends of wires left: %v, %v", links, err)
+			}
+		})
 	}
 }
 
