@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -77,7 +76,7 @@ func (f *Forwarder) request(ctx context.Context, t *conn.Turn[wire], call *hop.C
 	}
 	anew := known != nil && hop.Anew(known.next.Conn, call.Conn)
 	if anew && call.Conn.GetState() == networkservice.State_RESELECT_REQUESTED {
-		f.suspects.left(known.endpoint(), time.Now())
+		f.suspects.wasLeft(known.endpoint(), time.Now())
 	}
 	left, err := f.openLeft(ctx, known, call, prefs)
 	if err != nil {
@@ -119,7 +118,8 @@ func (f *Forwarder) choose(ctx context.Context, r *task) (out *networkservice.Co
 		return nil
 	}, worthAnother)
 	if len(failures) > 0 {
-		return nil, allFailed(r.call.Conn.GetNetworkService(), failures)
+		what := fmt.Sprintf("all %d endpoints of %s have failed", len(failures), r.call.Conn.GetNetworkService())
+		return nil, hop.AllFailed(nserr.EndpointsFailed, what, failures)
 	}
 	return out, nil
 }
@@ -265,31 +265,5 @@ func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, 
 	return out
 }
 
-// worthAnother reports whether another endpoint could make a difference. What is
-// wrong with the client's side is wrong with every endpoint.
-func worthAnother(err error) bool {
-	switch nserr.From(err).Reason {
-	case nserr.WrongOwner, nserr.NameTaken, nserr.NotPrivileged, nserr.LoopingPath:
-		return false
-	}
-	return true
-}
-
-// allFailed puts the failures of all candidates in one error. What is wrong with
-// the request itself keeps its reason.
-func allFailed(service string, failures []error) error {
-	texts := make([]string, len(failures))
-	for i, err := range failures {
-		texts[i] = err.Error()
-	}
-	if len(failures) == 1 {
-		if e := nserr.From(failures[0]); e.Reason != nserr.Internal && e.Reason != nserr.PeerDown {
-			return e.Reason.Errorf("%w", failures[0]).WithFix("%s", e.HowToFix())
-		}
-	}
-	text := fmt.Sprintf("all %d endpoints of %s have failed: %s", len(failures), service, strings.Join(texts, "; "))
-	if e := hop.CommonCause(failures); e != nil {
-		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix())
-	}
-	return nserr.EndpointsFailed.Errorf("%s", text)
-}
+// worthAnother reports whether another endpoint could make a difference.
+func worthAnother(err error) bool { return !nserr.From(err).Reason.AnyEndpoint() }

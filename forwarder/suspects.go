@@ -59,20 +59,20 @@ func keyOf(c *candidate) string { return c.url + " " + c.name }
 // failed marks a candidate that did not answer. A node is under suspicion with an
 // endpoint of it: who of the two was silent cannot be told from here.
 func (s *suspects) failed(c *candidate, err error, now time.Time) {
-	switch nserr.From(err).Reason {
-	case nserr.EndpointGone: // its node has said so
+	switch r := nserr.From(err).Reason; {
+	case r == nserr.EndpointGone: // its node has said so
 		s.mark(c, now, keyOf(c))
-	case nserr.UnknownEndpoint:
+	case r == nserr.UnknownEndpoint:
 		s.mark(c, now, keyOf(c))
 		s.unlist(c)
-	case nserr.PeerDown, nserr.TimedOut, nserr.NoForwarder, nserr.ForwarderGone, nserr.ForwardersFailed:
-		s.left(c, now)
+	case r.Unanswered(), r == nserr.NoForwarder, r == nserr.ForwarderGone, r == nserr.ForwardersFailed:
+		s.wasLeft(c, now)
 	}
 }
 
-// left marks a candidate that a wire is taken away from, and its node: whatever is
+// wasLeft marks a candidate that a wire is taken away from, and its node: whatever is
 // broken may be the way there.
-func (s *suspects) left(c *candidate, now time.Time) {
+func (s *suspects) wasLeft(c *candidate, now time.Time) {
 	keys := []string{keyOf(c)}
 	if !c.local() {
 		keys = append(keys, c.url)

@@ -71,15 +71,15 @@ func TestSuspects(t *testing.T) {
 		{"without a forwarder, its neighbour", func(s *suspects) { s.failed(far("a"), nserr.NoForwarder, now) }, far("b"), 0, ofNode},
 		{"silent here, its neighbour", func(s *suspects) { s.failed(here("a"), nserr.TimedOut, now) }, here("b"), 0, none},
 		{"has refused, and so answered", func(s *suspects) { s.failed(far("a"), nserr.AddressesExhausted, now) }, far("a"), 0, none},
-		{"left, its neighbour", func(s *suspects) { s.left(far("a"), now) }, far("b"), 0, ofNode},
-		{"for a minute", func(s *suspects) { s.left(far("a"), now) }, far("a"), suspectFor - 1, ofEndpoint},
-		{"not longer", func(s *suspects) { s.left(far("a"), now) }, far("a"), suspectFor, none},
-		{"has answered", func(s *suspects) { s.left(far("a"), now); s.answered(far("a")) }, far("a"), 0, none},
-		{"a neighbour has answered", func(s *suspects) { s.left(far("a"), now); s.answered(far("b")) }, far("a"), 0, ofEndpoint},
-		{"a neighbour has answered, another one", func(s *suspects) { s.left(far("a"), now); s.answered(far("b")) }, far("c"), 0, none},
-		{"still registered as before", func(s *suspects) { s.left(far("a"), now); s.seen(far("a")) }, far("a"), 0, ofEndpoint},
+		{"left, its neighbour", func(s *suspects) { s.wasLeft(far("a"), now) }, far("b"), 0, ofNode},
+		{"for a minute", func(s *suspects) { s.wasLeft(far("a"), now) }, far("a"), suspectFor - 1, ofEndpoint},
+		{"not longer", func(s *suspects) { s.wasLeft(far("a"), now) }, far("a"), suspectFor, none},
+		{"has answered", func(s *suspects) { s.wasLeft(far("a"), now); s.answered(far("a")) }, far("a"), 0, none},
+		{"a neighbour has answered", func(s *suspects) { s.wasLeft(far("a"), now); s.answered(far("b")) }, far("a"), 0, ofEndpoint},
+		{"a neighbour has answered, another one", func(s *suspects) { s.wasLeft(far("a"), now); s.answered(far("b")) }, far("c"), 0, none},
+		{"still registered as before", func(s *suspects) { s.wasLeft(far("a"), now); s.seen(far("a")) }, far("a"), 0, ofEndpoint},
 		{"registered anew", func(s *suspects) {
-			s.left(far("a"), now)
+			s.wasLeft(far("a"), now)
 			again := far("a")
 			again.registered = again.registered.Add(time.Second)
 			s.seen(again)
@@ -87,7 +87,7 @@ func TestSuspects(t *testing.T) {
 		{"registered anew after it was first seen", func(s *suspects) {
 			wire := far("a")
 			wire.registered = time.Time{} // as a wire knows it
-			s.left(wire, now)
+			s.wasLeft(wire, now)
 			s.seen(far("a"))
 			again := far("a")
 			again.registered = again.registered.Add(time.Second)
@@ -96,7 +96,7 @@ func TestSuspects(t *testing.T) {
 		{"its node does not know it", func(s *suspects) { s.failed(far("a"), nserr.UnknownEndpoint, now) }, far("a"), 0, ofEndpoint},
 		{"its node did not know it, and it is there again", func(s *suspects) {
 			s.failed(far("a"), nserr.UnknownEndpoint, now)
-			s.left(far("a"), now) // by a client that has not heard
+			s.wasLeft(far("a"), now) // by a client that has not heard
 			s.seen(far("a"))
 		}, far("a"), 0, none},
 		{"has another socket", func(s *suspects) { s.failed(here("a"), nserr.EndpointGone, now) }, &candidate{name: "a", url: "inode://4/new"}, 0, none},
@@ -112,7 +112,7 @@ func TestSuspects(t *testing.T) {
 func TestSuspectsAreBounded(t *testing.T) {
 	var s suspects
 	for i := range 10 * maxSuspects {
-		s.left(&candidate{name: fmt.Sprint(i), url: fmt.Sprint("tcp://", i)}, time.Unix(1000, 0))
+		s.wasLeft(&candidate{name: fmt.Sprint(i), url: fmt.Sprint("tcp://", i)}, time.Unix(1000, 0))
 	}
 	if n := len(s.marks); n > maxSuspects {
 		t.Errorf("%d marks", n)

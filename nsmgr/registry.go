@@ -276,10 +276,7 @@ func (s *endpointRegistry) publish(ctx context.Context, r *registration, public 
 }
 
 // away reports whether the registry could not be asked, as opposed to saying no.
-func away(err error) bool {
-	e := nserr.From(err)
-	return e.Reason == nserr.PeerDown || e.Reason == nserr.TimedOut || e.Reason == nserr.Stopping
-}
+func away(err error) bool { return nserr.From(err).Reason.Unanswered() }
 
 // describeEndpoint adds the node's labels to every service that has labels
 // already, as the reference does (§4.1), without replacing any.

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -95,7 +94,7 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 		return nil
 	}, worthAnother)
 	if len(failures) > 0 {
-		return nil, m.failed(ctx, t, call, allFailed(failures))
+		return nil, m.failed(ctx, t, call, hop.AllFailed(nserr.ForwardersFailed, "all forwarders have failed", failures))
 	}
 	if known == nil || reselect {
 		m.ruled.note(call.Conn, m.chooses(call.Conn))
@@ -312,35 +311,8 @@ func nextSegment(c *networkservice.Connection) string {
 	return ""
 }
 
-// worthAnother reports whether another forwarder could answer otherwise. What is
-// wrong with the request, or with who sends it, is wrong for all.
-func worthAnother(err error) bool {
-	switch e := nserr.From(err); e.Reason {
-	case nserr.WrongOwner, nserr.UnknownService, nserr.NoEndpoint, nserr.NoMatch, nserr.UnknownEndpoint,
-		nserr.BadContext, nserr.BadName, nserr.NameTaken, nserr.NoNetNS, nserr.AddressesExcluded:
-		return false
-	}
-	return true
-}
-
-// allFailed puts the failures of all forwarders in one error. A single one keeps
-// its own reason: the forwarder it passed through matters less than what is wrong.
-func allFailed(failures []error) error {
-	if len(failures) == 1 {
-		if e := (*nserr.Error)(nil); errors.As(failures[0], &e) && e.Reason != nserr.Internal {
-			return e.Reason.Errorf("%w", failures[0]).WithFix("%s", e.HowToFix())
-		}
-	}
-	texts := make([]string, len(failures))
-	for i, err := range failures {
-		texts[i] = err.Error()
-	}
-	text := "all forwarders have failed: " + strings.Join(texts, "; ")
-	if e := hop.CommonCause(failures); e != nil {
-		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix())
-	}
-	return nserr.ForwardersFailed.Errorf("%s", text)
-}
+// worthAnother reports whether another forwarder could answer otherwise.
+func worthAnother(err error) bool { return !nserr.From(err).Reason.AnyForwarder() }
 
 // checkOwner refuses a Request that claims to be on behalf of another identity,
 // unless the caller is trusted to relay, or is a pass-through endpoint: then its

@@ -46,7 +46,7 @@ func (w *Wire) first(ctx context.Context) error {
 	}
 	for {
 		err := w.attempt(ctx)
-		if err == nil || !w.retry || !mayPass(err) {
+		if err == nil || !w.retry || !nserr.From(err).Reason.Passes() {
 			return err
 		}
 		w.complain("not connected yet, trying on", err)
@@ -54,17 +54,6 @@ func (w *Wire) first(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-// mayPass reports whether the same Request may succeed later.
-func mayPass(err error) bool {
-	switch nserr.From(err).Reason {
-	case nserr.UnknownService, nserr.NoEndpoint, nserr.NoMatch, nserr.UnknownEndpoint, nserr.EndpointGone, nserr.EndpointsFailed,
-		nserr.Draining, nserr.NoForwarder, nserr.ForwardersFailed, nserr.ForwarderGone, nserr.AddressesExhausted,
-		nserr.PeerDown, nserr.TimedOut, nserr.Busy, nserr.Stopping, nserr.NoIdentity:
-		return true
-	}
-	return false
 }
 
 // run keeps the wire until ctx ends: it waits for the time or the event that

@@ -333,19 +333,6 @@ func TestFailures(t *testing.T) {
 
 // Connect with Retry waits for what may come, and not for what will not.
 func TestRetry(t *testing.T) {
-	for _, r := range nserr.Reasons {
-		want := mayPass(r.Errorf("x"))
-		switch r {
-		case nserr.EndpointGone, nserr.NoEndpoint, nserr.PeerDown, nserr.UnknownService, nserr.Draining:
-			if !want {
-				t.Errorf("%s (%s) may pass", r.Code, r.Summary)
-			}
-		case nserr.BadName, nserr.NameTaken, nserr.WrongOwner, nserr.BadRequest, nserr.Unsupported:
-			if want {
-				t.Errorf("%s (%s) does not pass", r.Code, r.Summary)
-			}
-		}
-	}
 	synctest.Test(t, func(t *testing.T) {
 		m, c := newManager(t)
 		m.answer(nserr.NoEndpoint.Errorf("none yet"))
@@ -357,6 +344,12 @@ func TestRetry(t *testing.T) {
 		if _, err := c.Request(ctx, Request{Service: "db", Retry: true}); !errors.Is(err, nserr.NoEndpoint) {
 			t.Errorf("in vain: %v", err)
 		}
+		m.answer(nserr.NameTaken.Errorf("by another"))
+		m.take()
+		if _, err := c.Request(t.Context(), Request{Service: "db", Retry: true}); !errors.Is(err, nserr.NameTaken) || len(m.take()) != 1 {
+			t.Errorf("what does not pass: %v", err)
+		}
+		m.answer(nserr.NoEndpoint.Errorf("none yet"))
 		go func() {
 			time.Sleep(time.Minute)
 			m.answer(nil)

@@ -224,7 +224,7 @@ func TestCommonCause(t *testing.T) {
 		{"nobody was there", []error{down, down}, nil},
 		{"unknown", []error{errors.New("x"), errors.New("x")}, nil},
 	} {
-		got := CommonCause(tt.errs)
+		got := commonCause(tt.errs)
 		if got == nil != (tt.want == nil) || got != nil && got.Reason != tt.want {
 			t.Errorf("%s: %v", tt.name, got)
 		}

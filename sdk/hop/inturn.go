@@ -6,7 +6,10 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -76,4 +79,41 @@ func waitFor(ctx context.Context, patience time.Duration, others int) time.Durat
 		patience = min(patience, time.Until(deadline)/time.Duration(others+1))
 	}
 	return max(patience, leastPatience)
+}
+
+// AllFailed puts the failures of all that were asked in one error, for the given reason
+// and with a text that begins with what. If there was one only, or all have failed for
+// the same reason, that one is kept: whom the request passed through matters less than
+// what is wrong. PeerDown is not: who hears that takes it for this hop.
+func AllFailed(reason *nserr.Reason, what string, failures []error) error {
+	if len(failures) == 1 {
+		if e := nserr.From(failures[0]); e.Reason != nserr.Internal && e.Reason != nserr.PeerDown {
+			return e.Reason.Errorf("%w", failures[0]).WithFix("%s", e.HowToFix())
+		}
+	}
+	texts := make([]string, len(failures))
+	for i, err := range failures {
+		texts[i] = err.Error()
+	}
+	text := what + ": " + strings.Join(texts, "; ")
+	if e := commonCause(failures); e != nil {
+		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix())
+	}
+	return reason.Errorf("%s", text)
+}
+
+// commonCause returns the first of the errors if all attempts have failed for its
+// reason, and the reason is the request's and not that of who was asked.
+func commonCause(failures []error) *nserr.Error {
+	var common *nserr.Error
+	for _, err := range failures {
+		e := nserr.From(err)
+		if common == nil {
+			common = e
+		}
+		if e.Reason != common.Reason || e.Reason.GRPC == codes.Internal || e.Reason.GRPC == codes.Unavailable {
+			return nil
+		}
+	}
+	return common
 }

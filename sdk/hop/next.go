@@ -9,7 +9,6 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -63,23 +62,7 @@ func ask(ctx context.Context, p *peer.Peer, req *networkservice.NetworkServiceRe
 
 // unanswered reports whether the call may have been served in spite of err.
 func unanswered(err error) bool {
-	return errors.Is(err, nserr.TimedOut) || errors.Is(err, nserr.PeerDown) || errors.Is(err, context.Canceled)
-}
-
-// CommonCause returns the first of the errors if all attempts have failed for its
-// reason, and the reason is the request's and not that of who was asked.
-func CommonCause(failures []error) *nserr.Error {
-	var common *nserr.Error
-	for _, err := range failures {
-		e := nserr.From(err)
-		if common == nil {
-			common = e
-		}
-		if e.Reason != common.Reason || e.Reason.GRPC == codes.Internal || e.Reason.GRPC == codes.Unavailable {
-			return nil
-		}
-	}
-	return common
+	return nserr.From(err).Reason.Unanswered() || errors.Is(err, context.Canceled)
 }
 
 // Hold keeps an answer of p. It takes p over; the monitor relays what p tells

@@ -33,6 +33,8 @@ type Reason struct {
 	GRPC    codes.Code // how the error travels
 	Summary string     // what went wrong, in a few words
 	Fix     string     // what the reader can do about it, one sentence
+
+	implies []property
 }
 
 // Error makes a Reason usable as the target of errors.Is.

@@ -276,9 +276,6 @@ func findService(ctx context.Context, client registry.NetworkServiceRegistryClie
 
 // transient reports whether trying again may help.
 func transient(err error) bool {
-	switch nserr.From(err).Reason {
-	case nserr.PeerDown, nserr.TimedOut, nserr.Stopping, nserr.Busy, nserr.StateDir:
-		return true
-	}
-	return false
+	r := nserr.From(err).Reason
+	return r.Unanswered() || r == nserr.Busy || r == nserr.StateDir
 }
