@@ -59,6 +59,9 @@ type Kernel interface {
 	Adopt(ctx context.Context) ([]plan.Found, error)
 	// UnderlayMTU returns the MTU of the link that has the given address.
 	UnderlayMTU(addr netip.Addr) (int, error)
+	// UnderlayPrefix returns the given address with the length that its link's
+	// prefix has.
+	UnderlayPrefix(addr netip.Addr) (netip.Prefix, error)
 	// PortFree reports whether a UDP port can be bound in the underlay.
 	PortFree(port uint16) bool
 }
@@ -82,6 +85,9 @@ type Config struct {
 	// local user can name it, so by default nobody may. It is asked for the node's
 	// manager too, through which clients send their namespaces.
 	MayUseNode func(id string) bool
+	// Needed are the URLs of those, besides the peers, whom no wire in the node's own
+	// namespace may come between: the domain's registry, if it is elsewhere.
+	Needed []string
 
 	VXLANPort     uint16 // default 4789, the same on all nodes
 	WireGuardPort uint16 // the first that is tried; default 51820

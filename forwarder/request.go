@@ -222,12 +222,17 @@ func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wir
 		if equalWires(t.Record.desired, want) {
 			return nil
 		}
+		if err := f.spare(want); err != nil {
+			return err
+		}
 		if !inPlace(t.Record.desired, want) { // a link in a namespace that the wire leaves is not seen from the new ones
 			if err := f.config.Kernel.Remove(ctx, t.Record.desired); err != nil {
 				return err
 			}
 			t.Record.desired = plan.Wire{ID: want.ID, Owner: want.Owner} // nothing, until the next succeeds
 		}
+	} else if err := f.spare(want); err != nil {
+		return err
 	}
 	steps, err := f.config.Kernel.Apply(ctx, want)
 	if err != nil {

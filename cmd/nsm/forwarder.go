@@ -79,7 +79,7 @@ func newForwarder(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, cfg.MaxTokenLifetime, manager, hop.Strict{Observers: cfg.Observers})
+		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, cfg.MaxTokenLifetime, manager, hop.Strict{Observers: cfg.Observers}, cfg.ConnectTo)
 		if err != nil {
 			return err
 		}
@@ -98,8 +98,9 @@ func newForwarder(a *app) *cobra.Command {
 }
 
 // openForwarder starts a forwarder that is stopped with p. Wires of an earlier life
-// that nobody refreshes within lifetime, that of tokens, are removed.
-func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stateDir string, lifetime time.Duration, manager grpc.ClientConnInterface, policy hop.Policy) (*forwarder.Forwarder, error) {
+// that nobody refreshes within lifetime, that of tokens, are removed. Whoever is at the
+// URLs that are needed no wire may come between.
+func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stateDir string, lifetime time.Duration, manager grpc.ClientConnInterface, policy hop.Policy, needed ...string) (*forwarder.Forwarder, error) {
 	if !c.TunnelIP.IsValid() {
 		ip, err := ownAddress()
 		if err != nil {
@@ -136,7 +137,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: policy,
 		Peers: p.pool(name, nil), Sockets: p.sockets, Registry: manager,
-		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers),
+		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers), Needed: needed,
 		VXLANPort: c.VXLANPort, WireGuardPort: c.WireGuardPort, Logger: p.log,
 	})
 	if err != nil {

@@ -123,7 +123,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	d.ready("manager", urlsOf(managerListeners), managerPart.id())
 
 	manager := forwarderPart.call(managerLocal)
-	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, c.MaxTokenLifetime, manager, hop.Strict{Observers: c.Observers})
+	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, c.MaxTokenLifetime, manager, hop.Strict{Observers: c.Observers}, c.RegistryURL)
 	if err != nil {
 		return err
 	}
@@ -209,6 +209,7 @@ func (c *upConfig) openRegistry(d *daemon, i issuer, p, manager *part, ls []net.
 		url := c.RegistryURL
 		if a, ok := i.(*agent.Agent); ok && url == "" {
 			url = a.Registry() // known, since the parts have got their identities
+			c.RegistryURL = url
 		}
 		d.ready("registry", "(elsewhere) "+url, "client "+manager.id())
 		return manager.dial(url)

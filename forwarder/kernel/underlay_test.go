@@ -19,6 +19,12 @@ func TestUnderlay(t *testing.T) {
 			t.Errorf("MTU of the link with %s is %d, %v", addr, mtu, err)
 		}
 	}
+	for _, prefix := range []string{"172.16.0.1/24", "fd16::1/64"} {
+		want := netip.MustParsePrefix(prefix)
+		if got, err := a.UnderlayPrefix(want.Addr()); err != nil || got != want {
+			t.Errorf("prefix of %s is %s, %v", want.Addr(), got, err)
+		}
+	}
 	if _, err := a.UnderlayMTU(netip.MustParseAddr("172.16.0.2")); !errors.Is(err, nserr.BadFlag) {
 		t.Errorf("an address of the other node: %v, want BadFlag", err)
 	}

@@ -20,6 +20,8 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,6 +126,13 @@ func (p *Pool) Len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.peers)
+}
+
+// URLs returns those of the peers, in no order.
+func (p *Pool) URLs() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.peers))
 }
 
 // Close ends all monitor streams, without events, and closes all connections. It

@@ -220,6 +220,14 @@ func (k *Kernel) UnderlayMTU(netip.Addr) (int, error) {
 	return k.underlayMTU, nil
 }
 
+// UnderlayPrefix returns a prefix of 24 bits, or 64, with the address.
+func (k *Kernel) UnderlayPrefix(addr netip.Addr) (netip.Prefix, error) {
+	if addr.Is4() {
+		return netip.PrefixFrom(addr, 24), nil
+	}
+	return netip.PrefixFrom(addr, 64), nil
+}
+
 // SetUnderlayMTU sets the MTU of the underlay. It is 1500 at first.
 func (k *Kernel) SetUnderlayMTU(mtu int) {
 	k.mu.Lock()
