@@ -18,10 +18,7 @@ import (
 // up may be told of another way behind the manager: an endpoint on the way has
 // changed its own part.
 func concerns(known, told path.Path, up bool) bool {
-	if told.Validate() != nil || told.Index > 1 || len(told.Segments) < 2 || len(known.Segments) < 2 {
-		return false
-	}
-	if !slices.EqualFunc(known.Segments[:2], told.Segments[:2], sameSegment) {
+	if told.Validate() != nil || told.Index > 1 || !sameWire(known, told) {
 		return false
 	}
 	was, is := known.Segments[1].Expires, told.Segments[1].Expires
@@ -29,6 +26,11 @@ func concerns(known, told path.Path, up bool) bool {
 		return false
 	}
 	return up || slices.EqualFunc(known.Segments, told.Segments, sameSegment)
+}
+
+// sameWire reports whether two paths begin with the same wire and manager.
+func sameWire(a, b path.Path) bool {
+	return len(a.Segments) >= 2 && len(b.Segments) >= 2 && slices.EqualFunc(a.Segments[:2], b.Segments[:2], sameSegment)
 }
 
 func sameSegment(a, b path.Segment) bool { return a.Name == b.Name && a.ID == b.ID }
@@ -40,6 +42,9 @@ func (w *Wire) concerned(c *networkservice.Connection) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !concerns(w.path, told, up) {
+		if told.Validate() != nil || !sameWire(w.path, told) && !w.over { // else it was true once
+			w.client.manager.Ignore(w.id, "it is of no path that the wire has had")
+		}
 		return false
 	}
 	if up {

@@ -114,11 +114,13 @@ func sameSegment(a, b *networkservice.PathSegment) bool {
 
 // Down tells watchers that the path behind this hop is broken.
 func (m *Monitor) Down(id string) {
-	m.Amend(id, func(c *networkservice.Connection) bool {
-		was := c.State
-		c.State = networkservice.State_DOWN
-		return was != networkservice.State_DOWN
-	})
+	m.Amend(id, becomeDown)
+}
+
+func becomeDown(c *networkservice.Connection) (changed bool) {
+	changed = c.State != networkservice.State_DOWN
+	c.State = networkservice.State_DOWN
+	return changed
 }
 
 // Failing is Down with what the hops before this one say of themselves in a Request

@@ -19,6 +19,8 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/token"
@@ -178,6 +180,47 @@ func TestIdentities(t *testing.T) {
 	}
 	if v := m.Visible(spiffe("db")); len(v) != 0 {
 		t.Errorf("who is not on the path any more sees %v", v)
+	}
+}
+
+// Which of the things that the next hop may tell are about the connection as it is.
+func TestMisfit(t *testing.T) {
+	end := time.Unix(2000, 0)
+	own := connection(t, 1, "web/w/", "fwd/f/", "mgr/m/", "db/e/")
+	for _, s := range own.Path.PathSegments {
+		s.Expires = timestamppb.New(end)
+	}
+	type segments = []*networkservice.PathSegment
+	for _, tt := range []struct {
+		name   string
+		change func(c *networkservice.Connection, s segments)
+		want   string
+	}{
+		{"as it is", func(*networkservice.Connection, segments) {}, ""},
+		{"in the words of this hop", func(c *networkservice.Connection, _ segments) { c.Path.Index = 1 }, ""},
+		{"a later token", func(_ *networkservice.Connection, s segments) { s[2].Expires = timestamppb.New(end.Add(1)) }, ""},
+		{"no word of tokens", func(_ *networkservice.Connection, s segments) { s[2].Expires = nil }, ""},
+		{"an older token of a hop further on", func(_ *networkservice.Connection, s segments) { s[3].Expires = timestamppb.New(end.Add(-1)) }, ""},
+		{"another way behind it", func(c *networkservice.Connection, s segments) { s[3].Id, s[3].Name = "x", "x" }, ""},
+		{"another next hop", func(_ *networkservice.Connection, s segments) {
+			s[2].Id, s[2].Expires = "x", timestamppb.New(end.Add(-1))
+		}, ""},
+		{"an older token", func(_ *networkservice.Connection, s segments) { s[2].Expires = timestamppb.New(end.Add(-1)) }, late},
+		{"another connection of this hop", func(_ *networkservice.Connection, s segments) { s[1].Id = "x" }, "it is of another connection"},
+		{"a path that does not come here", func(c *networkservice.Connection, s segments) { c.Path.PathSegments = s[:1] }, "it is of another connection"},
+		{"no path", func(c *networkservice.Connection, _ segments) { c.Path = nil }, "it is of another connection"},
+		{"in the words of the endpoint", func(c *networkservice.Connection, _ segments) { c.Path.Index = 3 }, "it is of another hop"},
+		{"a segment without an id", func(_ *networkservice.Connection, s segments) { s[3].Id = "" }, "it is not well-formed"},
+		{"a context that nobody could have", func(c *networkservice.Connection, _ segments) {
+			c.Context = &networkservice.ConnectionContext{MTU: 1}
+		}, "it is not well-formed"},
+	} {
+		event := proto.CloneOf(own)
+		event.Path.Index = 2
+		tt.change(event, event.Path.PathSegments)
+		if got := misfit(own, event); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }
 

@@ -150,31 +150,66 @@ func closeUntil(ctx context.Context, p *peer.Peer, conn *networkservice.Connecti
 
 // relay makes p's events about a connection this hop's own (§2.11): the path
 // behind this hop, the context and the state are taken over, a Delete or the
-// loss of the peer is a DOWN.
+// loss of the peer is a DOWN. An event that does not fit changes nothing.
 func (m *Monitor) relay(p *peer.Peer, id string) (cancel func()) {
 	return p.Subscribe(id, func(e peer.Event) {
-		switch e.Kind {
-		case peer.Down, peer.Lost:
+		switch {
+		case e.Kind == peer.Lost, e.Kind == peer.Down && e.Conn.GetPath() == nil:
 			m.Down(id)
-		case peer.Update:
-			m.Amend(id, func(c *networkservice.Connection) bool { return takeOver(c, e.Conn) })
+		case e.Kind == peer.Down, e.Kind == peer.Update:
+			var wrong string
+			m.Amend(id, func(c *networkservice.Connection) bool {
+				if wrong = misfit(c, e.Conn); wrong != "" {
+					return false
+				}
+				if e.Kind == peer.Down {
+					return becomeDown(c)
+				}
+				return takeOver(c, e.Conn)
+			})
+			if wrong != "" && wrong != late {
+				p.Ignore(id, wrong)
+			}
 		}
 	})
 }
 
-// takeOver changes own to what the next hop's event says and reports whether
-// that makes a difference. An event that does not fit the connection, for
-// example one from before a re-route, is stale and changes nothing.
-func takeOver(own, event *networkservice.Connection) bool {
+// late is what is wrong with an event that was true once. That happens: it comes on
+// another stream than the answers.
+const late = "it is older than what is known"
+
+// misfit says why an event of the next hop is not about the connection as it is, "" if
+// it is.
+func misfit(own, event *networkservice.Connection) string {
 	index := int(own.GetPath().GetIndex())
 	segments := event.GetPath().GetPathSegments()
-	at := int(event.GetPath().GetIndex())
-	if len(segments) <= index || segments[index].GetId() != own.GetId() || at != index && at != index+1 {
+	switch at := int(event.GetPath().GetIndex()); {
+	case len(segments) <= index || segments[index].GetId() != own.GetId():
+		return "it is of another connection"
+	case at != index && at != index+1:
+		return "it is of another hop"
+	case ValidateContext(event.GetContext()) != nil || PathOf(event).Validate() != nil:
+		return "it is not well-formed"
+	case older(own.GetPath().GetPathSegments(), segments, index+1):
+		return late
+	}
+	return ""
+}
+
+// older reports whether the hop at index, if it is the same, had a token then that ends
+// before the one it has now.
+func older(own, told []*networkservice.PathSegment, index int) bool {
+	if len(own) <= index || len(told) <= index || !sameSegment(own[index], told[index]) {
 		return false
 	}
-	if ValidateContext(event.GetContext()) != nil || PathOf(event).Validate() != nil {
-		return false
-	}
+	is, was := own[index].GetExpires(), told[index].GetExpires()
+	return is != nil && was != nil && was.AsTime().Before(is.AsTime())
+}
+
+// takeOver changes own to what an event of the next hop that fits says, and reports
+// whether that makes a difference.
+func takeOver(own, event *networkservice.Connection) bool {
+	index := int(own.GetPath().GetIndex())
 	before := proto.Clone(own).(*networkservice.Connection)
 	event = proto.Clone(event).(*networkservice.Connection)
 	own.Path.PathSegments = append(own.Path.PathSegments[:index+1], event.Path.PathSegments[index+1:]...)

@@ -4,6 +4,7 @@ package peer
 
 import (
 	"container/list"
+	"slices"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
@@ -65,6 +66,11 @@ func (k *known) trim(most int, wanted func(id string) bool) {
 			k.delete(id)
 		}
 	}
+}
+
+// passes reports whether a connection passes the hop of that name anywhere.
+func passes(conn *networkservice.Connection, name string) bool {
+	return slices.ContainsFunc(conn.GetPath().GetPathSegments(), func(s *networkservice.PathSegment) bool { return s.GetName() == name })
 }
 
 // ownID returns the id that the connection of a peer's event has here, "" when it

@@ -45,7 +45,7 @@ func TestTrim(t *testing.T) {
 // A peer that makes up ever more connections costs no more memory, and what is
 // subscribed to is known all the same.
 func TestFloodOfConnections(t *testing.T) {
-	m := &monitor{name: ownName, log: quiet, subs: make(map[string][]*subscription), wake: make(chan struct{}, 1)}
+	m := &monitor{ignore: func(string, string) {}, name: ownName, log: quiet, subs: make(map[string][]*subscription), wake: make(chan struct{}, 1)}
 	var l listener
 	s := &subscription{id: "mine", f: l.hear, since: time.Now()}
 	m.add(s)
@@ -85,7 +85,7 @@ func FuzzDispatch(f *testing.F) {
 	add(update(up("1")), initial(twice("1", 2), twice("1", 5), twice("2", 1)))
 	add(remove(up("3")), update(outside, &networkservice.Connection{}, up(strings.Repeat("1", path.MaxID+1))))
 	f.Fuzz(func(t *testing.T, first, second []byte) {
-		m := &monitor{name: ownName, log: quiet, subs: make(map[string][]*subscription), wake: make(chan struct{}, 1)}
+		m := &monitor{ignore: func(string, string) {}, name: ownName, log: quiet, subs: make(map[string][]*subscription), wake: make(chan struct{}, 1)}
 		ids := []string{"1", "2", "2nd-1"}
 		told := make(map[string][]Event)
 		for _, id := range ids {

@@ -105,12 +105,21 @@ func (p *Peer) startMonitorLocked() *monitor {
 	m := &monitor{
 		name:   p.pool.config.Name,
 		log:    p.pool.config.Logger.With("peer", p.url),
+		ignore: p.Ignore,
 		cancel: cancel,
 		wake:   make(chan struct{}, 1),
 		subs:   make(map[string][]*subscription),
 	}
 	p.pool.streams.Go(func() { m.routineMonitor(ctx, p) })
 	return m
+}
+
+// Ignore notes that what the peer told of a connection does not fit: it is old, or made
+// up. It is nothing to act on; the log has it once for each reason, however many
+// connections and events there are.
+func (p *Peer) Ignore(id, why string) {
+	level := p.pool.ignored.Level(slog.LevelInfo, p.url, why)
+	p.pool.config.Logger.Log(context.Background(), level, "event of the peer is ignored", "peer", p.url, "connection", id, "error", why)
 }
 
 func (p *Peer) unsubscribe(m *monitor, s *subscription) {
@@ -128,6 +137,7 @@ func (p *Peer) unsubscribe(m *monitor, s *subscription) {
 type monitor struct {
 	name   string
 	log    *slog.Logger
+	ignore func(id, why string)
 	cancel context.CancelFunc
 	wake   chan struct{} // holds one element when there are new subscriptions
 
@@ -361,6 +371,8 @@ func (m *monitor) dispatch(e *networkservice.ConnectionEvent) {
 	for _, conn := range e.GetConnections() {
 		id := ownID(conn, m.name)
 		switch {
+		case id == "" && !passes(conn, m.name):
+			m.ignore(conn.GetId(), "it is of a connection that does not come from here")
 		case id == "":
 		case e.GetType() == networkservice.ConnectionEventType_DELETE:
 			m.known.delete(id)

@@ -54,6 +54,8 @@ type Pool struct {
 	closed bool
 	peers  map[string]*Peer
 
+	ignored nserr.Book // why events were, by URL of the peer
+
 	streams sync.WaitGroup // of monitors; Add under mu and only while not closed
 }
 

@@ -217,7 +217,7 @@ func (p *part) resume() {
 	for _, r := range p.serve {
 		r(p.local)
 	}
-	p.mesh.Network.listen(p.url, p.local, p.skew)
+	p.mesh.Network.listen(p.url, p.name, p.local, p.skew)
 }
 
 // hangUp stops listening. Calls being served are cancelled, as when a process

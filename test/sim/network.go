@@ -24,6 +24,13 @@ type Network struct {
 	skews map[string]time.Duration // of the clocks of parts, by URL; guarded by mu
 	calls []Call                   // guarded by mu
 	fate  func(Call) Fate          // guarded by mu; nil delivers everything
+	names map[string]string        // of parts, by URL; guarded by mu
+
+	// See stream.go; guarded by mu.
+	eventFate func(Told) EventFate
+	hearing   map[*heard]bool
+	cut       func(from, to string) bool
+	healed    chan struct{} // closed when cut changes
 }
 
 // Call is one call that somebody made.
@@ -46,7 +53,10 @@ const (
 )
 
 func newNetwork() *Network {
-	return &Network{parts: make(map[string]*rpc.Local), skews: make(map[string]time.Duration)}
+	return &Network{
+		parts: make(map[string]*rpc.Local), skews: make(map[string]time.Duration), names: make(map[string]string),
+		hearing: make(map[*heard]bool), healed: make(chan struct{}),
+	}
 }
 
 // SetFate has f decide about every call from now on. It must not block.
@@ -85,10 +95,10 @@ func (n *Network) Forget() {
 	n.calls = nil
 }
 
-func (n *Network) listen(url string, l *rpc.Local, skew time.Duration) {
+func (n *Network) listen(url, name string, l *rpc.Local, skew time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.parts[url], n.skews[url] = l, skew
+	n.parts[url], n.skews[url], n.names[url] = l, skew, name
 }
 
 // leave removes l from url unless somebody else has taken its place.
@@ -107,16 +117,22 @@ func (n *Network) nobodyAt(url string) bool {
 	return n.parts[url] == nil
 }
 
-// route notes a call and says where it goes: nil if nobody is there.
-func (n *Network) route(c Call) (*rpc.Local, Fate) {
+// note notes a call and says what becomes of it.
+func (n *Network) note(c Call) Fate {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.calls = append(n.calls, c)
-	fate := Deliver
-	if n.fate != nil {
-		fate = n.fate(c)
+	if n.fate == nil {
+		return Deliver
 	}
-	return n.parts[c.To], fate
+	return n.fate(c)
+}
+
+// at returns who is at url, nil if nobody is there.
+func (n *Network) at(url string) *rpc.Local {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.parts[url]
 }
 
 // skew is that of the clock of whoever is at url.
@@ -134,9 +150,13 @@ type link struct {
 	url  string
 }
 
-func (l *link) reach(method string) (grpc.ClientConnInterface, Fate, error) {
-	call := Call{From: l.from.name, To: l.url, Method: method[strings.LastIndexByte(method, '/')+1:]}
-	local, fate := l.from.mesh.Network.route(call)
+func (l *link) reach(ctx context.Context, method string) (grpc.ClientConnInterface, Fate, error) {
+	network := l.from.mesh.Network
+	fate := network.note(Call{From: l.from.name, To: l.url, Method: method[strings.LastIndexByte(method, '/')+1:]})
+	if err := network.pass(ctx, l.from.name, network.nameAt(l.url)); err != nil {
+		return nil, fate, err
+	}
+	local := network.at(l.url)
 	if strings.HasPrefix(l.url, "inode://") { // as rpc.Sockets.Dial does
 		f, err := l.from.sockets.File(l.url)
 		if err != nil {
@@ -161,7 +181,7 @@ func unavailable(text string) error {
 
 // Invoke implements grpc.ClientConnInterface.
 func (l *link) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
-	conn, fate, err := l.reach(method)
+	conn, fate, err := l.reach(ctx, method)
 	switch {
 	case err != nil:
 		return err
@@ -174,6 +194,9 @@ func (l *link) Invoke(ctx context.Context, method string, args, reply any, opts 
 	if fate == LoseReply {
 		return silence(ctx)
 	}
+	if lost := l.from.mesh.Network.pass(ctx, l.from.mesh.Network.nameAt(l.url), l.from.name); lost != nil {
+		return lost
+	}
 	return err
 }
 
@@ -183,12 +206,19 @@ func silence(ctx context.Context) error {
 	return rpc.DecodeError(status.FromContextError(ctx.Err()).Err())
 }
 
-// NewStream implements grpc.ClientConnInterface. Streams are refused or not;
-// they are not lost half-way.
+// NewStream implements grpc.ClientConnInterface. Streams are refused or not; what
+// becomes of the events of a monitor stream is in stream.go.
 func (l *link) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	conn, _, err := l.reach(method)
+	conn, _, err := l.reach(ctx, method)
 	if err != nil {
 		return nil, err
 	}
-	return conn.NewStream(ctx, desc, method, opts...)
+	stream, err := conn.NewStream(ctx, desc, method, opts...)
+	switch {
+	case err != nil:
+		return nil, err
+	case strings.HasSuffix(method, "/MonitorConnections"):
+		return l.from.mesh.Network.hear(stream, l.url, l.from.name), nil
+	}
+	return gated{stream, l}, nil
 }

@@ -279,8 +279,9 @@ type view struct {
 }
 
 // View returns what must not change while a wire lives.
-func View(w *client.Wire) (v view) {
-	c := w.Connection()
+func View(w *client.Wire) view { return viewOf(w.Connection()) }
+
+func viewOf(c *networkservice.Connection) (v view) {
 	for _, s := range c.GetPath().GetPathSegments() {
 		v.IDs, v.Names = append(v.IDs, s.GetId()), append(v.Names, s.GetName())
 	}
