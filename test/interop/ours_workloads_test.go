@@ -92,7 +92,7 @@ func ourClient(t *testing.T, s ref.Security, name, manager string) *client.Clien
 	if !s.Checked {
 		pool := ourPool(s, name, rpc.NewSockets())
 		t.Cleanup(pool.Close)
-		config.Peers, config.Tokens = pool, tokensOf(s)
+		config.Peers = pool
 		config.Verify = func(path.Path, *x509.Certificate, time.Time) error { return nil }
 	}
 	c, err := client.Open(soon(t), config)
