@@ -51,11 +51,6 @@ func Main(ctx context.Context, cfg Config) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	unix.Umask(0o077) // sockets are for this user only
-	if os.Getenv("GOGC") == "" {
-		// What a device leaves behind, sockets and pools, takes several collections to
-		// be free. With Go's 100 % the heap grows for as long as wires come and go.
-		debug.SetGCPercent(25)
-	}
 
 	if cfg.Idle == 0 {
 		cfg.Idle = DefaultIdle
@@ -137,13 +132,15 @@ type server struct {
 	cfg        Config
 	namespaces *netns.Table // those in which a device is being made
 	buffers    buffers
+	garbage    *time.Timer // runs while collections > 0
 	idle       *time.Timer // runs while there is neither device nor forwarder
 
-	mu         sync.Mutex // guards the rest; never held across a system call that waits
-	slots      map[string]*slot
-	conns      map[*net.UnixConn]struct{}
-	forwarders int  // attached
-	stopping   bool // no more devices are made
+	mu          sync.Mutex // guards the rest; never held across a system call that waits
+	slots       map[string]*slot
+	conns       map[*net.UnixConn]struct{}
+	collections int  // of garbage that are due
+	forwarders  int  // attached
+	stopping    bool // no more devices are made
 
 	running sync.WaitGroup // connections and device watchers
 }
@@ -160,6 +157,7 @@ func newServer(cfg Config, namespaces *netns.Table) *server {
 	return &server{
 		cfg:        cfg,
 		namespaces: namespaces,
+		garbage:    stoppedTimer(),
 		idle:       time.NewTimer(cfg.Idle),
 		slots:      map[string]*slot{},
 		conns:      map[*net.UnixConn]struct{}{},
@@ -177,6 +175,8 @@ func (s *server) run(ctx context.Context, listener *net.UnixListener) {
 		select {
 		case <-ctx.Done():
 			waiting = false
+		case <-s.garbage.C:
+			s.collect()
 		case <-s.idle.C:
 			waiting = !s.stopIfIdle()
 		}
@@ -192,6 +192,7 @@ func (s *server) run(ctx context.Context, listener *net.UnixListener) {
 	s.mu.Unlock()
 	s.deleteAll()
 	s.running.Wait()
+	s.garbage.Stop()
 	s.idle.Stop()
 }
 
@@ -370,6 +371,7 @@ func (s *server) watch(tag string, dev *device) {
 	defer s.mu.Unlock()
 	if sl := s.slots[tag]; sl != nil && sl.dev == dev {
 		sl.dev = nil
+		s.litterLocked()
 		s.forgetLocked(tag, sl)
 		s.idleLocked()
 		s.cfg.Logger.Info("interface of a WireGuard device was deleted by somebody else", "tag", tag, "interface", dev.Name)
@@ -394,6 +396,9 @@ func (s *server) drop(sl *slot, dev *device) {
 	sl.dev = nil
 	s.mu.Unlock()
 	dev.close()
+	s.mu.Lock()
+	s.litterLocked()
+	s.mu.Unlock()
 }
 
 // deleteAll deletes every device, eight at a time: the kernel takes 20 ms for
@@ -442,6 +447,47 @@ func (s *server) forgetLocked(tag string, sl *slot) {
 	if sl.dev == nil && sl.users == 0 {
 		delete(s.slots, tag)
 	}
+}
+
+// What a device leaves on the heap, a megabyte of sockets and pools, is free only after
+// several collections. Left to itself the collector has each of them wait for the heap
+// to double, and with it the next one's share: while wires come and go the heap would
+// grow without end. So some are made shortly after a device has ended, and not while
+// one is being made.
+const (
+	collectAfter = time.Second
+	collectTimes = 3
+)
+
+// litterLocked notes that a device has ended.
+func (s *server) litterLocked() {
+	if s.collections == 0 {
+		s.garbage.Reset(collectAfter)
+	}
+	s.collections = collectTimes
+}
+
+// collect collects garbage, and once more later if that is due. The last time it gives
+// back to the system what is free.
+func (s *server) collect() {
+	s.mu.Lock()
+	s.collections--
+	more := s.collections > 0
+	if more {
+		s.garbage.Reset(collectAfter)
+	}
+	s.mu.Unlock()
+	if more {
+		runtime.GC()
+	} else {
+		debug.FreeOSMemory()
+	}
+}
+
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
 }
 
 // idleLocked starts or stops the idle timer after a change.
