@@ -231,13 +231,13 @@ func (c *Client) attach(ctx context.Context, start bool) error {
 		// Several forwarders, or one whose holder is just exiting, may get
 		// here at once: the lock lets one new holder live, the others' starts
 		// report no failure, and everybody dials again.
-		if err := c.starter.start(ctx, &c.cfg); err != nil {
-			return err
-		}
-		if attempt > 0 {
+		if attempt > 0 { // not after the start: a holder waits for nobody for long
 			if err := retry.Wait(ctx, attempt); err != nil {
 				return nserr.TimedOut.Errorf("start of a WireGuard holder: %w", err)
 			}
+		}
+		if err := c.starter.start(ctx, &c.cfg); err != nil {
+			return err
 		}
 	}
 }
