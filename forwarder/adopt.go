@@ -19,7 +19,7 @@ import (
 func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
 	until := time.Now().Add(grace)
 	f.graceEnds.Store(&until)
-	found, err := f.config.Kernel.Adopt(ctx)
+	found, err := f.config.Kernel.FindLinks(ctx)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ type leftBehind struct {
 	removed chan plan.Wire
 }
 
-func (k *leftBehind) Adopt(context.Context) ([]plan.Found, error) { return k.found, nil }
+func (k *leftBehind) FindLinks(context.Context) ([]plan.Found, error) { return k.found, nil }
 
 func (k *leftBehind) Remove(_ context.Context, w plan.Wire) error {
 	k.removed <- w

@@ -83,6 +83,10 @@ func (f *Forwarder) expire(ctx context.Context, id string) {
 	})
 }
 
+// removeTimeout bounds the removal of a wire from the kernel: a link takes the
+// kernel about 20 ms, and many at a time wait for each other.
+const removeTimeout = 30 * time.Second
+
 // drop closes the path behind this hop, takes the wire out of the kernel and
 // forgets it. The kernel and the next hop work at the same time: deleting a link
 // takes the kernel some 20 ms. What the next hop answers keeps nothing alive.

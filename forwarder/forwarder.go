@@ -54,9 +54,9 @@ type Kernel interface {
 	// WireGuardKey returns the private key and UDP port of the WireGuard device
 	// of a wire in a namespace, if there is one: a restart must not change them.
 	WireGuardKey(ctx context.Context, netns, wireID string) (key [32]byte, port uint16, ok bool)
-	// Adopt returns the links that carry this forwarder's tag. The caller owns one
+	// FindLinks returns the links that carry this forwarder's tag. The caller owns one
 	// reference to the namespace of each in Config.Namespaces.
-	Adopt(ctx context.Context) ([]plan.Found, error)
+	FindLinks(ctx context.Context) ([]plan.Found, error)
 	// UnderlayMTU returns the MTU of the link that has the given address.
 	UnderlayMTU(addr netip.Addr) (int, error)
 	// UnderlayPrefix returns the given address with the length that its link's
@@ -75,7 +75,7 @@ type Config struct {
 	Policy   hop.Policy               // nil means hop.Strict
 	Peers    *peer.Pool               // to endpoints and to other managers
 	Sockets  *rpc.Sockets             // of local endpoints; Peers dials through it
-	Registry grpc.ClientConnInterface // the node's manager
+	Registry grpc.ClientConnInterface // as the node's manager shows it: the connection to that
 
 	Kernel     Kernel
 	Namespaces *netns.Table
@@ -234,7 +234,3 @@ func (h *holdings) release() {
 	}
 	*h = nil
 }
-
-// removeTimeout bounds the removal of a wire from the kernel: a link takes the
-// kernel about 20 ms, and many at a time wait for each other.
-const removeTimeout = 30 * time.Second

@@ -116,7 +116,7 @@ func (f *Forwarder) repair(ctx context.Context, id string) bool {
 // removal has missed, or somebody has made for whatever purpose. A wire on which
 // somebody works is left for the next time.
 func (f *Forwarder) Prune(ctx context.Context) {
-	found, err := f.config.Kernel.Adopt(ctx)
+	found, err := f.config.Kernel.FindLinks(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			f.log.Log(ctx, f.damaged.Level(slog.LevelWarn, "prune", nserr.From(err).Reason.Code), "links not looked for", "error", err)

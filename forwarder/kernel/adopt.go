@@ -22,16 +22,16 @@ import (
 // Found is a link that carries this forwarder's tag.
 type Found = plan.Found
 
-// Adopt returns every link tagged as this forwarder's, in the namespaces that
+// FindLinks returns every link tagged as this forwarder's, in the namespaces that
 // the table holds, that a process is in, or that are mounted somewhere. For
 // each link found the caller owns one reference to its namespace in the table
 // and releases it in the end. [plan.Wires] makes wires of them, to remove.
 //
 // A namespace that nothing but another process's open descriptor keeps alive is
-// not seen; neither is a process that ended while Adopt ran. WireGuard devices of
+// not seen; neither is a process that ended while it ran. WireGuard devices of
 // userspace keep such namespaces alive for ever: they are found by who holds them,
 // and marked as hidden.
-func (k *Kernel) Adopt(ctx context.Context) ([]Found, error) {
+func (k *Kernel) FindLinks(ctx context.Context) ([]Found, error) {
 	keys, err := k.everyNamespace()
 	defer func() {
 		for key := range keys {

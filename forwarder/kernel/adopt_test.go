@@ -44,7 +44,7 @@ func TestAdopt(t *testing.T) {
 	}
 	defer table.Close()
 	again := newKernel(t, "fwd", table)
-	found, err := again.Adopt(t.Context())
+	found, err := again.FindLinks(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestAdopt(t *testing.T) {
 
 	// With its old table it also finds what no process and no mount shows.
 	mustApply(t, n, w)
-	found, err = n.Adopt(t.Context())
+	found, err = n.FindLinks(t.Context())
 	if err != nil || len(found) != 2 {
 		t.Errorf("found %+v, %v; want both ends", found, err)
 	}

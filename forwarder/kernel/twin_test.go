@@ -64,17 +64,17 @@ func TestTwin(t *testing.T) {
 	}
 	last := history(client, endpoint)[0]
 	for _, k := range []interface {
-		Adopt(context.Context) ([]plan.Found, error)
+		FindLinks(context.Context) ([]plan.Found, error)
 		Remove(context.Context, plan.Wire) error
 	}{n, twin} {
-		found, err := k.Adopt(t.Context())
+		found, err := k.FindLinks(t.Context())
 		if err != nil || len(found) != 2 {
 			t.Errorf("%T found %+v, %v; want two ends", k, found, err)
 		}
 		if err := k.Remove(t.Context(), last); err != nil {
 			t.Error(err)
 		}
-		if found, err = k.Adopt(t.Context()); err != nil || len(found) != 0 {
+		if found, err = k.FindLinks(t.Context()); err != nil || len(found) != 0 {
 			t.Errorf("%T found %+v, %v after Remove", k, found, err)
 		}
 	}

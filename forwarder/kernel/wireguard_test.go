@@ -171,7 +171,7 @@ func TestAdoptFindsDevicesOfTheDead(t *testing.T) {
 
 	other := newKernel(t, "other", n.table)
 	for _, k := range []*kernel.Kernel{n.Kernel, other} {
-		found, err := k.Adopt(t.Context())
+		found, err := k.FindLinks(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

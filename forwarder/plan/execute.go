@@ -3,6 +3,7 @@
 package plan
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -47,3 +48,8 @@ func Undo(steps []Step, do func(Step) error) (errs []error) {
 	}
 	return errs
 }
+
+// ErrVNITaken is wrapped by the error of an apply when a VXLAN device with the
+// wire's VNI and port is in the underlay already: the wire can be made with
+// another VNI.
+var ErrVNITaken = errors.New("VNI is in use on this node")

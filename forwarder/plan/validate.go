@@ -3,8 +3,6 @@
 package plan
 
 import (
-	"errors"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -199,15 +197,3 @@ func (p Policy) validate() error {
 	}
 	return nil
 }
-
-func (e End) mac(wireID string) net.HardwareAddr {
-	if e.MAC != nil {
-		return e.MAC
-	}
-	return MAC(wireID, e.Side)
-}
-
-// ErrVNITaken is wrapped by the error of an apply when a VXLAN device with the
-// wire's VNI and port is in the underlay already: the wire can be made with
-// another VNI.
-var ErrVNITaken = errors.New("VNI is in use on this node")

@@ -3,6 +3,7 @@
 package plan
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 
@@ -126,4 +127,12 @@ func without[T any](a, b []T, equal func(T, T) bool) []T {
 		}
 	}
 	return out
+}
+
+// mac is the address that the end has, or gets.
+func (e End) mac(wireID string) net.HardwareAddr {
+	if e.MAC != nil {
+		return e.MAC
+	}
+	return MAC(wireID, e.Side)
 }

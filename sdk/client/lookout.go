@@ -24,7 +24,7 @@ import (
 // waits for, at the client's manager. All wires that wait for a service share one
 // stream, which is open while there are any.
 type lookout struct {
-	registry func() grpc.ClientConnInterface // the manager
+	registry func() grpc.ClientConnInterface // as the manager shows it: the connection to that
 	log      *slog.Logger
 
 	mu     sync.Mutex

@@ -32,7 +32,7 @@ import (
 
 // Config says what to register where.
 type Config struct {
-	Registry grpc.ClientConnInterface // usually the node's manager
+	Registry grpc.ClientConnInterface // where to register: usually the connection to the node's manager
 	Endpoint *registry.NetworkServiceEndpoint
 	// Services are registered first, so that a service exists as soon as somebody
 	// offers it. One that exists already with the same payload stays as it is.

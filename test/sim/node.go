@@ -97,10 +97,10 @@ type adopter struct {
 	namespaces *netns.Table
 }
 
-// Adopt returns what memkernel has, with a reference to each namespace.
-func (a adopter) Adopt(ctx context.Context) ([]plan.Found, error) {
+// FindLinks returns what memkernel has, with a reference to each namespace.
+func (a adopter) FindLinks(ctx context.Context) ([]plan.Found, error) {
 	a.calls.Add(1)
-	found, err := a.Kernel.Adopt(ctx)
+	found, err := a.Kernel.FindLinks(ctx)
 	for _, link := range found {
 		for _, space := range a.mesh.spaces {
 			if key, keyErr := netns.Key(space); keyErr != nil || key != link.NetNS {

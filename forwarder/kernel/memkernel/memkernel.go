@@ -186,7 +186,7 @@ func (k *Kernel) Observe(ctx context.Context, w plan.Wire) (plan.Observed, error
 }
 
 // Adopt returns every link tagged as this forwarder's.
-func (k *Kernel) Adopt(ctx context.Context) ([]plan.Found, error) {
+func (k *Kernel) FindLinks(ctx context.Context) ([]plan.Found, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var found []plan.Found
