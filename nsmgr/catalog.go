@@ -148,34 +148,37 @@ type stream[T query.Object] func() (object T, deleted bool, err error)
 
 func findServices(cc grpc.ClientConnInterface) finder[*registry.NetworkService] {
 	client := registry.NewNetworkServiceRegistryClient(cc)
-	return func(ctx context.Context, watching bool) (stream[*registry.NetworkService], error) {
-		s, err := client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{}, Watch: watching})
-		if err != nil {
-			return nil, err
-		}
-		if watching {
-			waitOpened(ctx, s)
-		}
-		return func() (*registry.NetworkService, bool, error) {
-			r, err := s.Recv()
-			return r.GetNetworkService(), r.GetDeleted(), err
-		}, nil
-	}
+	return finderOf(func(ctx context.Context, watching bool) (received[*registry.NetworkServiceResponse], error) {
+		return client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{}, Watch: watching})
+	}, (*registry.NetworkServiceResponse).GetNetworkService)
 }
 
 func findEndpoints(cc grpc.ClientConnInterface) finder[*registry.NetworkServiceEndpoint] {
 	client := registry.NewNetworkServiceEndpointRegistryClient(cc)
-	return func(ctx context.Context, watching bool) (stream[*registry.NetworkServiceEndpoint], error) {
-		s, err := client.Find(ctx, &registry.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{}, Watch: watching})
+	return finderOf(func(ctx context.Context, watching bool) (received[*registry.NetworkServiceEndpointResponse], error) {
+		return client.Find(ctx, &registry.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{}, Watch: watching})
+	}, (*registry.NetworkServiceEndpointResponse).GetNetworkServiceEndpoint)
+}
+
+// received is the stream of a Find.
+type received[R any] interface {
+	grpc.ClientStream
+	Recv() (R, error)
+}
+
+// finderOf makes a finder of a Find that asks for everything.
+func finderOf[T query.Object, R interface{ GetDeleted() bool }](find func(ctx context.Context, watching bool) (received[R], error), object func(R) T) finder[T] {
+	return func(ctx context.Context, watching bool) (stream[T], error) {
+		s, err := find(ctx, watching)
 		if err != nil {
 			return nil, err
 		}
 		if watching {
 			waitOpened(ctx, s)
 		}
-		return func() (*registry.NetworkServiceEndpoint, bool, error) {
+		return func() (T, bool, error) {
 			r, err := s.Recv()
-			return r.GetNetworkServiceEndpoint(), r.GetDeleted(), err
+			return object(r), r.GetDeleted(), err
 		}, nil
 	}
 }

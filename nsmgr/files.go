@@ -54,3 +54,23 @@ func closeFiles(files []*os.File) {
 		_ = f.Close()
 	}
 }
+
+// receiveSocket claims the endpoint's Unix socket if its URL names one, and holds
+// it until release is called.
+func (m *Manager) receiveSocket(ctx context.Context, url string) (release func(), err error) {
+	switch {
+	case isInode(url):
+		f, err := rpc.ReceiveFile(ctx, url)
+		if err != nil {
+			return nil, err
+		}
+		return m.config.Sockets.Hold(url, f), nil
+	case strings.HasPrefix(url, "unix://"), strings.HasPrefix(url, "tcp://"), strings.HasPrefix(url, "inproc://"):
+		return func() {}, nil
+	case url == "":
+		return nil, nserr.BadEndpoint.Errorf("the endpoint has no URL")
+	}
+	return nil, nserr.BadEndpoint.Errorf("endpoint URL %.80q is none of unix://, tcp:// and inode://", url)
+}
+
+func isInode(url string) bool { return strings.HasPrefix(url, "inode://") }

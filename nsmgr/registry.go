@@ -188,12 +188,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 		}
 	}()
 	s.describeEndpoint(nse)
-	expires := time.Now().Add(s.m.config.EndpointExpiry)
-	for _, t := range []time.Time{r.expires, expiryOf(nse)} {
-		if !t.IsZero() && t.Before(expires) {
-			expires = t
-		}
-	}
+	expires := query.Earlier(time.Now().Add(s.m.config.EndpointExpiry), query.Earlier(r.expires, query.Expiry(nse)))
 	nse.ExpirationTime = timestamppb.New(expires)
 
 	public := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
@@ -210,12 +205,12 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 		got = public
 	}
 	renew := expires // before then
-	if at := expiryOf(got); !at.IsZero() {
-		renew = earlier(renew, at)
-		expires = earlier(expires, at.Add(query.ClockSkew))
+	if at := query.Expiry(got); !at.IsZero() {
+		renew = query.Earlier(renew, at)
+		expires = query.Earlier(expires, at.Add(query.ClockSkew))
 	}
 	if err != nil {
-		renew = earlier(renew, time.Now().Add(aloneHolds))
+		renew = query.Earlier(renew, time.Now().Add(aloneHolds))
 	}
 	reply := proto.Clone(got).(*registry.NetworkServiceEndpoint)
 	reply.Url = nse.GetUrl()
@@ -243,13 +238,6 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 // aloneHolds is how long a registration is said to hold that the registry has not heard
 // of: whoever has registered comes again before what the registry has has ended.
 const aloneHolds = 15 * time.Second
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
 
 // answersWithin is how long an endpoint may take to say that it runs.
 const answersWithin = time.Second
@@ -356,11 +344,4 @@ func (m *Manager) servicesGone(names map[string]bool) {
 			m.catalog.endpoints.delete(e.nse.GetName())
 		}
 	}
-}
-
-func expiryOf(nse *registry.NetworkServiceEndpoint) time.Time {
-	if nse.GetExpirationTime() == nil {
-		return time.Time{}
-	}
-	return nse.GetExpirationTime().AsTime()
 }

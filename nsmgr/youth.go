@@ -9,6 +9,8 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/networkservicemesh/api/pkg/api/registry"
+
+	"github.com/openvwire/nsm/sdk/query"
 )
 
 // youth is how long a manager does not know yet who is on its node: endpoints and
@@ -68,7 +70,7 @@ func (s *endpointRegistry) awaitEndpoints(ctx context.Context, template *registr
 			if _, ok := s.m.localise(nse, now); ok {
 				return false
 			}
-			at := expiryOf(nse)
+			at := query.Expiry(nse)
 			late = late || nse.GetUrl() == s.m.config.URL && (at.IsZero() || at.After(now))
 		}
 		return late

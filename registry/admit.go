@@ -9,6 +9,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/query"
 	"github.com/openvwire/nsm/sdk/regpath"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
@@ -94,10 +95,10 @@ func (s *Server) admit(ctx context.Context, now time.Time) (admission, error) {
 		claims := claimsOf(raw)
 		a.ids[i] = claims.Subject
 		if i == len(raws)-2 && claims.ExpiresAt != nil {
-			a.expires = earlier(a.expires, claims.ExpiresAt.Time)
+			a.expires = query.Earlier(a.expires, claims.ExpiresAt.Time)
 		}
 	}
-	a.expires = earlier(a.expires, caller.TokenExpires)
+	a.expires = query.Earlier(a.expires, caller.TokenExpires)
 	return a, nil
 }
 
@@ -110,12 +111,4 @@ func claimsOf(raw string) (claims jwt.RegisteredClaims) {
 		return jwt.RegisteredClaims{}
 	}
 	return claims
-}
-
-// earlier returns the earlier of two times; the zero time is none.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }

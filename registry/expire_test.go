@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/openvwire/nsm/sdk/query"
 )
 
 // TestDeadlines compares deadlines with a map that is searched.
@@ -53,7 +55,7 @@ func TestDeadlines(t *testing.T) {
 			"": func(t *rapid.T) {
 				var want time.Time
 				for _, at := range model {
-					want = earlier(want, at)
+					want = query.Earlier(want, at)
 				}
 				if got, ok := d.next(); !got.Equal(want) || ok != (len(model) > 0) || len(d.queue) != len(model) {
 					t.Fatalf("next = %s, %t of %d; want %s of %d", got, ok, len(d.queue), want, len(model))

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/query"
 )
 
 // serviceServer is the Server as registry.NetworkServiceRegistry.
@@ -53,9 +54,9 @@ func (s endpointServer) Register(ctx context.Context, in *api.NetworkServiceEndp
 	return register(ctx, s.Server, s.endpoints, in.GetName(), func(now time.Time, a admission) *api.NetworkServiceEndpoint {
 		nse := proto.CloneOf(in)
 		nse.PathIds = a.ids
-		expires := earlier(a.expires, now.Add(s.maxExpiry))
+		expires := query.Earlier(a.expires, now.Add(s.maxExpiry))
 		if t := in.GetExpirationTime(); t != nil && t.AsTime().After(now) {
-			expires = earlier(expires, t.AsTime())
+			expires = query.Earlier(expires, t.AsTime())
 		}
 		nse.ExpirationTime = timestamppb.New(expires)
 		if t := in.GetInitialRegistrationTime(); t == nil || t.AsTime().After(now) {

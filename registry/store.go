@@ -85,10 +85,8 @@ func Services[T Object](v T) []string {
 
 // Expiry returns the time at which v ceases to count; zero means never.
 func Expiry[T Object](v T) time.Time {
-	if e, _ := any(v).(*api.NetworkServiceEndpoint); e.GetExpirationTime() != nil {
-		return e.GetExpirationTime().AsTime()
-	}
-	return time.Time{}
+	e, _ := any(v).(*api.NetworkServiceEndpoint)
+	return query.Expiry(e)
 }
 
 // Expired reports whether v has ceased to count.

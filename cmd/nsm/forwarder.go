@@ -112,7 +112,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	if err != nil {
 		return nil, err
 	}
-	p.later(namespaces.Close)
+	p.opened.Call(namespaces.Close)
 	ready := make(chan *forwarder.Forwarder, 1)
 	tunnels, err := wireguard.New(ctx, wireguard.Config{
 		Namespaces: namespaces, Socket: filepath.Join(stateDir, "wireguard.sock"),
@@ -129,7 +129,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	if err != nil {
 		return nil, err
 	}
-	p.later(tunnels.Close)
+	p.opened.Call(tunnels.Close)
 	k, err := kernel.New(kernel.Config{Name: name, Namespaces: namespaces, WireGuard: tunnels, Logger: p.log})
 	if err != nil {
 		return nil, err
@@ -143,7 +143,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	if err != nil {
 		return nil, err
 	}
-	p.later(f.Stop)
+	p.opened.Call(f.Stop)
 	if err := f.Adopt(ctx, lifetime); err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func registerForwarder(ctx context.Context, p *part, c forwarderSettings, name, 
 			return nserr.StateDir.Errorf("open %s: %w", path, err)
 		}
 		socket = os.NewFile(uintptr(fd), path)
-		p.later(func() { _ = socket.Close() })
+		p.opened.Call(func() { _ = socket.Close() })
 		if url, err = rpc.InodeURL(socket); err != nil {
 			return err
 		}
@@ -183,7 +183,7 @@ func registerForwarder(ctx context.Context, p *part, c forwarderSettings, name, 
 		return err
 	}
 	// A forwarder that stops is going to be started again, as far as anybody knows.
-	p.later(r.Abandon)
+	p.opened.Call(r.Abandon)
 	return nil
 }
 

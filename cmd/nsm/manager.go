@@ -98,7 +98,7 @@ func openManager(p *part, c managerSettings, name, advertise string, labels map[
 	if err != nil {
 		return nil, err
 	}
-	p.later(m.Stop)
+	p.opened.Call(m.Stop)
 	return m, nil
 }
 
@@ -114,7 +114,7 @@ func openExcluded(p *part, path string) (func() []netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.later(func() { _ = f.Close() })
+	p.opened.Call(func() { _ = f.Close() })
 	return f.Prefixes, nil
 }
 

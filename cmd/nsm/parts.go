@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/openvwire/nsm/internal/undo"
 	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
@@ -40,39 +41,21 @@ type part struct {
 	server  credentials.TransportCredentials
 	sockets *rpc.Sockets
 
-	closers []func() // in the order of opening
+	opened undo.Stack // closed with the part
 }
 
 func newPart(source identity.Source, lifetime time.Duration, log *slog.Logger) *part {
 	p := &part{log: log, source: source, tokens: token.NewGenerator(source, lifetime), sockets: rpc.NewSockets()}
 	p.client, p.server = rpc.MutualTLS(source, source)
-	p.later(func() { _ = source.Close() })
+	p.opened.Call(func() { _ = source.Close() })
 	return p
 }
 
-func (p *part) later(f func()) { p.closers = append(p.closers, f) }
-
 // close ends what was opened, last first.
-func (p *part) close() {
-	for i := len(p.closers) - 1; i >= 0; i-- {
-		p.closers[i]()
-	}
-	p.closers = nil
-}
+func (p *part) close() { _ = p.opened.Run(context.Background()) }
 
 // run runs f until the part is closed.
-func (p *part) run(f func(ctx context.Context)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f(ctx)
-	}()
-	p.later(func() {
-		cancel()
-		<-done
-	})
-}
+func (p *part) run(f func(ctx context.Context)) { p.opened.Go(f) }
 
 // id is the part's SPIFFE ID, for people.
 func (p *part) id() string {
@@ -98,7 +81,7 @@ func (p *part) dial(url string) (grpc.ClientConnInterface, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.later(func() { _ = cc.Close() })
+	p.opened.Call(func() { _ = cc.Close() })
 	return cc, nil
 }
 
@@ -111,7 +94,7 @@ func (p *part) pool(name string, local map[string]*rpc.Local) *peer.Pool {
 		cc, err := p.sockets.Dial(url, rpc.DialOptions{Credentials: p.client, Tokens: p.tokens})
 		return cc, cc, err
 	}})
-	p.later(pool.Close)
+	p.opened.Call(pool.Close)
 	return pool
 }
 
@@ -123,7 +106,7 @@ func (p *part) call(l *rpc.Local) grpc.ClientConnInterface {
 // local returns a server that parts of this process call without a socket.
 func (p *part) local() *rpc.Local {
 	l := rpc.NewLocal(rpc.LocalOptions{Identity: p.identity, Logger: p.log})
-	p.later(l.Close)
+	p.opened.Call(l.Close)
 	return l
 }
 
@@ -150,7 +133,7 @@ func closeListeners(ls []net.Listener) {
 // listen opens all URLs or none, until the part is closed.
 func (p *part) listen(ctx context.Context, urls []string) ([]net.Listener, error) {
 	ls, err := listen(ctx, urls)
-	p.later(func() { closeListeners(ls) })
+	p.opened.Call(func() { closeListeners(ls) })
 	return ls, err
 }
 
@@ -166,7 +149,7 @@ func (p *part) serve(ls []net.Listener, register func(grpc.ServiceRegistrar), re
 			}
 		})
 	}
-	p.later(func() {
+	p.opened.Call(func() {
 		server.Stop()
 		serving.Wait()
 	})

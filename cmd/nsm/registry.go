@@ -71,7 +71,7 @@ func openRegistry(p *part, name, stateDir string, expiry time.Duration, trust re
 		if err != nil {
 			return nil, err
 		}
-		p.later(func() { _ = dir.Close() })
+		p.opened.Call(func() { _ = dir.Close() })
 		file = dir.Path
 	}
 	// Nobody makes a lost service again; endpoints renew themselves every minute.
@@ -87,7 +87,7 @@ func openRegistry(p *part, name, stateDir string, expiry time.Duration, trust re
 		Name: name, Tokens: p.tokens, Policy: registry.Strict{MaySpeakFor: spokesmen(p, trust.managers)}, MayOperate: operators(p, trust.operators),
 		Services: services, Endpoints: endpoints, Logger: p.log, MaxExpiry: expiry,
 	})
-	p.later(server.Close)
+	p.opened.Call(server.Close)
 	return server.Register, nil
 }
 
@@ -98,6 +98,6 @@ func openStore[T registry.Object](path string, sync bool, p *part) (store *memor
 	} else if store, err = memory.Open[T](memory.Config{Path: path, Sync: sync, Logger: p.log}); err != nil {
 		return nil, err
 	}
-	p.later(func() { _ = store.Close() })
+	p.opened.Call(func() { _ = store.Close() })
 	return store, nil
 }

@@ -17,6 +17,8 @@
 //		steps.Keep()
 //		return nil
 //	}
+//
+// What an object has opened is such a stack as well, which its Close runs.
 package undo
 
 import (
@@ -39,6 +41,11 @@ type Stack struct {
 
 // Add pushes what takes back the step that has just succeeded.
 func (s *Stack) Add(step func(context.Context) error) { s.steps = append(s.steps, step) }
+
+// Call is Add for what cannot fail, or whose failure nobody minds.
+func (s *Stack) Call(step func()) {
+	s.Add(func(context.Context) error { step(); return nil })
+}
 
 // Go runs f in a goroutine; what takes it back cancels its context and waits.
 func (s *Stack) Go(f func(context.Context)) {

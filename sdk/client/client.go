@@ -36,6 +36,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/openvwire/nsm/internal/undo"
 	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
@@ -44,7 +45,7 @@ import (
 )
 
 // DefaultManager is the socket of the node's manager (protocol.md §1.3).
-const DefaultManager = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+const DefaultManager = rpc.DefaultManager
 
 // DefaultRequestTimeout bounds one Request, as NSM_REQUEST_TIMEOUT.
 const DefaultRequestTimeout = 15 * time.Second
@@ -87,9 +88,9 @@ type Client struct {
 	log     *slog.Logger
 	manager *peer.Peer // nil until Open has succeeded
 	named   bool       // somebody gave the client its name, so it may have had wires before
-	closers []func()
-	pacer   *pacer   // of the probers of all wires
-	lookout *lookout // for endpoints that wires wait for
+	opened  undo.Stack // closed with the client
+	pacer   *pacer     // of the probers of all wires
+	lookout *lookout   // for endpoints that wires wait for
 
 	mu     sync.Mutex
 	closed bool           // takes no more wires; guarded by mu
@@ -113,7 +114,7 @@ func Open(ctx context.Context, c Config) (_ *Client, err error) {
 				return nil, err
 			}
 			source := c.Source
-			cl.closers = append(cl.closers, func() { _ = source.Close() })
+			cl.opened.Call(func() { _ = source.Close() })
 		}
 		tokens := token.NewGenerator(c.Source, c.TokenLifetime)
 		creds, _ := rpc.MutualTLS(c.Source, c.Source)
@@ -121,7 +122,7 @@ func Open(ctx context.Context, c Config) (_ *Client, err error) {
 			cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: creds, Tokens: tokens})
 			return cc, cc, err
 		}})
-		cl.closers = append(cl.closers, c.Peers.Close)
+		cl.opened.Call(c.Peers.Close)
 	}
 	cl.config = c
 	cl.manager = c.Peers.Get(c.Manager)
@@ -207,9 +208,7 @@ func (c *Client) release() {
 		c.lookout.close()
 		c.manager.Release()
 	}
-	for _, f := range slices.Backward(c.closers) {
-		f()
-	}
+	_ = c.opened.Run(context.Background())
 }
 
 func (c *Client) register(w *Wire) error {

@@ -48,6 +48,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/openvwire/nsm/internal/undo"
 	"github.com/openvwire/nsm/sdk/conn"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/identity"
@@ -58,7 +59,7 @@ import (
 )
 
 // DefaultManager is the socket of the node's manager (protocol.md §1.3).
-const DefaultManager = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+const DefaultManager = rpc.DefaultManager
 
 // Service is a network service that an endpoint offers.
 type Service struct {
@@ -143,7 +144,7 @@ type Endpoint struct {
 	registration *registration.Registration
 	grpc         *grpc.Server
 	serving      sync.WaitGroup
-	closers      []func() // in the order of opening
+	opened       undo.Stack
 }
 
 // Serve registers an endpoint and serves it. It returns when the endpoint can be
@@ -162,27 +163,27 @@ func Serve(ctx context.Context, c Config) (_ *Endpoint, err error) {
 		if c.Source, err = identity.Open(ctx, identity.Config{Logger: c.Logger}); err != nil {
 			return nil, err
 		}
-		e.later(func() { _ = c.Source.Close() })
+		e.opened.Call(func() { _ = c.Source.Close() })
 	}
 	clientCreds, serverCreds := rpc.MutualTLS(c.Source, c.Source)
 	tokens := token.NewGenerator(c.Source, c.TokenLifetime)
 
 	e.Server = New(c.Name, c.Handler, tokens, c.Policy, c.Logger)
-	e.later(e.Server.Stop)
+	e.opened.Call(e.Server.Stop)
 	listener, url, socket, err := e.listen(ctx, c.ListenOn)
 	if err != nil {
 		return nil, err
 	}
 	e.grpc = rpc.NewServer(rpc.ServerOptions{Credentials: serverCreds, Logger: c.Logger})
 	e.Server.Register(e.grpc)
-	e.later(e.grpc.Stop)
+	e.opened.Call(e.grpc.Stop)
 	e.serving.Go(func() { _ = e.grpc.Serve(listener) })
 
 	manager, err := rpc.Dial(c.Manager, rpc.DialOptions{Credentials: clientCreds, Tokens: tokens})
 	if err != nil {
 		return nil, err
 	}
-	e.later(func() { _ = manager.Close() })
+	e.opened.Call(func() { _ = manager.Close() })
 	e.registration, err = registration.Start(ctx, registration.Config{
 		Registry: manager,
 		Endpoint: c.message(url),
@@ -267,21 +268,16 @@ func (e *Endpoint) listen(ctx context.Context, url string) (l net.Listener, regi
 		return nil, "", nil, nserr.StateDir.Errorf("open %s: %w", path, err)
 	}
 	socket = os.NewFile(uintptr(fd), path)
-	e.later(func() { _ = socket.Close() })
+	e.opened.Call(func() { _ = socket.Close() })
 	if registered, err = rpc.InodeURL(socket); err != nil {
 		_ = l.Close()
 	}
 	return l, registered, socket, err
 }
 
-func (e *Endpoint) later(f func()) { e.closers = append(e.closers, f) }
-
 func (e *Endpoint) release() {
-	for i := len(e.closers) - 1; i >= 0; i-- {
-		e.closers[i]()
-	}
+	_ = e.opened.Run(context.Background())
 	e.serving.Wait()
-	e.closers = nil
 }
 
 // Stop unregisters the endpoint, then stops serving. Its connections stay until

@@ -19,6 +19,7 @@ import (
 const (
 	maxLabels     = 256
 	maxLabelBytes = 1024
+	maxMechanisms = 64
 	maxParams     = 64
 	maxParamBytes = 8 << 10 // IPSEC puts a certificate in one
 	maxAddresses  = 64
@@ -66,8 +67,8 @@ func Validate(c *networkservice.Connection) error {
 // ValidatePreferences checks what Validate checks for the one mechanism of a
 // connection.
 func ValidatePreferences(prefs []*networkservice.Mechanism) error {
-	if len(prefs) > maxParams {
-		return nserr.BadRequest.Errorf("the request offers %d mechanisms, at most %d are allowed", len(prefs), maxParams)
+	if len(prefs) > maxMechanisms {
+		return nserr.BadRequest.Errorf("the request offers %d mechanisms, at most %d are allowed", len(prefs), maxMechanisms)
 	}
 	for _, m := range prefs {
 		if m == nil {

@@ -25,11 +25,27 @@ type Object interface {
 // ClockSkew is by how much the clocks of two nodes may differ.
 const ClockSkew = 30 * time.Second
 
+// Expiry is the time at which an endpoint ceases to count; zero means never.
+func Expiry(nse *api.NetworkServiceEndpoint) time.Time {
+	if nse.GetExpirationTime() == nil {
+		return time.Time{}
+	}
+	return nse.GetExpirationTime().AsTime()
+}
+
+// Earlier returns the earlier of two times of which zero means never.
+func Earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // Ended reports whether an endpoint that perhaps another node has registered has ceased
 // to count, whatever is wrong with the clocks.
 func Ended(nse *api.NetworkServiceEndpoint, now time.Time) bool {
-	at := nse.GetExpirationTime()
-	return at != nil && !at.AsTime().Add(ClockSkew).After(now)
+	at := Expiry(nse)
+	return !at.IsZero() && !at.Add(ClockSkew).After(now)
 }
 
 // Match reports whether v is what a query with this template asks for

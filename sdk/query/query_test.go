@@ -4,11 +4,24 @@ package query
 
 import (
 	"testing"
+	"time"
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
+
+// Zero is no time, and so never the earlier one.
+func TestEarlier(t *testing.T) {
+	never, soon, later := time.Time{}, time.Unix(1, 0), time.Unix(2, 0)
+	for _, tt := range []struct{ a, b, want time.Time }{
+		{soon, later, soon}, {later, soon, soon}, {never, later, later}, {later, never, later}, {never, never, never},
+	} {
+		if got := Earlier(tt.a, tt.b); !got.Equal(tt.want) {
+			t.Errorf("of %v and %v: %v", tt.a, tt.b, got)
+		}
+	}
+}
 
 // The table of protocol.md §4.3.
 func TestMatchEndpoint(t *testing.T) {

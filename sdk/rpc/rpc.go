@@ -28,6 +28,9 @@ package rpc
 
 import "time"
 
+// DefaultManager is where a node's manager listens (protocol.md §1.3).
+const DefaultManager = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+
 // Limits and timings of every connection, in one place.
 const (
 	// maxMessage bounds a message in bytes, gRPC's own default. What is larger is

@@ -97,7 +97,7 @@ func TestArchitectureNamesWhatIsThere(t *testing.T) {
 		_, err := os.Stat(filepath.Join(tr.root, name))
 		return err == nil
 	}
-	text := regexp.MustCompile(`(?ms)^` + "```" + `.*?^` + "```").ReplaceAllString(tr.read(t, name), "")
+	text := regexp.MustCompile(`(?ms)^`+"```"+`.*?^`+"```").ReplaceAllString(tr.read(t, name), "")
 	text = regexp.MustCompile(`\]\([^)]*\)`).ReplaceAllString(text, "]") // links are TestLinks'
 
 	folder, files := "", 0
