@@ -44,11 +44,19 @@ func (w *Wire) first(ctx context.Context) error {
 	if w.client.named && w.takeOver(ctx) {
 		w.due.Do = conn.Either // the endpoint may have gone meanwhile
 	}
+	var last error
 	for {
 		err := w.attempt(ctx)
-		if err == nil || !w.retry || !nserr.From(err).Reason.Passes() {
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil && last != nil {
+			return last // which says more than that there was no time for another attempt
+		}
+		if !w.retry || !nserr.From(err).Reason.Passes() {
 			return err
 		}
+		last = err
 		w.complain("not connected yet, trying on", err)
 		if w.await(ctx) != nil {
 			return err
@@ -134,6 +142,7 @@ func (w *Wire) attempt(ctx context.Context) error {
 	if w.due.News() {
 		w.stale = w.tries()
 	}
+	w.givenUp = w.givenUp || w.due.GivesUp
 	w.due = conn.Decision{}
 	if do == conn.Anew && w.isUp() {
 		w.expire()
@@ -142,7 +151,7 @@ func (w *Wire) attempt(ctx context.Context) error {
 	moved, err := w.act(ctx, do)
 	switch {
 	case err == nil:
-		w.stale = 0
+		w.stale, w.givenUp = 0, false
 		if moved {
 			w.prober.renew(w.Addrs(), w.PeerAddrs())
 		} else {
@@ -209,7 +218,7 @@ func (w *Wire) state() conn.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return conn.State{
-		Expires: w.ends, Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over,
+		Expires: w.ends, Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over, GivenUp: w.givenUp,
 		Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt, Watched: watched,
 	}
 }
@@ -262,8 +271,11 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 		}
 	}
 	var at grpcpeer.Peer
+	// While there is no wire nobody tells when the manager is back. To wait for that is
+	// all that the next attempt can do.
+	patient := !w.isUp() && w.tries() > 0
 	got, err := hop.Ask(rpc.WithFiles(ctx, w.netns), w.client.manager,
-		&networkservice.NetworkServiceRequest{Connection: asked, MechanismPreferences: w.prefs}, grpc.Peer(&at))
+		&networkservice.NetworkServiceRequest{Connection: asked, MechanismPreferences: w.prefs}, grpc.Peer(&at), grpc.WaitForReady(patient))
 	if err != nil {
 		if errors.Is(err, nserr.NameTaken) {
 			w.preferName("")
@@ -351,7 +363,7 @@ func lifeEnd(p *networkservice.Path, now time.Time, lifetime time.Duration) time
 // to.
 func (w *Wire) expire() {
 	w.prober.end()
-	w.stale = 0
+	w.stale, w.givenUp = 0, false
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.client.log.Warn("wire has expired, asking for a new one", "connection", w.id, "attempt", w.attempts, "error", w.last)

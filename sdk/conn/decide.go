@@ -11,6 +11,7 @@ type State struct {
 	Stale    int       // of these: before there was news, which begins the back-off anew
 	Up       bool      // established, as far as anybody said
 	Over     bool      // it was, and its life has ended: nothing is left of it
+	GivenUp  bool      // its endpoint was, since the last success
 
 	Due     Decision  // what was decided before and is not done yet; zero if nothing is
 	Urged   int       // Requests that events have asked for, one soon after the other
@@ -61,10 +62,15 @@ type Decision struct {
 	Do    Action
 	At    time.Time
 	Urged int // what State.Urged is when it is done; 0 if it is not an event that asks for it
+
+	// GivesUp the endpoint, which is dead: State.GivenUp from then on.
+	GivesUp bool
 }
 
-// News reports whether it is one event that asks for it, and not the last of many.
-func (d Decision) News() bool { return d.Urged == 1 }
+// News reports whether earlier failures say nothing of how it will end, so that the
+// back-off begins anew with it: one event asks for it, and not the last of many, or it
+// is the first that does not depend on a dead endpoint.
+func (d Decision) News() bool { return d.Urged == 1 || d.GivesUp }
 
 // Back-off between failed attempts: quick enough to find a replacement within a
 // second, slow enough that a thousand clients without an endpoint cost little.
@@ -115,7 +121,8 @@ const calm = 10 * time.Second
 //     flowed all the time;
 //   - an attempt failed and packets have stopped: another path at once;
 //   - the endpoint is gone: another path after the time that a restart takes, even
-//     if packets flow. It is the kernel of its namespace that answers;
+//     if packets flow. It is the kernel of its namespace that answers. That stays so
+//     whatever else fails then, and is tried with a back-off of its own;
 //   - the life of the connection has ended: ask for a new one, with more and more
 //     time in between;
 //   - events that follow each other closely are subject to the same back-off, and
@@ -153,9 +160,9 @@ func retry(s State, e Event, data Data, now time.Time, random float64) Decision 
 			wait = 0
 		}
 		return Decision{Do: Reselect, At: now.Add(wait)}
-	case e == EndpointLost && s.Attempts == restartTries+1:
-		return Decision{Do: Either, At: now}
-	case e == EndpointLost && s.Attempts > restartTries:
+	case e == EndpointLost && s.Attempts > restartTries && !s.GivenUp:
+		return Decision{Do: Either, At: now, GivesUp: true}
+	case s.GivenUp:
 		return Decision{Do: Either, At: now.Add(min(wait, s.Expires.Sub(now)))}
 	case data == Flowing || s.Attempts <= samePathTries:
 		return Decision{Do: Refresh, At: now.Add(min(wait, s.Expires.Sub(now)))}
@@ -215,7 +222,7 @@ func urge(s State, e Event, data Data, now time.Time, random float64) Decision {
 		}
 	}
 	if !s.Due.At.IsZero() {
-		d.Do = max(d.Do, s.Due.Do)
+		d.Do, d.GivesUp = max(d.Do, s.Due.Do), s.Due.GivesUp
 		if s.Due.At.Before(d.At) {
 			d.At, d.Urged = later(s.Due.At, now), s.Due.Urged
 		}

@@ -63,9 +63,13 @@ func TestDecide(t *testing.T) {
 		{"but not each time if it flaps", State{Attempts: 9, Watched: true, Due: do(Reselect, in(20*time.Second)), Urged: 4, UrgedAt: ms(-100)}, EndpointCame, Unknown, 0, urged(Reselect, ms(700), 5)},
 
 		{"endpoint gone: it may be restarting", State{Up: true, Attempts: 2, Expires: minute}, EndpointLost, Flowing, 0, do(Refresh, ms(400))},
-		{"endpoint gone for longer: another one if there is one", State{Up: true, Attempts: 3, Expires: minute}, EndpointLost, Flowing, 0, do(Either, now)},
-		{"no other endpoint either: with back-off", State{Up: true, Attempts: 4, Expires: minute}, EndpointLost, Flowing, 0, do(Either, ms(1600))},
-		{"which is long when somebody tells of a new one", State{Up: true, Attempts: 40, Expires: minute, Watched: true}, EndpointLost, Flowing, 0, do(Either, in(30*time.Second))},
+		{"endpoint gone for longer: another one if there is one", State{Up: true, Attempts: 3, Expires: minute}, EndpointLost, Flowing, 0, Decision{Do: Either, At: now, GivesUp: true}},
+		{"endpoint gone when the mesh is back at last: another one at once", State{Up: true, Attempts: 9, Expires: minute}, EndpointLost, Flowing, 0, Decision{Do: Either, At: now, GivesUp: true}},
+		{"no other endpoint either: with back-off", State{Up: true, Attempts: 4, Stale: 3, GivenUp: true, Expires: minute}, EndpointLost, Flowing, 0, do(Either, ms(200))},
+		{"which is long when somebody tells of a new one", State{Up: true, Attempts: 40, GivenUp: true, Expires: minute, Watched: true}, EndpointLost, Flowing, 0, do(Either, in(30*time.Second))},
+		{"an endpoint that was given up stays so, whatever fails", State{Up: true, Attempts: 4, Stale: 3, GivenUp: true, Expires: minute}, Failed, Flowing, 0, do(Either, ms(200))},
+		{"also when the peer is back", State{Up: true, Attempts: 4, Stale: 3, GivenUp: true, Expires: minute, Due: do(Either, ms(200))}, PeerFound, Flowing, 0.5, urged(Either, ms(100), 1)},
+		{"an event does not make it forget that", State{Up: true, Attempts: 3, Expires: minute, Due: Decision{Do: Either, At: now, GivesUp: true}}, PeerFound, Flowing, 0, Decision{Do: Either, At: now, Urged: 1, GivesUp: true}},
 		{"endpoint gone and its kernel, too: another one at once", State{Up: true, Attempts: 1, Expires: minute}, EndpointLost, Stopped, 0, do(Reselect, now)},
 		{"packets have stopped: another path at once", State{Up: true, Attempts: 1, Expires: minute}, Failed, Stopped, 0, do(Reselect, now)},
 		{"packets have stopped: with back-off from then on", State{Up: true, Attempts: 3, Expires: minute}, Failed, Stopped, 0, do(Reselect, ms(800))},
@@ -112,6 +116,8 @@ func TestFlappingIsNotFollowed(t *testing.T) {
 		{"packets have stopped, Requests succeed", Stopped, Established, 200},
 		{"packets flow, Requests fail", Flowing, Failed, 200},
 		{"packets unknown, Requests fail", Unknown, Failed, 200},
+		{"packets flow, the endpoint is gone", Flowing, EndpointLost, 200},
+		{"packets unknown, the endpoint is gone", Unknown, EndpointLost, 200},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			start := time.Unix(1000, 0)
@@ -132,9 +138,10 @@ func TestFlappingIsNotFollowed(t *testing.T) {
 				if s.Due.News() {
 					s.Stale = s.Attempts
 				}
+				s.GivenUp = s.GivenUp || s.Due.GivesUp
 				s.Due = Decision{}
 				if tt.outcome == Established {
-					s.Attempts, s.Stale, s.Expires = 0, 0, now.Add(10*time.Minute)
+					s.Attempts, s.Stale, s.GivenUp, s.Expires = 0, 0, false, now.Add(10*time.Minute)
 				} else {
 					s.Attempts++
 				}

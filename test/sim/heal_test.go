@@ -114,6 +114,67 @@ func (r *rig) flows() bool {
 	return len(r.w.Addrs()) > 0 && r.carries(memecho.Path{NetNS: r.Space("web"), From: r.w.Addrs()[0], To: r.w.PeerAddrs()[0]})
 }
 
+// A daemon of the client's own node fails just when its wire is about to leave a dead
+// endpoint for another one. What the kernel of the dead one still answers, and what
+// has failed before, puts nothing off: the wire moves as soon as the daemon is back.
+func TestSecondFaultWhileHealing(t *testing.T) {
+	for _, part := range []struct {
+		name     string
+		down, up func(*rig)
+	}{
+		{"manager", func(r *rig) { r.a.StopManager() }, func(r *rig) { r.a.StartManager() }},
+		{"forwarder", func(r *rig) { r.a.Forwarder().Stop() }, func(r *rig) { r.a.StartForwarder("forwarder-a", map[string]string{"p2p": "true"}) }},
+	} {
+		for _, away := range []time.Duration{0, 500 * time.Millisecond} {
+			t.Run(fmt.Sprintf("%s, away for %v", part.name, away), func(t *testing.T) {
+				Run(t, func(t *testing.T, m *Mesh) {
+					r := &rig{Mesh: m, a: m.Node("a"), b: m.Node("b")}
+					dead := r.b.Serve(Service{Name: "db", CIDR: "10.60.0.0/24"})
+					r.c = r.a.Client("web", m.Pings)
+					r.w = r.c.Connect("kernel://db/nsm-1")
+					c := m.Node("c")
+					c.Serve(Service{Name: "db", CIDR: "10.61.0.0/24"})
+					Pass(5 * time.Second)                    // nobody registers again just then
+					m.Network.SetFate(func(call Call) Fate { // the Request to the spare is under way
+						if call.To == c.ManagerURL() && call.Method == "Request" {
+							return LoseRequest
+						}
+						return Deliver
+					})
+					dead.Vanish()
+					Pass(time.Second)
+					if n := m.Network.CallsTo(c.ManagerURL(), "Request"); n != 1 {
+						t.Fatalf("%d Requests to the spare before the second fault, want 1", n)
+					}
+					m.Network.SetFate(nil)
+					part.down(r)
+					Pass(away)
+					part.up(r)
+					back := time.Now()
+					for r.w.Connection().GetNetworkServiceEndpointName() != "db-c" || !Up(r.w) {
+						_, changed, _ := r.w.Status()
+						select {
+						case <-changed:
+						case <-time.After(time.Minute):
+							t.Fatal("it is not healed")
+						}
+					}
+					if took := time.Since(back); took > time.Second {
+						t.Errorf("healed after %v", took)
+					}
+					Settle()
+					if !r.flows() {
+						t.Error("nothing flows")
+					}
+					r.c.Close(r.w)
+					Pass(TokenLifetime) // of what a part that has died has left
+					m.CheckEmpty()
+				})
+			})
+		}
+	}
+}
+
 // A node that swallows everything, so that nobody hears of its end, is left for
 // another one within two seconds; and so is the next.
 func TestBlackHoles(t *testing.T) {
