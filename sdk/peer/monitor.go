@@ -192,7 +192,7 @@ func (m *monitor) remove(s *subscription) (last bool) {
 // routineMonitor keeps a stream open until ctx ends.
 func (m *monitor) routineMonitor(ctx context.Context, p *Peer) {
 	for attempt := 0; ; attempt++ {
-		err := m.follow(ctx, p)
+		err := m.follow(ctx, p, attempt > 0)
 		if ctx.Err() != nil {
 			return
 		}
@@ -223,8 +223,9 @@ func (m *monitor) pause(ctx context.Context, d time.Duration) bool {
 }
 
 // follow opens a stream and dispatches its events until it fails, or the peer says
-// nothing at all.
-func (m *monitor) follow(ctx context.Context, p *Peer) error {
+// nothing at all. With patient it waits for a connection: who knows that the peer is
+// lost wants to know the moment that it is back.
+func (m *monitor) follow(ctx context.Context, p *Peer, patient bool) error {
 	conn := p.Conn()
 	ctx, cancel := context.WithCancel(ctx)
 	events := make(chan *networkservice.ConnectionEvent)
@@ -232,7 +233,9 @@ func (m *monitor) follow(ctx context.Context, p *Peer) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	running.Go(func() { failed <- routineReceive(ctx, networkservice.NewMonitorConnectionClient(conn), m.name, events) })
+	running.Go(func() {
+		failed <- routineReceive(ctx, networkservice.NewMonitorConnectionClient(conn), m.name, events, grpc.WaitForReady(patient))
+	})
 
 	young := time.NewTimer(settle)
 	defer young.Stop()
@@ -274,10 +277,10 @@ func (m *monitor) follow(ctx context.Context, p *Peer) error {
 }
 
 // routineReceive passes the events of one stream on.
-func routineReceive(ctx context.Context, client networkservice.MonitorConnectionClient, name string, events chan<- *networkservice.ConnectionEvent) error {
+func routineReceive(ctx context.Context, client networkservice.MonitorConnectionClient, name string, events chan<- *networkservice.ConnectionEvent, opts ...grpc.CallOption) error {
 	stream, err := client.MonitorConnections(ctx, &networkservice.MonitorScopeSelector{
 		PathSegments: []*networkservice.PathSegment{{Name: name}},
-	}, grpc.MaxCallRecvMsgSize(maxState))
+	}, append(opts, grpc.MaxCallRecvMsgSize(maxState))...)
 	if err != nil {
 		return err
 	}

@@ -86,7 +86,7 @@ func Start(ctx context.Context, c Config) (*Registration, error) {
 	}
 	r := &Registration{c: c, done: make(chan struct{})}
 	for attempt := 0; ; attempt++ {
-		err := r.register(ctx)
+		err := r.register(ctx, attempt > 0)
 		if err == nil {
 			break
 		}
@@ -141,7 +141,7 @@ func (r *Registration) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		err := r.register(ctx)
+		err := r.register(ctx, failed > 0)
 		switch {
 		case err == nil && failed > 0:
 			r.c.Logger.Log(ctx, min(level, slog.LevelInfo), "registered again", "endpoint", r.c.Endpoint.GetName())
@@ -200,11 +200,14 @@ func (r *Registration) lostWithin(ctx context.Context, d time.Duration) bool {
 	return true
 }
 
-func (r *Registration) register(ctx context.Context) error {
+// register makes one attempt. With patient it waits for a connection to the registry:
+// after an attempt without one, which says what is wrong, the next is made the moment
+// that there is one.
+func (r *Registration) register(ctx context.Context, patient bool) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for _, ns := range r.c.Services {
-		if err := r.registerService(ctx, ns); err != nil {
+		if err := r.registerService(ctx, ns, patient); err != nil {
 			return err
 		}
 	}
@@ -214,7 +217,7 @@ func (r *Registration) register(ctx context.Context) error {
 		ctx = rpc.WithFiles(ctx, r.c.Socket)
 	}
 	var header metadata.MD
-	got, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Register(r.path.ToOutgoing(ctx), nse, grpc.Header(&header))
+	got, err := registry.NewNetworkServiceEndpointRegistryClient(r.c.Registry).Register(r.path.ToOutgoing(ctx), nse, grpc.Header(&header), grpc.WaitForReady(patient))
 	if err != nil {
 		r.path = regpath.Path{} // its tokens may be what was refused
 		return err
@@ -232,9 +235,9 @@ func (r *Registration) register(ctx context.Context) error {
 
 // registerService registers ns unless it is there. Matches that an operator gave
 // an existing service are not replaced.
-func (r *Registration) registerService(ctx context.Context, ns *registry.NetworkService) error {
+func (r *Registration) registerService(ctx context.Context, ns *registry.NetworkService, patient bool) error {
 	client := registry.NewNetworkServiceRegistryClient(r.c.Registry)
-	if found, err := findService(ctx, client, ns); found || err != nil {
+	if found, err := findService(ctx, client, ns, grpc.WaitForReady(patient)); found || err != nil {
 		return err
 	}
 	_, err := client.Register(regpath.Path{}.ToOutgoing(ctx), ns)
@@ -249,8 +252,8 @@ func (r *Registration) registerService(ctx context.Context, ns *registry.Network
 
 // findService reports whether ns is registered. It fails with
 // nserr.PayloadMismatch if that has another payload.
-func findService(ctx context.Context, client registry.NetworkServiceRegistryClient, ns *registry.NetworkService) (found bool, err error) {
-	stream, err := client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{Name: ns.GetName()}})
+func findService(ctx context.Context, client registry.NetworkServiceRegistryClient, ns *registry.NetworkService, opts ...grpc.CallOption) (found bool, err error) {
+	stream, err := client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{Name: ns.GetName()}}, opts...)
 	if err != nil {
 		return false, err
 	}

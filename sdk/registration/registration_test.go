@@ -13,6 +13,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -240,6 +241,95 @@ func TestRegistryAway(t *testing.T) {
 			t.Error("not registered again")
 		}
 	})
+}
+
+// wired is a connection that there is only while the registry is there. As gRPC's it
+// refuses a call meanwhile, unless that wants to wait.
+type wired struct {
+	grpc.ClientConnInterface
+	mu sync.Mutex
+	up chan struct{} // closed while there is a connection; guarded by mu
+}
+
+func (w *wired) set(up bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if up {
+		close(w.up)
+	} else {
+		w.up = make(chan struct{})
+	}
+}
+
+func (w *wired) reach(ctx context.Context, opts []grpc.CallOption) error {
+	w.mu.Lock()
+	up := w.up
+	w.mu.Unlock()
+	select {
+	case <-up:
+		return nil
+	default:
+	}
+	for _, o := range opts {
+		if o, ok := o.(grpc.FailFastCallOption); ok && !o.FailFast {
+			select {
+			case <-up:
+				return nil
+			case <-ctx.Done():
+				return nserr.TimedOut.Errorf("no connection")
+			}
+		}
+	}
+	return nserr.PeerDown.Errorf("no connection")
+}
+
+func (w *wired) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	if err := w.reach(ctx, opts); err != nil {
+		return err
+	}
+	return w.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
+}
+
+func (w *wired) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := w.reach(ctx, opts); err != nil {
+		return nil, err
+	}
+	return w.ClientConnInterface.NewStream(ctx, desc, method, opts...)
+}
+
+// A registry that was away for some time is registered at the moment that there is a
+// connection to it again, the first time as well as later.
+func TestRegisteredAsSoonAsConnected(t *testing.T) {
+	for _, away := range []time.Duration{time.Second, 7 * time.Second, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			f, l := newFake(t, time.Minute)
+			c := config(l)
+			w := &wired{ClientConnInterface: c.Registry, up: make(chan struct{})}
+			c.Registry = w
+			comeBack := func() {
+				time.Sleep(away)
+				synctest.Wait()
+				w.set(true)
+			}
+			back := time.Now().Add(away)
+			go comeBack()
+			r := start(t, c)
+			defer r.Abandon()
+			if late := time.Since(back); late > retry.Max && away > callTimeout || late > 0 && away < callTimeout {
+				t.Errorf("away for %v at first: registered %v late", away, late)
+			}
+			time.Sleep(30 * time.Second)
+			f.set(nil, false)
+			w.set(false)
+			f.lose()
+			back = time.Now().Add(away)
+			comeBack()
+			synctest.Wait()
+			if late := f.registered[len(f.registered)-1].Sub(back); away < callTimeout && late != 0 {
+				t.Errorf("away for %v: registered %v late", away, late)
+			}
+		})
+	}
 }
 
 // Neither a registry that does not let itself be watched nor one whose clock is

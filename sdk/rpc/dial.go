@@ -37,9 +37,9 @@ func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	authority := a.name
+	authority, longest := a.name, redialMax
 	if a.network == "unix" {
-		authority = "localhost" // as gRPC has it for Unix sockets
+		authority, longest = "localhost", redialMaxUnix // the former as gRPC has it for Unix sockets
 	}
 	r := &redialer{address: a}
 	if t, ok := o.Credentials.(*transport); ok {
@@ -58,7 +58,7 @@ func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 		grpc.WithIdleTimeout(0), // whoever holds the connection decides
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: connectTimeout,
-			Backoff:           backoff.Config{BaseDelay: redialMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMax},
+			Backoff:           backoff.Config{BaseDelay: redialMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longest},
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithChainUnaryInterceptor(r.unary),

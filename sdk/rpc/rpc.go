@@ -53,6 +53,9 @@ const (
 	connectTimeout = 3 * time.Second
 	redialMin      = 50 * time.Millisecond
 	redialMax      = 2 * time.Second
+	// redialMaxUnix is redialMax for Unix sockets: to be refused by one costs next to
+	// nothing, and everybody on a node waits for its manager.
+	redialMaxUnix = 250 * time.Millisecond
 
 	// probeTimeout limits the connect that tells a live Unix socket from a stale one.
 	probeTimeout = time.Second
