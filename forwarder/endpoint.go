@@ -94,8 +94,11 @@ func (f *Forwarder) candidates(ctx context.Context, c *networkservice.Connection
 		if len(found) == 0 {
 			return nil, nserr.NoEndpoint.Errorf("network service endpoint candidates not found: no endpoint of %s is registered", c.GetNetworkService())
 		}
-		return nil, nserr.NoMatch.Errorf("network service endpoint candidates not found: none of the %d endpoints of %s matches a client with the labels %v",
-			len(found), c.GetNetworkService(), c.GetLabels())
+		if err := hop.CheckRules(service, c.GetLabels()); err != nil {
+			return nil, err
+		}
+		return nil, nserr.NoMatch.Errorf("network service endpoint candidates not found: none of the %d endpoints of %s matches a client with %s",
+			len(found), c.GetNetworkService(), match.Text(c.GetLabels()))
 	}
 	var names []string
 	for _, m := range match.Order(matching, f.turns.next(c.GetNetworkService())) {

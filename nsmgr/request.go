@@ -248,6 +248,9 @@ func (m *Manager) candidates(ctx context.Context, c *networkservice.Connection, 
 		if len(all) == 0 {
 			return nil, nserr.NoForwarder.Errorf("no candidates found: no forwarder is registered at manager %s", m.config.Name)
 		}
+		if err := hop.CheckRules(service, c.GetLabels()); err != nil {
+			return nil, err
+		}
 		return nil, nserr.NoForwarder.Errorf("no candidates found: none of the %d forwarders of manager %s has the labels that network service %q asks for",
 			len(all), m.config.Name, c.GetNetworkService()).WithFix("compare 'nsm get service %s -o yaml' (metadata) with the labels of the forwarders", c.GetNetworkService())
 	}

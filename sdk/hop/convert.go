@@ -3,11 +3,14 @@
 package hop
 
 import (
+	"strings"
+
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/networkservicemesh/api/pkg/api/registry"
 
 	"github.com/openvwire/nsm/sdk/match"
 	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // MechanismOf returns m as a value; nil gives the zero Mechanism.
@@ -60,4 +63,19 @@ func EndpointsOf(nses []*registry.NetworkServiceEndpoint, service string) []matc
 		out[i] = match.Endpoint{Name: e.GetName(), Labels: e.GetNetworkServiceLabels()[service].GetLabels()}
 	}
 	return out
+}
+
+// CheckRules refuses a client for which none of a service's rules is.
+func CheckRules(ns *registry.NetworkService, client match.Labels) error {
+	matches := MatchesOf(ns)
+	if match.Applies(matches, client) {
+		return nil
+	}
+	sources := make([]string, len(matches))
+	for i, m := range matches {
+		sources[i] = "{" + match.Text(m.Source) + "}"
+	}
+	return nserr.NoMatch.Errorf("no match of %s applies to a client with %s; it has the source selectors %s",
+		ns.GetName(), match.Text(client), strings.Join(sources, " ")).
+		WithFix("ask with other labels, or see 'nsm get service %s -o yaml'", ns.GetName())
 }

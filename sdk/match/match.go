@@ -136,6 +136,24 @@ func Forwarders(matches []Match, client Labels, all []Endpoint) []string {
 	return nil
 }
 
+// Applies reports whether any rule is for a client with these labels, whatever
+// endpoints and forwarders there are. A service without matches is for everybody.
+func Applies(matches []Match, client Labels) bool {
+	return len(matches) == 0 || slices.ContainsFunc(matches, func(m Match) bool { return Contains(client, m.Source, client) })
+}
+
+// Text writes labels for people, in one order.
+func Text(labels Labels) string {
+	if len(labels) == 0 {
+		return "no labels"
+	}
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		out = append(out, k+"="+labels[k])
+	}
+	return strings.Join(out, " ")
+}
+
 func names(all []Endpoint) []string {
 	out := make([]string, len(all))
 	for i, e := range all {

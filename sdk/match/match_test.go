@@ -182,3 +182,22 @@ func FuzzContains(f *testing.F) {
 		Contains(l, Labels{"k": selector}, l)
 	})
 }
+
+func TestApplies(t *testing.T) {
+	web := Match{Source: Labels{"app": "web"}}
+	for name, tt := range map[string]struct {
+		matches []Match
+		client  Labels
+		want    bool
+	}{
+		"no rules":           {nil, nil, true},
+		"a rule for all":     {[]Match{web, {}}, nil, true},
+		"one of its own":     {[]Match{{Source: Labels{"app": "db"}}, web}, Labels{"app": "web", "x": "y"}, true},
+		"a slip of the pen":  {[]Match{web}, Labels{"app": "wbe"}, false},
+		"for those with one": {[]Match{web}, nil, false},
+	} {
+		if got := Applies(tt.matches, tt.client); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+}

@@ -45,6 +45,8 @@ func TestWhyNoEndpoint(t *testing.T) {
 		a.Serve(Service{Name: "db", Endpoint: "two", With: fails(nserr.NotAllowed, "the lights are out"), CIDR: "10.61.0.0/24"})
 		m.Apply(a, &api.NetworkService{Name: "db", Matches: []*api.Match{{Routes: []*api.Destination{to(0, "role", "primary")}}}})
 		refused(nserr.NoMatch, "2 endpoints")
+		m.Apply(a, &api.NetworkService{Name: "db", Matches: []*api.Match{{SourceSelector: map[string]string{"app": "web"}}, {SourceSelector: map[string]string{"app": "cron", "tier": "1"}}}})
+		refused(nserr.NoMatch, "no match of db applies to a client with nodeName=a", "{app=web} {app=cron tier=1}", "nsm get service db")
 		m.Apply(a, &api.NetworkService{Name: "db"})
 		refused(nserr.EndpointsFailed, "one", "the disk is full", "two", "the lights are out")
 		m.CheckEmpty()
