@@ -339,6 +339,11 @@ func (w *Wire) established(got *networkservice.Connection) {
 	w.conn, w.up, w.over, w.attempts, w.last = got, true, false, 0, nil
 	w.path = hop.PathOf(got)
 	w.ends = lifeEnd(got.GetPath(), time.Now(), w.client.config.TokenLifetime)
+	w.tellLocked()
+}
+
+// tellLocked tells whoever waits for a change.
+func (w *Wire) tellLocked() {
 	close(w.changed)
 	w.changed = make(chan struct{})
 }
@@ -372,8 +377,7 @@ func (w *Wire) expire() {
 	c.Path.PathSegments[c.Path.Index].Expires = nil
 	c.State = networkservice.State_DOWN
 	w.conn, w.up, w.over, w.attempts, w.last, w.path = c, false, true, 0, nil, path.Path{}
-	close(w.changed)
-	w.changed = make(chan struct{})
+	w.tellLocked()
 }
 
 // count notes a failed attempt.
@@ -382,8 +386,7 @@ func (w *Wire) count(err error) {
 	defer w.mu.Unlock()
 	w.attempts++
 	w.last = err
-	close(w.changed)
-	w.changed = make(chan struct{})
+	w.tellLocked()
 }
 
 // setDown notes that the mesh says that the wire is broken.
@@ -396,8 +399,7 @@ func (w *Wire) setDown() {
 	c := proto.Clone(w.conn).(*networkservice.Connection)
 	c.State = networkservice.State_DOWN
 	w.conn = c
-	close(w.changed)
-	w.changed = make(chan struct{})
+	w.tellLocked()
 }
 
 func (w *Wire) tries() int {
