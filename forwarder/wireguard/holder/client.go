@@ -3,8 +3,10 @@
 package holder
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -53,6 +55,7 @@ type Client struct {
 	mu      sync.Mutex
 	session *session // nil when not attached
 	used    bool     // the holder has, or had, devices of ours
+	silence *silence // nil unless the holder runs and does not answer
 }
 
 // session is an attachment to a running holder: a connection that ends with
@@ -62,8 +65,8 @@ type session struct {
 	status Status
 }
 
-// callTimeout bounds one request when the caller's context does not. Deleting
-// a device takes 20 ms; the rest is for a machine under load.
+// callTimeout bounds one request to a holder that answers, when the caller's context
+// does not. Deleting a device takes 20 ms; the rest is for a machine under load.
 const callTimeout = 15 * time.Second
 
 // startTimeout bounds the start of a holder, or the wait for the end of one
@@ -72,8 +75,9 @@ const startTimeout = 10 * time.Second
 
 var retry = backoff.Policy{Min: 10 * time.Millisecond, Max: 2 * time.Second}
 
-// NewClient returns a client that has adopted the running holder, if there is
-// one. It starts none. Close must be called.
+// NewClient returns a client that has adopted the running holder, of whatever version,
+// if there is one; one that does not answer is adopted when it does. It starts none.
+// Close must be called.
 func NewClient(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -97,9 +101,9 @@ func NewClient(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	s, err := c.dialAttach(ctx)
 	switch {
 	case err == nil:
-		cfg.Logger.Info("adopted WireGuard holder", "pid", s.status.PID, "count", s.status.Devices)
+		cfg.Logger.Info("adopted WireGuard holder"+s.version(), "pid", s.status.PID, "count", s.status.Devices)
 		c.adopt(s)
-	case !notRunning(err):
+	case !notRunning(err) && c.silent() == nil:
 		c.Close()
 		return nil, err
 	}
@@ -109,7 +113,7 @@ func NewClient(ctx context.Context, cfg ClientConfig) (*Client, error) {
 // Visit returns a client for List and Delete alone: it is not attached, starts no
 // holder, and need not be closed.
 func Visit(socket string) *Client {
-	return &Client{cfg: ClientConfig{Socket: socket}}
+	return &Client{cfg: ClientConfig{Socket: socket, Logger: slog.Default()}}
 }
 
 // Close detaches from the holder, which goes on, and waits for the client's
@@ -148,7 +152,11 @@ func (c *Client) tryCreate(ctx context.Context, ns *netns.Handle, req *request) 
 	c.mu.Lock()
 	c.used = true
 	c.mu.Unlock()
-	answer, err := c.call(ctx, req, ns.File())
+	if ctx.Err() != nil {
+		return Device{}, nserr.TimedOut.Errorf("WireGuard holder: %w", context.Cause(ctx))
+	}
+	// Who gives up now must know whether there is a device: it takes a moment to see.
+	answer, err := c.call(context.WithoutCancel(ctx), req, ns.File())
 	if err != nil {
 		return Device{}, err
 	}
@@ -205,6 +213,9 @@ func (c *Client) Running(ctx context.Context) (bool, error) {
 // attach makes sure that this client is attached to a running holder. With
 // start, it starts one if there is none.
 func (c *Client) attach(ctx context.Context, start bool) error {
+	if err := c.heard(ctx); err != nil {
+		return err
+	}
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
@@ -216,6 +227,9 @@ func (c *Client) attach(ctx context.Context, start bool) error {
 	c.mu.Unlock()
 	if attached {
 		return nil
+	}
+	if err := c.silent(); err != nil { // as whoever had the turn before has found out
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -299,6 +313,14 @@ func (c *Client) restart(ctx context.Context) bool {
 	}
 }
 
+// version says which version of the protocol the holder has, if it is not ours.
+func (s *session) version() string {
+	if s.status.Version == protocolVersion {
+		return ""
+	}
+	return fmt.Sprintf(", version %d of its protocol (ours is %d)", s.status.Version, protocolVersion)
+}
+
 // wait blocks until the holder dies or ctx ends.
 func (s *session) wait(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.Close() })
@@ -307,11 +329,11 @@ func (s *session) wait(ctx context.Context) {
 	_, _ = s.conn.Read(b[:]) // the holder never writes
 }
 
-// detach gives up the session, if there is one.
+// detach gives up the session, if there is one, and what is known of that holder.
 func (c *Client) detach() {
 	c.mu.Lock()
 	s := c.session
-	c.session = nil
+	c.session, c.silence = nil, nil
 	c.mu.Unlock()
 	if s != nil {
 		_ = s.conn.Close()
@@ -324,9 +346,8 @@ func (c *Client) dialAttach(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	answer, err := c.exchange(ctx, conn, &request{Op: opAttach}, nil)
-	if err == nil && (answer.Status == nil || answer.Status.Version != protocolVersion) {
-		err = nserr.BadAnswer.Errorf("WireGuard holder at %s speaks another version of the protocol", c.cfg.Socket).
-			WithFix("stop it when its wires may be interrupted: kill the process 'nsm wireguard-holder'")
+	if err == nil && answer.Status == nil {
+		err = nserr.BadAnswer.Errorf("WireGuard holder at %s sent no status", c.cfg.Socket)
 	}
 	if err != nil {
 		_ = conn.Close()
@@ -338,6 +359,9 @@ func (c *Client) dialAttach(ctx context.Context) (*session, error) {
 
 // call sends one request and returns its reply.
 func (c *Client) call(ctx context.Context, req *request, file *os.File) (*reply, error) {
+	if err := c.heard(ctx); err != nil {
+		return nil, err
+	}
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
@@ -354,6 +378,9 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 		return nil, nserr.PeerDown.Errorf("WireGuard holder: %w", err)
 	case ctx.Err() != nil:
 		return nil, nserr.TimedOut.Errorf("WireGuard holder: %w", context.Cause(ctx))
+	case errors.Is(err, unix.EAGAIN): // it has not accepted thousands of connections
+		return nil, nserr.TimedOut.Errorf("WireGuard holder at %s runs and does not answer: %w", c.cfg.Socket, err).
+			WithFix("have it go on, kill -CONT, or have it replaced, kill -KILL: the process 'nsm wireguard-holder'")
 	case err != nil:
 		return nil, nserr.StateDir.Errorf("WireGuard holder: %w", err)
 	}
@@ -366,18 +393,24 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 }
 
 func (c *Client) exchange(ctx context.Context, conn *net.UnixConn, req *request, file *os.File) (*reply, error) {
-	_ = conn.SetDeadline(time.Now().Add(callTimeout))
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	limit(ctx, conn, callTimeout)
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(over) })
 	defer stop()
 	var answer reply
+	in := bufio.NewReader(conn)
 	err := writeMessage(conn, req, file)
 	if err == nil {
-		err = readMessage(conn, &answer)
+		err = c.await(ctx, conn, in, req.Op)
+	}
+	if err == nil {
+		err = readMessage(in, &answer)
 	}
 	switch {
 	case err == nil:
 		return &answer, answer.err()
 	case errors.Is(err, nserr.NoNetNS):
+		return nil, err
+	case errors.Is(err, nserr.TimedOut) && ctx.Err() == nil: // it is silent
 		return nil, err
 	case ctx.Err() != nil:
 		return nil, nserr.TimedOut.Errorf("WireGuard holder, %s: %w", req.Op, context.Cause(ctx))

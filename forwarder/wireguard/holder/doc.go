@@ -25,11 +25,14 @@
 //   - exactly one per socket path: a lock (flock) on PATH.lock decides; who
 //     loses the race exits and the client talks to the winner;
 //   - it outlives the forwarder: own session, SIGHUP and SIGPIPE ignored; the
-//     next forwarder adopts it by connecting to the same path;
+//     next forwarder adopts it by connecting to the same path, whatever version
+//     either has (docs/adr/0007);
 //   - it exits by itself when it has had neither a device nor an attached
 //     forwarder for [DefaultIdle];
 //   - SIGTERM deletes all devices and exits; a forwarder that is attached
-//     replaces it, as after any other death, and makes its devices anew.
+//     replaces it, as after any other death, and makes its devices anew;
+//   - one that stands still (SIGSTOP) is left alone: its forwarder finds out within
+//     3 s, says so once, and fails at once until it goes on or is killed.
 //
 // Under systemd the forwarder's unit therefore needs KillMode=process.
 //

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +27,8 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "wireguard-holder" {
 		idle, _ := time.ParseDuration(os.Getenv("HOLDER_TEST_IDLE"))
-		if err := Main(context.Background(), Config{Socket: os.Args[3], Idle: idle}); err != nil {
+		version, _ := strconv.Atoi(os.Getenv("HOLDER_TEST_VERSION"))
+		if err := Main(context.Background(), Config{Socket: os.Args[3], Idle: idle, version: version}); err != nil {
 			slog.Error("holder", "error", err)
 			os.Exit(1)
 		}

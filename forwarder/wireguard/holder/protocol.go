@@ -16,8 +16,18 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-// protocolVersion is the version of the messages below. A forwarder adopts
-// only a holder that speaks its own version.
+// protocolVersion says what a holder can do, to whoever looks. Nothing depends on it: a
+// forwarder adopts every holder, since its wires must outlive an upgrade, and both live
+// with peers of any other version (docs/adr/0007). That holds as long as
+//
+//   - fields and operations are only added, and keep name and meaning: whoever does not
+//     know a field ignores it, and a holder that does not know an operation says
+//     NSM-1004, which a forwarder takes for no more than that;
+//   - [DeviceName] stays as it is, by which a forwarder finds a device's configuration
+//     socket, and that speaks WireGuard's own protocol;
+//   - socket and lock stay where they are.
+//
+// TestProtocolStays pins them down.
 //
 // History: 1, November 2026: ping, attach, create, delete, list.
 const protocolVersion = 1
@@ -184,15 +194,8 @@ func (r *rightsReader) close() {
 
 // samePeerUser fails unless the process at the other end has our user id.
 func samePeerUser(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
+	cred, err := peerOf(c)
 	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	ctlErr := raw.Control(func(fd uintptr) {
-		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err = errors.Join(ctlErr, err); err != nil {
 		return fmt.Errorf("peer credentials: %w", err)
 	}
 	if uid := os.Geteuid(); int(cred.Uid) != uid {
@@ -200,4 +203,31 @@ func samePeerUser(c *net.UnixConn) error {
 			WithFix("run the forwarder and its WireGuard holder as the same user")
 	}
 	return nil
+}
+
+// peerOf returns which process, of which user, is at the other end.
+func peerOf(c *net.UnixConn) (cred *unix.Ucred, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	ctlErr := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	return cred, errors.Join(ctlErr, err)
+}
+
+// hungUp reports whether the process at the other end waits for no answer any more.
+func hungUp(c *net.UnixConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	_ = raw.Control(func(fd uintptr) {
+		events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(events, 0)
+		gone = err == nil && n == 1
+	})
+	return gone
 }

@@ -5,6 +5,7 @@ package holder
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -157,4 +158,39 @@ func FuzzReadMessage(f *testing.F) {
 			t.Errorf("read %d bytes of a message of %d", used, 4+binary.BigEndian.Uint32(data))
 		}
 	})
+}
+
+// What forwarders and holders of all versions have in common (protocolVersion). If this
+// test fails the code is wrong, not the test: a holder of before an upgrade has the wires.
+func TestProtocolStays(t *testing.T) {
+	device := Device{Tag: "t", Name: "n", NetNS: "1:2", UAPI: "u", MTU: 3}
+	for want, v := range map[string]any{
+		`{"op":"ping"}`:             request{Op: opPing},
+		`{"op":"attach"}`:           request{Op: opAttach},
+		`{"op":"list"}`:             request{Op: opList},
+		`{"op":"delete","tag":"t"}`: request{Op: opDelete, Tag: "t"},
+		`{"op":"create","tag":"t","name":"n","mtu":3}`:                               request{Op: opCreate, Tag: "t", Name: "n", MTU: 3},
+		`{"devices":[{"tag":"t","name":"n","netns":"1:2","uapi":"u","mtu":3}]}`:      reply{Devices: []Device{device}},
+		`{"status":{"version":1,"pid":2,"devices":3,"forwarders":4,"goroutines":5}}`: reply{Status: &Status{1, 2, 3, 4, 5}},
+		`{"code":"NSM-1004","error":"operation \"x\"","fix":"y"}`:                    reply{Code: "NSM-1004", Error: `operation "x"`, Fix: "y"},
+	} {
+		if got, err := json.Marshal(v); err != nil || string(got) != want {
+			t.Errorf("%s, %v; want %s", got, err, want)
+		}
+	}
+	if name := DeviceName("/var/lib/nsm/wireguard.sock", "nsm:forwarder-a:1234:left"); name != "nsmb7lmw22e62e5" {
+		t.Errorf("device name %s", name)
+	}
+
+	a, b := pair(t)
+	if err := writeMessage(a, map[string]any{"later": []int{1}, "status": map[string]any{"version": 7, "pid": 5, "later": "x"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var answer reply
+	if err := readMessage(b, &answer); err != nil || answer.Status == nil || answer.Status.PID != 5 {
+		t.Errorf("an answer with more in it: %+v, %v", answer, err)
+	}
+	if err := (&reply{Code: "NSM-9999", Error: "of a later version"}).err(); !errors.Is(err, nserr.Internal) {
+		t.Errorf("a reason that is not known: %v", err)
+	}
 }

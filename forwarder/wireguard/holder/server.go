@@ -38,6 +38,8 @@ type Config struct {
 	Socket string        // path of the Unix socket to serve on; also identifies the holder
 	Idle   time.Duration // 0 = DefaultIdle
 	Logger *slog.Logger  // nil = slog.Default()
+
+	version int // that it says it has; 0 = protocolVersion
 }
 
 // Main runs a holder until ctx ends, SIGTERM or SIGINT arrives, or it has been
@@ -57,6 +59,9 @@ func Main(ctx context.Context, cfg Config) error {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	if cfg.version == 0 {
+		cfg.version = protocolVersion
 	}
 	lock, err := lockSocket(cfg.Socket)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -236,6 +241,9 @@ func (s *server) serve(c *net.UnixConn) {
 		}
 		return
 	}
+	if hungUp(c) { // it came while this process stood still: by now something else may be wanted
+		return
+	}
 	if req.Op == opAttach {
 		s.attach(c)
 		return
@@ -298,7 +306,7 @@ func (s *server) status() *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &Status{
-		Version:    protocolVersion,
+		Version:    s.cfg.version,
 		PID:        os.Getpid(),
 		Devices:    devices,
 		Forwarders: s.forwarders,
