@@ -87,3 +87,34 @@ func TestInTurn(t *testing.T) {
 		})
 	}
 }
+
+// What is wrong with the request keeps its reason, and its fix; who was not there, or
+// cannot say what is wrong, does not speak for the hop that has asked.
+func TestAllFailed(t *testing.T) {
+	excluded := nserr.AddressesExcluded.Errorf("a").WithFix("a fix")
+	exhausted, slow, down := nserr.AddressesExhausted.Errorf("b"), nserr.TimedOut.Errorf("c"), nserr.PeerDown.Errorf("d")
+	for _, tt := range []struct {
+		name     string
+		failures []error
+		want     *nserr.Reason
+		says     []string
+	}{
+		{"one", []error{fmt.Errorf("one: %w", excluded)}, nserr.AddressesExcluded, []string{"one: a", "a fix"}},
+		{"one that was slow", []error{slow}, nserr.TimedOut, []string{"c"}},
+		{"one that was not there", []error{down}, nserr.ForwardersFailed, []string{"all of them: ", "d"}},
+		{"one without a reason", []error{errors.New("e")}, nserr.ForwardersFailed, []string{"all of them: ", "e"}},
+		{"for the same reason", []error{excluded, excluded}, nserr.AddressesExcluded, []string{"all of them: ", "a fix"}},
+		{"for different reasons", []error{excluded, exhausted}, nserr.ForwardersFailed, []string{"all of them: ", "a", "b"}},
+		{"none was there", []error{down, down}, nserr.ForwardersFailed, []string{"all of them: ", "d"}},
+	} {
+		err := AllFailed(nserr.ForwardersFailed, "all of them", tt.failures)
+		if got := nserr.From(err).Reason; got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got.Code, tt.want.Code)
+		}
+		for _, text := range tt.says {
+			if !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %q does not say %q", tt.name, err, text)
+			}
+		}
+	}
+}

@@ -188,7 +188,7 @@ func misfit(own, event *networkservice.Connection) string {
 		return "it is of another connection"
 	case at != index && at != index+1:
 		return "it is of another hop"
-	case ValidateContext(event.GetContext()) != nil || PathOf(event).Validate() != nil:
+	case validateContext(event.GetContext()) != nil || PathOf(event).Validate() != nil:
 		return "it is not well-formed"
 	case older(own.GetPath().GetPathSegments(), segments, index+1):
 		return late

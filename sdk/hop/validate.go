@@ -61,7 +61,7 @@ func Validate(c *networkservice.Connection) error {
 	if err := validateMechanism(c.GetMechanism()); err != nil {
 		return err
 	}
-	return ValidateContext(c.GetContext())
+	return validateContext(c.GetContext())
 }
 
 // ValidatePreferences checks what Validate checks for the one mechanism of a
@@ -96,9 +96,9 @@ func validateMechanism(m *networkservice.Mechanism) error {
 	return nil
 }
 
-// ValidateContext checks addresses, routes, policies and MTU of a connection
+// validateContext checks addresses, routes, policies and MTU of a connection
 // context. Every address must parse: what passes here can be configured.
-func ValidateContext(c *networkservice.ConnectionContext) error {
+func validateContext(c *networkservice.ConnectionContext) error {
 	if mtu := c.GetMTU(); mtu != 0 && (mtu < MinMTU || mtu > 65535) {
 		return nserr.MTUTooSmall.Errorf("MTU %d is not between %d and 65535", mtu, MinMTU)
 	}
