@@ -121,14 +121,17 @@ func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig
 		fmt.Fprintf(a.err, "nsm: %s is up: %s on %s, the endpoint %s has %s\n", u.Service, joinAddrs(wire.Addrs()), wire.Interface(),
 			wire.Connection().GetNetworkServiceEndpointName(), joinAddrs(wire.PeerAddrs()))
 		if cfg.Leave { // else the client closes it
-			defer a.leave(wire, cfg.Name)
+			defer func() {
+				if w.ended() == nil {
+					a.leave(wire, cfg.Name)
+				}
+			}()
 		}
 	}
 	if len(command) > 0 {
 		return wires, w.run(ctx, a, command)
 	}
-	<-ctx.Done()
-	return wires, nil
+	return wires, w.wait(ctx)
 }
 
 // leave lets go of a wire and leaves it up.

@@ -25,7 +25,8 @@ const (
 )
 
 // openLeases opens the lease file of an endpoint; nil means that there is none. A
-// directory that nobody has named need not be usable.
+// directory that nobody has named need not be usable, and a disk that is full or broken
+// keeps nobody from serving.
 func openLeases(dir, name string, pool *ipam.Pool) (*endpoint.Leases, error) {
 	if dir == "none" {
 		return nil, nil
@@ -41,11 +42,17 @@ func openLeases(dir, name string, pool *ipam.Pool) (*endpoint.Leases, error) {
 		removeOldLeases(dir, time.Now())
 		return endpoint.OpenLeases(filepath.Join(dir, url.PathEscape(name)+leaseSuffix), pool, slog.Default())
 	}()
-	if err != nil && !named {
+	if err != nil && (!named || broken(err)) {
 		slog.Warn("wires may get other addresses after a restart of this endpoint", "error", err)
 		return nil, nil
 	}
 	return leases, err
+}
+
+// broken reports whether an error is that of a disk, and not of whoever has named a
+// place on it.
+func broken(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS)
 }
 
 // stateHome is where a command keeps what a restart must not lose if nobody names a

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/openvwire/nsm/sdk/ipam"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -85,6 +87,36 @@ func TestOldLeasesGo(t *testing.T) {
 	for name, want := range map[string]bool{"gone.leases": false, "used.leases": true, "new.leases": true, "mine": true} {
 		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A full disk is no reason not to serve, whoever has named the place.
+func TestLeasesOnAFullDisk(t *testing.T) {
+	pool, err := ipam.New([][]netip.Prefix{{netip.MustParsePrefix("10.0.0.0/24")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("nsm-test", dir, "tmpfs", 0, "size=16k"); err != nil {
+		t.Skipf("mounting a small tmpfs: %v", err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile(filepath.Join(dir, "ballast"), make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	for _, place := range []string{dir, filepath.Join(dir, "serve")} {
+		leases, err := openLeases(place, "db", pool)
+		if err != nil {
+			t.Errorf("%s: %v", place, err)
+		}
+		if leases != nil {
+			leases.Close()
+			t.Errorf("%s: a lease file on a full disk", place)
 		}
 	}
 }

@@ -113,7 +113,7 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 	if len(command) > 0 {
 		err = w.run(ctx, a, command)
 	} else {
-		<-ctx.Done()
+		err = w.wait(ctx)
 	}
 	left := cfg.Name + " stays registered until that expires, within a minute"
 	return errors.Join(err, a.cleansUp("unregistering the endpoint", left, func() error { return e.Stop(context.WithoutCancel(ctx)) }))

@@ -17,19 +17,25 @@ import (
 
 // workloadConfig says whose network namespace gets the wires.
 type workloadConfig struct {
-	PID   int    `flag:"pid" default:"0" help:"process whose network namespace gets the wires; default this one's own"`
+	PID   int    `flag:"pid" default:"0" help:"process whose network namespace gets the wires, which end with it; default this one's own"`
 	NetNS string `flag:"netns" help:"name (as of 'ip netns') or path of the network namespace that gets the wires"`
 }
 
 // workload is the namespace of whoever gets the wires.
 type workload struct {
-	netns *os.File // nil: this process's own
+	netns   *os.File // nil: this process's own
+	process *process // of --pid, with which the workload ends; nil without
 }
 
 // openWorkload opens the namespace that the settings name; for a command it is a
 // new one, which lives as long as the workload is open.
-func openWorkload(c workloadConfig, command []string) (w *workload, err error) {
-	w = &workload{}
+func openWorkload(c workloadConfig, command []string) (_ *workload, err error) {
+	w := &workload{}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
 	if len(command) > 0 {
 		if _, err := exec.LookPath(command[0]); err != nil { // before anything is done for it
 			return nil, nserr.BadFlag.Errorf("cannot run %q: %w", command[0], err).WithFix("name a program that exists")
@@ -39,18 +45,53 @@ func openWorkload(c workloadConfig, command []string) (w *workload, err error) {
 	case c.PID != 0 && c.NetNS != "":
 		return nil, nserr.BadFlag.Errorf("--pid and --netns both say which namespace")
 	case c.PID != 0:
-		w.netns, err = netns.OfPID(c.PID)
+		err = w.openPID(c.PID)
 	case c.NetNS != "" && (c.NetNS[0] == '/' || c.NetNS[0] == '.'):
 		w.netns, err = netns.Open(c.NetNS)
 	case c.NetNS != "":
 		w.netns, err = netns.OpenNamed(c.NetNS)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nserr.NoNetNS.Errorf("there is no network namespace %q", c.NetNS).WithFix("see 'ip netns list'")
+		}
 	case len(command) > 0:
 		w.netns, err = netns.New()
 	}
 	return w, err
 }
 
+// openPID opens a process and its namespace.
+func (w *workload) openPID(pid int) (err error) {
+	if w.process, err = openProcess(pid); err != nil {
+		return err
+	}
+	if w.netns, err = netns.OfPID(pid); err != nil {
+		return errors.Join(w.process.ended(), err)
+	}
+	return w.process.ended() // else the namespace may be that of another one with its number
+}
+
+// wait waits until ctx ends, which is no error, or the process whose workload it is.
+func (w *workload) wait(ctx context.Context) error {
+	if w.process != nil {
+		return w.process.wait(ctx)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// ended is the error that the process whose workload it is has ended, nil if it runs or
+// there is none.
+func (w *workload) ended() error {
+	if w.process == nil {
+		return nil
+	}
+	return w.process.ended()
+}
+
 func (w *workload) close() {
+	if w.process != nil {
+		_ = w.process.fd.Close()
+	}
 	if w.netns != nil {
 		_ = w.netns.Close()
 	}

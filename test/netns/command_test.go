@@ -203,3 +203,38 @@ func TestServeHasNoFiles(t *testing.T) {
 	p.Kill()
 	files("when it has been killed")
 }
+
+// What is done for a process ends with it: its endpoint is taken from the registry,
+// its wires are closed, also those that were to be left.
+func TestProcessEnds(t *testing.T) {
+	l := newMesh(t, lab.Config{})
+	a := l.Node("a")
+	server, client := workload(t, a, "db"), workload(t, a, "web")
+	sleep := func(ns *lab.NetNS) *lab.Process {
+		p, err := ns.Start(t.Context(), "", "sleep", "1000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stopAtEnd(t, p)
+		return p
+	}
+	postgres, web := sleep(server), sleep(client)
+	endpoint := serve(t, server, "db", "--name", "db", "--cidr", "10.60.0.0/24", "--pid", fmt.Sprint(postgres.PID))
+	unchanged(t, l)
+	w := connect(t, client, "kernel://db/nsm-1", "--name", "web", "--leave", "--pid", fmt.Sprint(web.PID))
+	ends := func(of, with *lab.Process, says string) {
+		t.Helper()
+		if err := of.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-with.Done()
+		if code := with.ExitCode(); code != 1 || !strings.Contains(with.Output(), says) {
+			t.Errorf("exit code %d, want 1 and %q:\n%s", code, says, with.Output())
+		}
+	}
+	ends(web, w.client, fmt.Sprintf("process %d has ended", web.PID))
+	ends(postgres, endpoint, fmt.Sprintf("process %d has ended", postgres.PID))
+	if _, err := a.Nsm(t.Context(), "get", "endpoint", "db"); exitCode(err) != 3 {
+		t.Errorf("the endpoint after its process: %v, want exit code 3", err)
+	}
+}
