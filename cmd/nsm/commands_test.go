@@ -155,7 +155,7 @@ func TestGetNothing(t *testing.T) {
 	}
 	for _, kind := range []string{"service", "endpoint", "wire", "node"} {
 		_, stderr, code := runAgainst(t, &canned{}, "", "get", kind, "missing")
-		if code != exitNotFound || !strings.Contains(stderr, kind+` "missing" is not found`) {
+		if code != exitNotFound || !strings.Contains(stderr, kind+` "missing" is not found (fix: list `+kind+"s with 'nsm get "+kind+"s'") {
 			t.Errorf("get %s: exit code %d, %s", kind, code, stderr)
 		}
 	}

@@ -113,7 +113,7 @@ func newGetKind[E, T any](a *app, k kind[E, T]) *cobra.Command {
 				return err
 			}
 			if len(found) == 0 && filter.GetName() != "" {
-				return k.missing.Errorf("%s %q is not found", strings.TrimSuffix(k.name, "s"), filter.GetName())
+				return k.missing.Errorf("%s %q is not found", strings.TrimSuffix(k.name, "s"), filter.GetName()).WithFix("list %s with 'nsm get %s'", k.name, k.name)
 			}
 			return printKind(a, k, found, cfg.Output, filter.GetName() != "")
 		})

@@ -110,12 +110,18 @@ func (p *part) local() *rpc.Local {
 	return l
 }
 
-// listen opens all URLs or none.
-func listen(ctx context.Context, urls []string) (ls []net.Listener, err error) {
+// listen opens all URLs or none. An error says which flag has others.
+func listen(ctx context.Context, flag string, urls ...string) (ls []net.Listener, err error) {
 	for _, url := range urls {
 		l, err := rpc.Listen(ctx, url)
 		if err != nil {
 			closeListeners(ls)
+			switch e := nserr.From(err); e.Reason {
+			case nserr.AddressInUse:
+				return nil, e.WithFix("stop the other process, or choose another %s", flag)
+			case nserr.NotPrivileged:
+				return nil, e.WithFix("run as root, or choose another %s", flag)
+			}
 			return nil, err
 		}
 		ls = append(ls, l)
@@ -132,7 +138,7 @@ func closeListeners(ls []net.Listener) {
 
 // listen opens all URLs or none, until the part is closed.
 func (p *part) listen(ctx context.Context, urls []string) ([]net.Listener, error) {
-	ls, err := listen(ctx, urls)
+	ls, err := listen(ctx, "--listen-on", urls...)
 	p.opened.Call(func() { closeListeners(ls) })
 	return ls, err
 }

@@ -64,14 +64,19 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 		return err
 	}
 	// Taken before anything is started: if somebody has them, nothing has happened.
-	managerListeners, err := listen(ctx, []string{nodeSocket, c.ManagerListenOn})
+	managerListeners, err := listen(ctx, "--run-dir", nodeSocket)
 	if err != nil {
 		return err
 	}
-	defer closeListeners(managerListeners) // those that were served are closed by then
+	defer func() { closeListeners(managerListeners) }() // those that were served are closed by then
+	forOthers, err := listen(ctx, "--manager-listen-on", c.ManagerListenOn)
+	if err != nil {
+		return err
+	}
+	managerListeners = append(managerListeners, forOthers...)
 	var registryListeners []net.Listener
 	if !joined && c.RegistryURL == "" {
-		if registryListeners, err = listen(ctx, []string{c.RegistryListenOn}); err != nil {
+		if registryListeners, err = listen(ctx, "--registry-listen-on", c.RegistryListenOn); err != nil {
 			return err
 		}
 		defer closeListeners(registryListeners)
@@ -237,18 +242,16 @@ func (c *upConfig) tunnelAddress() string {
 }
 
 func makeDirs(run, state string) error {
-	if err := os.MkdirAll(run, 0o755); err != nil {
-		return nserr.StateDir.Errorf("--run-dir: %w", err).WithFix("%s", fixOfDir("--run-dir", err))
-	}
-	if err := os.MkdirAll(state, 0o700); err != nil {
-		return nserr.StateDir.Errorf("--state-dir: %w", err).WithFix("%s", fixOfDir("--state-dir", err))
+	for _, d := range []struct {
+		flag, path string
+		mode       os.FileMode
+	}{{"--run-dir", run, 0o755}, {"--state-dir", state, 0o700}} {
+		switch err := os.MkdirAll(d.path, d.mode); {
+		case errors.Is(err, os.ErrPermission):
+			return nserr.NotPrivileged.Errorf("%s: %w", d.flag, err).WithFix("run as root, or name a directory of your own with %s", d.flag)
+		case err != nil:
+			return nserr.StateDir.Errorf("%s: %w", d.flag, err)
+		}
 	}
 	return nil
-}
-
-func fixOfDir(flag string, err error) string {
-	if errors.Is(err, os.ErrPermission) {
-		return "run as root, or name a directory of your own with " + flag
-	}
-	return nserr.StateDir.Fix
 }

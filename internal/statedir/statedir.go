@@ -12,8 +12,8 @@
 //	defer dir.Close()
 //	err = dir.Write("ca.pem", data)
 //
-// Every error of this package has the reason [nserr.StateDir]; a file that does
-// not exist is found with errors.Is(err, fs.ErrNotExist).
+// Every error of this package has the reason [nserr.StateDir], but [nserr.NotPrivileged]
+// if this user may not have the directory; a file that does not exist is found with errors.Is(err, fs.ErrNotExist).
 package statedir
 
 import (
@@ -46,14 +46,14 @@ type Dir struct {
 // process. It refuses a directory in which other users may replace files.
 func Open(path string) (*Dir, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, nserr.StateDir.Errorf("state directory: %w", err)
+		return nil, cannotOpen(err)
 	}
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, nserr.StateDir.Errorf("state directory: %w", err)
+		return nil, cannotOpen(err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, nserr.StateDir.Errorf("state directory: %w", err)
+		return nil, cannotOpen(err)
 	}
 	if !info.IsDir() {
 		return nil, nserr.StateDir.Errorf("state directory %s is not a directory", path)
@@ -64,7 +64,7 @@ func Open(path string) (*Dir, error) {
 	}
 	lock, err := os.OpenFile(filepath.Join(path, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, nserr.StateDir.Errorf("state directory: %w", err)
+		return nil, cannotOpen(err)
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		lock.Close()
@@ -75,6 +75,13 @@ func Open(path string) (*Dir, error) {
 		return nil, nserr.StateDir.Errorf("lock %s: %w", path, err)
 	}
 	return &Dir{path: path, lock: lock}, nil
+}
+
+func cannotOpen(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return nserr.NotPrivileged.Errorf("state directory: %w", err).WithFix("run as root, or name a directory of your own with --state-dir")
+	}
+	return nserr.StateDir.Errorf("state directory: %w", err)
 }
 
 // Path returns where a file of this directory is, for messages.

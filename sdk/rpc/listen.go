@@ -24,7 +24,8 @@ const socketMode = 0o666
 //
 // The directory of a Unix socket is created when missing. A socket that a dead
 // process left there is removed; a live one, like a port that is taken, is
-// nserr.AddressInUse. Two processes that start at the same moment get one
+// nserr.AddressInUse; a place where this user may not listen is
+// nserr.NotPrivileged. Two processes that start at the same moment get one
 // listener between them: the check and the bind happen under a lock on the
 // directory.
 func Listen(ctx context.Context, rawURL string) (net.Listener, error) {
@@ -41,11 +42,11 @@ func Listen(ctx context.Context, rawURL string) (net.Listener, error) {
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, nserr.BadFlag.Errorf("directory of socket %s: %w", path, err)
+		return nil, cannotListen("directory of socket "+path, err)
 	}
 	unlock, err := lockDir(dir)
 	if err != nil {
-		return nil, nserr.BadFlag.Errorf("directory of socket %s: %w", path, err)
+		return nil, cannotListen("directory of socket "+path, err)
 	}
 	defer unlock()
 
@@ -58,7 +59,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	}
 	if err := os.Chmod(path, socketMode); err != nil {
 		l.Close()
-		return nil, nserr.BadFlag.Errorf("mode of socket %s: %w", path, err)
+		return nil, cannotListen("mode of socket "+path, err)
 	}
 	return l, nil
 }
@@ -69,9 +70,16 @@ func bind(ctx context.Context, a address) (net.Listener, error) {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, nserr.AddressInUse.Errorf("cannot listen: %w", err)
 	case err != nil:
-		return nil, nserr.BadFlag.Errorf("cannot listen: %w", err)
+		return nil, cannotListen("cannot listen", err)
 	}
 	return l, nil
+}
+
+func cannotListen(what string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return nserr.NotPrivileged.Errorf("%s: %w", what, err).WithFix("run as root, or listen where this user may")
+	}
+	return nserr.BadFlag.Errorf("%s: %w", what, err)
 }
 
 // lockDir takes an exclusive flock(2) on a directory and leaves nothing in it.
@@ -112,7 +120,7 @@ func removeStale(ctx context.Context, path string) error {
 		return nserr.AddressInUse.Errorf("another process listens on %s", path)
 	}
 	if err := os.Remove(path); err != nil {
-		return nserr.AddressInUse.Errorf("stale socket %s cannot be removed: %w", path, err)
+		return cannotListen("stale socket "+path+" cannot be removed", err)
 	}
 	return nil
 }

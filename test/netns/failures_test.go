@@ -3,12 +3,18 @@
 package netns_test
 
 import (
+	"errors"
 	"fmt"
+	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/openvwire/nsm/internal/lab"
+	"github.com/openvwire/nsm/internal/nstest"
 )
 
 // What a daemon needs for itself it does not take from another one.
@@ -86,5 +92,60 @@ func TestExitCodes(t *testing.T) {
 				t.Errorf("%v, want exit code %d and %s", err, tt.code, tt.want)
 			}
 		})
+	}
+}
+
+// A daemon started by a user who may not says so, whatever it stumbles over first.
+func TestDaemonsWithoutPrivileges(t *testing.T) {
+	mine := t.TempDir()
+	if err := errors.Join(os.Chmod(filepath.Dir(mine), 0o755), os.Chown(mine, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	const locked = "/nsm-test" // in a directory of root
+	for _, tt := range []struct {
+		fix  string
+		args []string
+	}{
+		{"run as root, or name a directory of your own with --run-dir", []string{"up", "--run-dir", locked, "--state-dir", mine}},
+		{"run as root, or name a directory of your own with --state-dir", []string{"up", "--run-dir", mine, "--state-dir", locked}},
+		{"run as root, or choose another --run-dir", []string{"up", "--run-dir", "/", "--state-dir", mine}},
+		{"run as root, or choose another --manager-listen-on", []string{"up", "--run-dir", mine, "--state-dir", mine, "--manager-listen-on", "tcp://127.0.0.1:80"}},
+		{"run as root, or name a directory of your own with --state-dir", []string{"forwarder", "--state-dir", locked}},
+		{"run as root, or listen where this user may", []string{"authority", "--state-dir", mine + "/authority", "--socket", "unix:///identity.sock", "--authority-listen-on", "tcp://127.0.0.1:0"}},
+	} {
+		t.Run(strings.Join(tt.args[:3], " "), func(t *testing.T) {
+			c := exec.Command(nstest.Program(), tt.args...)
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, Cloneflags: syscall.CLONE_NEWNET}
+			c.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+			out, err := c.CombinedOutput()
+			if c.ProcessState.ExitCode() != 4 || !strings.Contains(string(out), "NSM-4010") || !strings.Contains(string(out), "(fix: "+tt.fix+")") {
+				t.Errorf("%v:\n%s\nwant NSM-4010, exit code 4 and %q", err, out, tt.fix)
+			}
+		})
+	}
+}
+
+// Who finds a port taken is told by which flag there is another.
+func TestPortsTaken(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, flag := range []string{"--manager-listen-on", "--registry-listen-on", "--authority-listen-on"} {
+		dir := t.TempDir()
+		args := []string{"up", "--run-dir", dir, "--state-dir", dir + "/state", "--excluded-prefixes-file", ""}
+		for _, f := range []string{"--manager-listen-on", "--registry-listen-on", "--authority-listen-on"} {
+			url := "tcp://127.0.0.1:0"
+			if f == flag {
+				url = "tcp://" + taken.Addr().String()
+			}
+			args = append(args, f, url)
+		}
+		c := exec.Command(nstest.Program(), args...)
+		out, err := c.CombinedOutput()
+		if c.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "NSM-4008") || !strings.Contains(string(out), "choose another "+flag+")") {
+			t.Errorf("%s: %v:\n%s", flag, err, out)
+		}
 	}
 }

@@ -403,10 +403,10 @@ func TestDamagedState(t *testing.T) {
 func TestUnreadableState(t *testing.T) {
 	c := config(t)
 	run(t, c).Close()
-	if got := nobody(t, "authority", c.StateDir); !strings.Contains(got, "NSM-4007") || !strings.Contains(got, "permission denied") {
+	if got := nobody(t, "authority", c.StateDir); !strings.Contains(got, "NSM-4010") || !strings.Contains(got, "permission denied") {
 		t.Errorf("a directory of root is %q to uid 65534", got)
 	}
-	if got := nobody(t, "agent", c.StateDir); !strings.Contains(got, "NSM-4007") || !strings.Contains(got, "permission denied") {
+	if got := nobody(t, "agent", c.StateDir); !strings.Contains(got, "NSM-4010") || !strings.Contains(got, "permission denied") {
 		t.Errorf("it is %q to its agent", got)
 	}
 	if err := os.WriteFile(filepath.Join(c.StateDir, agent.StateFile), []byte("{}"), 0o600); err != nil {

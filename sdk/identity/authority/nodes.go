@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -33,6 +34,9 @@ import (
 // serveNodes starts the service for other nodes.
 func (a *Authority) serveNodes(ctx context.Context, listenOn string, advertise []string) error {
 	listener, err := rpc.Listen(ctx, listenOn)
+	if errors.Is(err, nserr.AddressInUse) {
+		return nserr.From(err).WithFix("stop the other process, or choose another --authority-listen-on")
+	}
 	if err != nil {
 		return err
 	}
