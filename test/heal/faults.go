@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/openvwire/nsm/internal/lab"
 	"github.com/openvwire/nsm/internal/lab/blackhole"
 )
@@ -30,6 +32,7 @@ const (
 	clientsNode     component = "client's node"
 	client          component = "client"
 	domain          component = "domain"
+	clocks          component = "clocks of all nodes"
 	everything      component = "every process, one after another"
 )
 
@@ -93,6 +96,9 @@ func (m *mesh) inject(ctx context.Context, c component, f fault) (undo, error) {
 		return m.injectEndpoints(ctx, f)
 	case client:
 		return m.injectClient(ctx, f)
+	case clocks:
+		back := func(context.Context) error { return stepClock(-clockStepBy) }
+		return back, stepClock(clockStepBy)
 	case everything:
 		return nothing, m.upgrade(ctx)
 	}
@@ -205,4 +211,16 @@ func (m *mesh) injectClient(ctx context.Context, f fault) (undo, error) {
 		return func(context.Context) error { return m.web.Thaw() }, m.web.Freeze()
 	}
 	return nil, fmt.Errorf("client: no fault %s", f)
+}
+
+// clockStepBy is more than tokens live for.
+const clockStepBy = time.Hour + time.Minute
+
+// stepClock sets the machine's clock, which is that of all nodes, forward or back.
+func stepClock(by time.Duration) error {
+	ts, err := unix.TimeToTimespec(time.Now().Add(by))
+	if err != nil {
+		return err
+	}
+	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
 }

@@ -53,6 +53,26 @@ func TestMatrix(t *testing.T) {
 	checkAll(t, slices.DeleteFunc(matrix(), func(c cell) bool { return !c.tested }))
 }
 
+// The clock of the machine is set forward and back by more than tokens and certificates
+// live for, and no wire notices. It is everybody's: only in a machine that nobody else
+// uses (test/vm).
+func TestClockStep(t *testing.T) {
+	nsm := os.Getenv("NSM_VM_PROGRAMS")
+	if nsm == "" {
+		t.Skip("sets the machine's clock: test/vm/run.sh runs it in a virtual machine")
+	}
+	x := &measurer{options: options{nsm: filepath.Join(nsm, "nsm"), self: "/proc/self/exe", rounds: 1}}
+	for _, c := range matrix() {
+		if c.component == clocks {
+			c.elsewhere = ""
+			check(t, x, c)
+		}
+	}
+	if err := x.close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // checkAll measures cells, one after the other.
 func checkAll(t *testing.T, cells []cell) {
 	x := &measurer{options: testOptions(t)}

@@ -24,7 +24,7 @@ cache=$root/.cache/vm
 kernel=${VM_KERNEL:-linux-image-cloud-amd64} # a package or a meta package
 memory=${VM_MEMORY:-512}                     # MiB
 timeout=${VM_TIMEOUT:-300}                   # seconds
-modules=(wireguard veth tun dummy 8021q vxlan)
+modules=(wireguard veth tun dummy 8021q vxlan bridge)
 
 skip() { echo "skipped: $*"; exit 0; }
 fail() { echo "test/vm: $*" >&2; exit 1; }
@@ -100,6 +100,9 @@ disk=$work/root
 mkdir -p "$disk"
 cd "$root"
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$disk/init" ./test/vm/init
+for program in ${VM_PROGRAMS-}; do # packages of programs that the tests start
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$disk/programs/" "$program"
+done
 CGO_ENABLED=0 go test -c -trimpath -ldflags '-s -w' -o "$disk/tests" "$package"
 [ -e "$disk/tests" ] || fail "$package has no tests"
 for argument in "$@"; do echo "$argument"; done >"$disk/arguments"

@@ -49,7 +49,7 @@ func run() (code int, err error) {
 		return 0, err
 	}
 	tests := exec.Command("/tests", strings.FieldsFunc(string(arguments), func(r rune) bool { return r == '\n' })...)
-	tests.Env = []string{"PATH=/", "HOME=/tmp", "TMPDIR=/tmp"}
+	tests.Env = []string{"PATH=/", "HOME=/tmp", "TMPDIR=/tmp", "NSM_VM_PROGRAMS=/programs"}
 	tests.Stdout, tests.Stderr = os.Stdout, os.Stderr
 	var failed *exec.ExitError
 	if err := tests.Run(); errors.As(err, &failed) {
