@@ -6,6 +6,7 @@ import (
 	"context"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc/peer"
@@ -265,7 +266,7 @@ func (f *Forwarder) ownKey(ctx context.Context, l *leg, known *wire, space, id s
 }
 
 // offerRight makes what this forwarder offers for the leg towards the endpoint.
-func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservice.Connection, left *leg, to *candidate) (*leg, error) {
+func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservice.Connection, left *leg, to *candidate, anew bool) (*leg, error) {
 	r := &leg{}
 	if known != nil && known.next.Conn.GetNetworkServiceEndpointName() == to.name && known.next.Peer.URL() == to.url {
 		r.mech, r.stands = known.right, true
@@ -281,14 +282,14 @@ func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservi
 		return nil, nserr.Unsupported.Errorf("endpoint %s is on another node, but this forwarder has no address on the underlay", to.name).
 			WithFix("start the forwarder with --tunnel-ip")
 	}
-	err := f.offerTunnel(ctx, r, known, c, left, to)
+	err := f.offerTunnel(ctx, r, known, c, left, to, anew)
 	if err != nil {
 		r.holds.release()
 	}
 	return r, err
 }
 
-func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *networkservice.Connection, left *leg, to *candidate) error {
+func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *networkservice.Connection, left *leg, to *candidate, anew bool) error {
 	if to.payload == mechanism.PayloadEthernet {
 		if err := f.tunnelMTU(r, known, plan.KindVXLAN, 0); err != nil {
 			return err
@@ -307,8 +308,27 @@ func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *net
 	if err := f.ownKey(ctx, r, known, left.space, c.GetId()); err != nil {
 		return err
 	}
+	if anew && f.outlived(ctx, known) {
+		r.private = mechanism.NewPrivateKey()
+	}
 	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.private.Public()}.With(r.mech)
 	return nil
+}
+
+// outlived reports whether a wire that has to go another way has a WireGuard session that
+// should have been renewed long ago. It is, with the peer that it had, by a new key alone
+// if this node's clock was set back: a peer believes nobody who begins at an earlier time
+// than the last (section 5.1 of the WireGuard paper).
+func (f *Forwarder) outlived(ctx context.Context, known *wire) bool {
+	if known == nil || known.desired.WireGuard == nil {
+		return false
+	}
+	seen, err := f.config.Kernel.Observe(ctx, known.desired)
+	if err != nil || len(seen.Ends) != 1 || seen.Ends[0].LastHandshake.IsZero() {
+		return false
+	}
+	age := time.Since(seen.Ends[0].LastHandshake)
+	return age > plan.SessionLife || age < -time.Second
 }
 
 // leftoverVNI is the VNI of the device that an earlier life of this forwarder

@@ -60,7 +60,8 @@ interop() { (cd test/interop && "$tools/gotest" $flags -timeout 15m ./...); }
 vm() {
 	mkdir -p .cache
 	{
-		test/vm/run.sh ./forwarder/wireguard && test/vm/run.sh ./forwarder/kernel -test.run WireGuard
+		test/vm/run.sh ./forwarder/wireguard && test/vm/run.sh ./forwarder/kernel -test.run WireGuard &&
+			VM_PROGRAMS=./cmd/nsm VM_MEMORY=1024 test/vm/run.sh ./test/heal -test.run TestClockStep -test.short
 		echo "exit $?"
 	} >.cache/vm.log 2>&1
 	grep -v '^exit ' .cache/vm.log

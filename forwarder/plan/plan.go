@@ -121,6 +121,10 @@ type VXLAN struct {
 	Port          uint16 // UDP destination port, the same at both ends (protocol §2.13)
 }
 
+// SessionLife is how long after a handshake a WireGuard session can still carry packets
+// (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
+const SessionLife = 180 * time.Second
+
 // WireGuard holds the parameters of a WireGuard device with one peer,
 // which may use any address inside the tunnel (protocol §2.13). The zero value is
 // those of a device that is made, and no more: it waits for its parameters.

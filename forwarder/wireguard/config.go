@@ -17,10 +17,6 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-// sessionLife is how long after a handshake a session can still carry packets
-// (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
-const sessionLife = 180 * time.Second
-
 // anywhere are the allowed addresses of the peer: all (protocol §2.13).
 var anywhere = []net.IPNet{
 	{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
@@ -82,7 +78,7 @@ func changedPeer(want plan.WireGuard, seen *wgtypes.Peer, now time.Time) (wgtype
 	set := wgtypes.PeerConfig{PublicKey: key(want.PeerKey), UpdateOnly: true}
 	differs := false
 	moved := want.Endpoint.IsValid() && addrPort(seen.Endpoint) != want.Endpoint
-	if alive := now.Sub(seen.LastHandshakeTime) < sessionLife; moved && !alive {
+	if alive := now.Sub(seen.LastHandshakeTime) < plan.SessionLife; moved && !alive {
 		set.Endpoint, differs = udpAddr(want.Endpoint), true
 	}
 	if seen.PersistentKeepaliveInterval != want.Keepalive {

@@ -149,10 +149,13 @@ func whileIdle() (cells []cell) {
 		cell{component: client, fault: restart, phase: idle, must: all(none), tested: true},
 		cell{component: client, fault: freeze, phase: idle, must: all(none)},
 
-		cell{component: clocks, fault: clockStep, phase: idle, must: all(none), lasts: long,
-			elsewhere: "the machine's clock is everybody's: done in a virtual machine, `make vm-test` (TestClockStep)"},
+		cell{component: clocks, fault: clockStep, phase: idle, must: all(none), lasts: long, elsewhere: elsewhereClock},
+		// A WireGuard session is renewed in this time, which the peer refuses.
+		cell{component: clocks, fault: clockBack, phase: idle, must: must{none, none, 2 * time.Second}, lasts: 200 * time.Second, elsewhere: elsewhereClock},
 	)
 }
+
+const elsewhereClock = "the machine's clock is everybody's: set in a virtual machine by `make vm-test` (TestClockStep)"
 
 func whileRequesting() (cells []cell) {
 	for _, c := range control {

@@ -69,7 +69,8 @@ const (
 	diskFull     fault = "disk full"
 	upgrade      fault = "replaced by another build"
 	rotateCA     fault = "CA rotated"
-	clockStep    fault = "clock step"
+	clockStep    fault = "set forward by an hour"
+	clockBack    fault = "set back by an hour"
 )
 
 // lasts is how long a fault lasts that is undone.
@@ -97,8 +98,11 @@ func (m *mesh) inject(ctx context.Context, c component, f fault) (undo, error) {
 	case client:
 		return m.injectClient(ctx, f)
 	case clocks:
-		back := func(context.Context) error { return stepClock(-clockStepBy) }
-		return back, stepClock(clockStepBy)
+		by := clockStepBy
+		if f == clockBack {
+			by = -by
+		}
+		return func(context.Context) error { return stepClock(-by) }, stepClock(by)
 	case everything:
 		return nothing, m.upgrade(ctx)
 	}
@@ -213,7 +217,7 @@ func (m *mesh) injectClient(ctx context.Context, f fault) (undo, error) {
 	return nil, fmt.Errorf("client: no fault %s", f)
 }
 
-// clockStepBy is more than tokens live for.
+// clockStepBy is more than tokens and certificates live for.
 const clockStepBy = time.Hour + time.Minute
 
 // stepClock sets the machine's clock, which is that of all nodes, forward or back.

@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -61,6 +62,7 @@ type link struct {
 	neighbors []plan.Neighbor
 	vxlan     *plan.VXLAN
 	wireguard *plan.WireGuard
+	handshake time.Time // last with the WireGuard peer
 	peer      plan.Link // veth only
 }
 
@@ -213,6 +215,33 @@ func (k *Kernel) WireGuardKey(_ context.Context, ns, wireID string) (key [32]byt
 	return key, 0, false
 }
 
+// WireGuards returns the configurations of all WireGuard devices.
+func (k *Kernel) WireGuards() (all []plan.WireGuard) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, ns := range k.namespaces {
+		for _, l := range ns.links {
+			if l.wireguard != nil {
+				all = append(all, *l.wireguard)
+			}
+		}
+	}
+	return all
+}
+
+// SetHandshake has all WireGuard devices have had their last handshake at a time.
+func (k *Kernel) SetHandshake(at time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, ns := range k.namespaces {
+		for _, l := range ns.links {
+			if l.wireguard != nil {
+				l.handshake = at
+			}
+		}
+	}
+}
+
 // UnderlayMTU returns what SetUnderlayMTU has set, for every address.
 func (k *Kernel) UnderlayMTU(netip.Addr) (int, error) {
 	k.mu.Lock()
@@ -337,7 +366,7 @@ func (ns *namespace) observe(w plan.Wire, e plan.End, orphans bool) plan.Observe
 		o.Found, o.LinkKind, o.MTU, o.MAC, o.Up, o.IPv6Off = true, l.kind, l.mtu, l.mac, l.up, l.ipv6Off
 		o.Addrs = slices.Clone(l.addrs)
 		o.Neighbors = slices.Clone(l.neighbors)
-		o.VXLAN, o.WireGuard = l.vxlan, l.wireguard
+		o.VXLAN, o.WireGuard, o.LastHandshake = l.vxlan, l.wireguard, l.handshake
 		for _, r := range l.routes {
 			if r.table == plan.Main {
 				o.Routes = append(o.Routes, r.Route)
