@@ -113,7 +113,7 @@ func TestReadAfterRestart(t *testing.T) {
 		a, b := newRig(t, userspace)
 		a.wire(t)
 		b.wire(t)
-		c := dial(t, a.work, echo(t, b.work, b.inner6))
+		c := dial(t, a.work, echo(t, b.work, b.inner4))
 		roundTrip(t, c, "before")
 		first, _, err := a.backend.Read(t.Context(), a.work, ifname, a.tag)
 		must(t, err)

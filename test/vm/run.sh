@@ -7,6 +7,7 @@
 #
 #   test/vm/run.sh
 #   test/vm/run.sh ./forwarder/kernel -test.run TestWireGuard -test.v
+#   VM_PROGRAMS=./cmd/nsm VM_MEMORY=1024 test/vm/run.sh ./test/heal -test.run TestClockStep  # 5 min
 #   VM_KERNEL=linux-image-6.12-cloud-amd64 test/vm/run.sh
 #
 # The machine is emulated by qemu (TCG): no /dev/kvm is needed, and no figure
