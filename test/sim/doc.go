@@ -15,7 +15,8 @@
 //
 // Everything is the real thing but for two parts: calls pass in process
 // (rpc.Local) through a Network that can lose them, double them, and stop
-// answering, and wires are made in package memkernel. Identities, tokens and
+// answering, that mixes up or forges what hops tell each other, carries messages in
+// one direction only and freezes parts (stream.go), and wires are made in package memkernel. Identities, tokens and
 // policies are real ones, namespaces and descriptors too. Time is the bubble's:
 // ten minutes of refreshes take no time, and happen the same way each time.
 package sim
