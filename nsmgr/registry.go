@@ -252,9 +252,15 @@ func (m *Manager) answers(ctx context.Context, url string) bool {
 	return err == nil || !away(err)
 }
 
+// registryPatience is how long the registry may take to answer before it is away: less
+// than a caller has, who is to learn in time that the manager knows of the endpoint.
+const registryPatience = 5 * time.Second
+
 // publish registers the endpoint in the registry, unless it is drained: then it must
 // not be there.
 func (s *endpointRegistry) publish(ctx context.Context, r *registration, public *registry.NetworkServiceEndpoint) (got *registry.NetworkServiceEndpoint, header metadata.MD, err error) {
+	ctx, cancel := context.WithTimeout(ctx, registryPatience)
+	defer cancel()
 	if s.m.drains.has(public) {
 		_, err = s.upstream().Unregister(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
 		return public, header, err

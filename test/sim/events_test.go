@@ -195,6 +195,43 @@ func TestOneWayPartitionWithoutAlternative(t *testing.T) {
 	}
 }
 
+// A registry that does not answer, and does not say so either, is as good as away: who is
+// registered stays so on the own node, and wires can be made there and to where it is
+// known that there are endpoints.
+func TestFrozenRegistry(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		a, b := m.Node("a"), m.Node("b")
+		a.Serve(Service{Name: "db", Endpoint: "one"})
+		b.Serve(Service{Name: "db", Endpoint: "two", CIDR: "10.61.0.0/24"})
+		Pass(time.Minute)
+		m.said()
+		m.Network.Freeze("registry")
+		for range 30 {
+			Pass(time.Minute)
+			c := a.Client("web")
+			c.Close(c.Connect("kernel://db/nsm-1"))
+			c.Vanish()
+		}
+		said := m.said()
+		for _, who := range []string{"forwarder-a", "forwarder-b", "one", "two"} {
+			if n := said[who+": registration not renewed, trying on"]; n != 0 {
+				t.Errorf("%s: not renewed %d times", who, n)
+			}
+		}
+		for _, n := range []*Node{a, b} {
+			if n := said[n.Manager.name+": endpoint expired"]; n != 0 {
+				t.Errorf("%d registrations expired", n)
+			}
+		}
+		m.Network.SetCut(nil)
+		Pass(time.Minute)
+		if got, want := m.Registered(), []string{"forwarder-a", "forwarder-b", "one", "two"}; !slices.Equal(got, want) {
+			t.Errorf("registered are %v", got)
+		}
+		m.CheckEmpty()
+	})
+}
+
 // A part that neither answers nor closes, its process being stopped, is noticed within
 // four seconds by who is on a wire through it, and the wire is what it was when it goes
 // on.
