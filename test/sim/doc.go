@@ -17,6 +17,7 @@
 // (rpc.Local) through a Network that can lose them, double them, and stop
 // answering, that mixes up or forges what hops tell each other, carries messages in
 // one direction only and freezes parts (stream.go), and wires are made in package memkernel. Identities, tokens and
-// policies are real ones, namespaces and descriptors too. Time is the bubble's:
-// ten minutes of refreshes take no time, and happen the same way each time.
+// policies are real ones, namespaces and descriptors too. Time is the bubble's: ten
+// minutes of refreshes take no time. What happens in them is the same each time but
+// for jitter and for what happens at one and the same instant.
 package sim

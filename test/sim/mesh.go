@@ -59,20 +59,24 @@ type Mesh struct {
 func Run(t *testing.T, f func(t *testing.T, m *Mesh)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		log := &logbook{}
-		m := &Mesh{
-			Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File), underlay: underlay{holes: make(map[*Node]bool)}, skews: make(map[string]time.Duration),
-			log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		}
+		m := newMesh(t)
 		t.Cleanup(func() {
 			m.stop()
 			if t.Failed() {
-				t.Logf("log of the mesh:\n%s", log.String())
+				t.Logf("log of the mesh:\n%s", m.logs.String())
 			}
 		})
 		m.StartRegistry()
 		f(t, m)
 	})
+}
+
+func newMesh(t testing.TB) *Mesh {
+	log := &logbook{}
+	return &Mesh{
+		Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File), underlay: underlay{holes: make(map[*Node]bool)}, skews: make(map[string]time.Duration),
+		log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
 }
 
 // logbook keeps what is logged.
