@@ -144,6 +144,7 @@ func (s *endpointRegistry) sendSocket(ctx context.Context, url string) error {
 // false for what has expired and for what claims to be of this node but is not
 // known here: a leftover from before this manager's restart.
 func (m *Manager) localise(nse *registry.NetworkServiceEndpoint, now time.Time) (out *registry.NetworkServiceEndpoint, ok bool) {
+	nse = m.clock.translated(nse)
 	if query.Ended(nse, now) {
 		return nil, false
 	}

@@ -96,6 +96,7 @@ type Manager struct {
 	admin   *admin.Server
 	cleanup *hop.Cleanup // at forwarders
 	grownUp time.Time    // see youth
+	clock   registryClock
 
 	failures nserr.Book // why Requests have failed, by connection
 	deaths   nserr.Book // which endpoints were found dead, and came back, by name
@@ -146,6 +147,7 @@ func New(c Config) (*Manager, error) {
 		cleanup: hop.NewCleanup(c.Peers, c.Sockets),
 		grownUp: time.Now().Add(youth),
 	}
+	m.clock.log = m.log
 	m.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: m.monitor}
 	m.wires = conn.NewTable[wire](m.expire)
 	m.catalog = newCatalog()

@@ -193,6 +193,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 
 	public := proto.Clone(nse).(*registry.NetworkServiceEndpoint)
 	public.Url, public.PathIds = s.m.config.URL, r.ids
+	sent := time.Now()
 	got, header, err := s.publish(ctx, r, public)
 	ours := known != nil || slices.Contains(nse.GetNetworkServiceNames(), s.m.config.ForwarderService)
 	switch {
@@ -202,10 +203,12 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 		if known == nil || !known.alone {
 			s.m.log.Log(ctx, s.m.absence.Level(slog.LevelWarn, nse.GetName(), ""), "registry is away, the endpoint is known to this node only", "endpoint", nse.GetName(), "error", err)
 		}
-		got = public
+		got = s.m.clock.original(public)
+	default:
+		s.m.clock.answered(header, got, expires, sent, time.Now())
 	}
 	renew := expires // before then
-	if at := query.Expiry(got); !at.IsZero() {
+	if at := query.Expiry(s.m.clock.translated(got)); !at.IsZero() {
 		renew = query.Earlier(renew, at)
 		expires = query.Earlier(expires, at.Add(query.ClockSkew))
 	}
@@ -263,7 +266,7 @@ func (s *endpointRegistry) publish(ctx context.Context, r *registration, public 
 	defer cancel()
 	if s.m.drains.has(public) {
 		_, err = s.upstream().Unregister(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
-		return public, header, err
+		return s.m.clock.original(public), header, err
 	}
 	got, err = s.upstream().Register(r.path.ToOutgoing(ctx), public, grpc.Header(&header))
 	return got, header, err

@@ -70,7 +70,7 @@ func (s *endpointRegistry) awaitEndpoints(ctx context.Context, template *registr
 			if _, ok := s.m.localise(nse, now); ok {
 				return false
 			}
-			at := query.Expiry(nse)
+			at := query.Expiry(s.m.clock.translated(nse))
 			late = late || nse.GetUrl() == s.m.config.URL && (at.IsZero() || at.After(now))
 		}
 		return late

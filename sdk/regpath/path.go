@@ -19,6 +19,7 @@ package regpath
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -28,6 +29,11 @@ import (
 
 // Key is the metadata key of the path.
 const Key = "path"
+
+// ClockKey is the metadata key of what the clock of the hop shows that answers, RFC 3339
+// with fractions of a second: when a registration expires is told by that clock. The
+// reference does not send it.
+const ClockKey = "nsm-clock"
 
 // Limits of what a peer may send. A registration passes four hops at most in
 // the reference (endpoint, manager, two gateways); a token has up to 8 KiB.
@@ -94,12 +100,23 @@ func (p Path) ToOutgoing(ctx context.Context) context.Context {
 }
 
 // SetHeader puts p into the header of the reply that the handler with this ctx
-// will give: p as the caller sees it, with the caller's index.
+// will give: p as the caller sees it, with the caller's index, and this hop's clock.
 func (p Path) SetHeader(ctx context.Context) error {
 	if p.Index > 0 {
 		p.Index--
 	}
-	return grpc.SetHeader(ctx, metadata.Pairs(Key, p.String()))
+	return grpc.SetHeader(ctx, metadata.Pairs(Key, p.String(), ClockKey, time.Now().UTC().Format(time.RFC3339Nano)))
+}
+
+// ClockFrom returns what the clock of the hop showed that answered with this header; ok
+// is false if it did not say.
+func ClockFrom(md metadata.MD) (at time.Time, ok bool) {
+	values := md.Get(ClockKey)
+	if len(values) == 0 {
+		return time.Time{}, false
+	}
+	at, err := time.Parse(time.RFC3339Nano, values[len(values)-1])
+	return at, err == nil
 }
 
 // Advance takes the next place in p: the previous segment gets the caller's

@@ -15,6 +15,7 @@ import (
 	"github.com/openvwire/nsm/registry"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/path"
+	"github.com/openvwire/nsm/sdk/regpath"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
 )
@@ -114,6 +115,13 @@ func (s skewed) Invoke(ctx context.Context, method string, args, reply any, opts
 		return err
 	}
 	shift(reply.(proto.Message).ProtoReflect(), -s.by)
+	for _, o := range opts {
+		if h, ok := o.(grpc.HeaderCallOption); ok {
+			if at, ok := regpath.ClockFrom(*h.HeaderAddr); ok {
+				h.HeaderAddr.Set(regpath.ClockKey, at.Add(-s.by).Format(time.RFC3339Nano))
+			}
+		}
+	}
 	return nil
 }
 

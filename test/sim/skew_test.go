@@ -133,3 +133,42 @@ func TestRegistrationsWhenClocksDiffer(t *testing.T) {
 		})
 	})
 }
+
+// A node whose clock is minutes off is told so, once, and its registrations last as long
+// as others: they are not lost and made again all the time.
+func TestClockOfANodeIsWrong(t *testing.T) {
+	for _, skew := range []time.Duration{2 * time.Minute, -2 * time.Minute} {
+		t.Run(skew.String(), func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				for _, part := range []string{"db-a", "web", "manager-a", "forwarder-a"} {
+					m.SetClock(part, skew)
+				}
+				a := m.Node("a")
+				a.Serve(Service{Name: "db"})
+				m.Node("b").Serve(Service{Name: "far", CIDR: "10.61.0.0/24"})
+				m.Network.Forget()
+				c := a.Client("web")
+				for range 10 {
+					for _, service := range []string{"db", "far"} {
+						w, err := c.Try(t.Context(), "kernel://"+service+"/nsm-1")
+						if err != nil {
+							t.Fatalf("%s: %v; registered are %v", service, err, m.Registered())
+						}
+						c.Close(w)
+					}
+					Pass(31 * time.Second)
+				}
+				if n := m.Network.Calls("Register"); n > 160 { // four of a minute each, renewed every 20 s and passed on: 128
+					t.Errorf("%d registrations in five minutes", n)
+				}
+				m.logs.mu.Lock()
+				log := m.logs.buf.String()
+				m.logs.mu.Unlock()
+				if n := strings.Count(log, "the registry's clock differs"); n != 1 || !strings.Contains(log, "ahead="+(-skew).String()) || strings.Contains(log, "endpoint expired") {
+					t.Errorf("said %d times, want once and that it is ahead by %v; and that nothing has expired", n, -skew)
+				}
+				m.CheckEmpty()
+			})
+		})
+	}
+}

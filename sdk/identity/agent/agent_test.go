@@ -5,21 +5,28 @@ package agent
 // What an agent does together with an authority is tested in package authority.
 
 import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"go.uber.org/goleak"
 
 	"github.com/openvwire/nsm/internal/statedir"
+	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/identity/authority"
 	"github.com/openvwire/nsm/sdk/identity/jointoken"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -230,6 +237,69 @@ func TestPinRefuses(t *testing.T) {
 			t.Errorf("%s is taken for the authority", name)
 		}
 	}
+}
+
+// A clock that is an hour behind or two years ahead is not the fault of the token.
+func TestClocksAtJoin(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("nsm.local")
+	for name, tt := range map[string]struct {
+		ca, leaf  time.Duration // since when they are valid, for an hour; the CA's is longer
+		wantClock bool
+	}{
+		"right":  {-time.Minute, -time.Minute, false},
+		"behind": {time.Hour, time.Hour, true},
+		"ahead":  {-3 * time.Hour, -2 * time.Hour, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca, caKey := certificate(t, &x509.Certificate{
+				URIs: []*url.URL{td.ID().URL()}, NotBefore: time.Now().Add(tt.ca), NotAfter: time.Now().Add(tt.ca + 5*time.Hour),
+				IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+			}, nil, nil)
+			leaf, _ := certificate(t, &x509.Certificate{
+				URIs: []*url.URL{identity.AuthorityID(td).URL()}, NotBefore: time.Now().Add(tt.leaf), NotAfter: time.Now().Add(tt.leaf + time.Hour),
+				BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+			}, ca, caKey)
+			p := &pin{token: jointoken.Token{TrustDomain: td, CA: sha256.Sum256(ca.Raw)}}
+			err := p.verify([][]byte{leaf.Raw, ca.Raw}, nil)
+			if !tt.wantClock {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err == nil {
+				t.Fatal("it is taken for valid")
+			}
+			if e := blameClocks(nserr.BadJoinToken.Errorf("join: %w", err), time.Unix(0, 0)); !strings.Contains(e.HowToFix(), "clocks") || !strings.Contains(e.HowToFix(), "1970-01-01T00:00:00Z") {
+				t.Error(e)
+			}
+		})
+	}
+	if e := blameClocks(nserr.BadJoinToken.Errorf("join: %w", errors.New("nobody is there")), time.Now()); strings.Contains(e.HowToFix(), "clock") {
+		t.Errorf("blamed without a reason: %v", e)
+	}
+}
+
+// certificate signs a template, with its own key without a parent.
+func certificate(t *testing.T, template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := identity.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if parent == nil {
+		parent, signer = template, key
+	}
+	template.SerialNumber = big.NewInt(1)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
 }
 
 func TestRegistryURL(t *testing.T) {

@@ -131,7 +131,7 @@ func (a *Agent) join(ctx context.Context, token jointoken.Token, key *ecdsa.Priv
 			return a.accept(token, key, p, answer)
 		}
 		if stranger := p.stranger.Load(); stranger != nil {
-			return membership{}, nserr.BadJoinToken.Errorf("join %s: %w", token.TrustDomain.Name(), *stranger)
+			return membership{}, blameClocks(nserr.BadJoinToken.Errorf("join %s: %w", token.TrustDomain.Name(), *stranger), time.Now())
 		}
 		err = rpc.DecodeError(err)
 		if code := nserr.From(err).Reason.GRPC; code != codes.Unavailable && code != codes.DeadlineExceeded {
@@ -165,9 +165,18 @@ func (a *Agent) accept(token jointoken.Token, key *ecdsa.PrivateKey, p *pin, ans
 		return membership{}, nserr.BadAnswer.Errorf("the authority calls this node %s instead of %s", svid.ID, want)
 	}
 	if _, _, err := x509svid.Verify(svid.Certificates, bundles); err != nil {
-		return membership{}, nserr.BadAnswer.Errorf("the authority signed what it does not trust: %w", err)
+		return membership{}, blameClocks(nserr.BadAnswer.Errorf("the authority signed what it does not trust: %w", err), time.Now())
 	}
 	return membership{addresses: token.Addresses}.with(svid, bundles), nil
+}
+
+// blameClocks says so if a certificate that has just been made, or is good for years, is
+// not valid now: then it is the time that is wrong.
+func blameClocks(e *nserr.Error, now time.Time) *nserr.Error {
+	if invalid := (x509.CertificateInvalidError{}); !errors.As(e, &invalid) || invalid.Reason != x509.Expired {
+		return e
+	}
+	return e.WithFix("set the clocks of this machine, where it is %s, and of the authority's, then join again", now.UTC().Format(time.RFC3339))
 }
 
 // pin recognises the authority by the hash of its CA, which it shows.
