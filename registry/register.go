@@ -63,8 +63,13 @@ func (s endpointServer) Register(ctx context.Context, in *api.NetworkServiceEndp
 			nse.InitialRegistrationTime = timestamppb.New(now)
 		}
 		return nse
-	}, func(old, nse *api.NetworkServiceEndpoint) {
+	}, func(old, nse *api.NetworkServiceEndpoint) error {
+		found, err := s.rivals.meet(nse.GetName(), old.GetUrl(), nse.GetUrl(), time.Now(), s.maxExpiry)
+		if found {
+			s.log.Error("two run under one name: the one that came second is refused", "endpoint", nse.GetName(), "address", nse.GetUrl(), "refused", old.GetUrl())
+		}
 		nse.InitialRegistrationTime = old.GetInitialRegistrationTime()
+		return err
 	})
 }
 
@@ -74,10 +79,10 @@ func (s endpointServer) Unregister(ctx context.Context, in *api.NetworkServiceEn
 }
 
 // register admits the caller, answers the path and stores what build makes. If
-// the name is registered already, inherit hands on what a renewal keeps.
+// the name is registered already, inherit hands on what a renewal keeps, or refuses it.
 func register[T Object](
 	ctx context.Context, s *Server, store Store[T], name string,
-	build func(now time.Time, a admission) T, inherit func(old, next T),
+	build func(now time.Time, a admission) T, inherit func(old, next T) error,
 ) (T, error) {
 	var none T
 	ctx, leave, err := s.enter(ctx)
@@ -102,7 +107,9 @@ func register[T Object](
 			return none, err
 		}
 		if inherit != nil {
-			inherit(old, next)
+			if err := inherit(old, next); err != nil {
+				return none, err
+			}
 		}
 		return next, nil
 	})

@@ -70,6 +70,8 @@ type Server struct {
 	mu     sync.Mutex
 	calls  map[*call]struct{} // being served; guarded by mu
 	closed bool               // guarded by mu
+
+	rivals rivals // of endpoints
 }
 
 // call is one call being served, or the expiry loop.

@@ -351,3 +351,34 @@ func TestClientThatDoesNotRead(t *testing.T) {
 		t.Errorf("the slow one ends with %v, want nserr.Stopping", err)
 	}
 }
+
+// A node that has moved is where it is now. Of two that run under one name the second is
+// refused, until the first is gone.
+func TestTwoOfOneName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		c := f.as(f.authority.issue(t, "forwarder-b"))
+		register := func(url string) error {
+			nse := endpoint("forwarder-b", "forwarder")
+			nse.Url = url
+			_, err := c.endpoints.Register(t.Context(), nse)
+			return err
+		}
+		const first, second = "tcp://10.88.0.2:5001", "tcp://10.88.0.4:5001"
+		for i, s := range []struct {
+			url     string
+			refused bool
+			wait    time.Duration
+		}{
+			{first, false, 20 * time.Second}, {second, false, 10 * time.Second}, {first, false, 10 * time.Second},
+			{second, true, 10 * time.Second}, {first, false, 20 * time.Second}, {second, true, 41 * time.Second},
+			{second, false, 20 * time.Second}, {second, false, 0}, // the first has ended
+		} {
+			err := register(s.url)
+			if errors.Is(err, nserr.NameInUse) != s.refused || !s.refused && err != nil {
+				t.Errorf("registration %d, from %s: %v, want refused %v", i+1, s.url, err, s.refused)
+			}
+			time.Sleep(s.wait)
+		}
+	})
+}
