@@ -46,8 +46,8 @@ func newDrain(a *app) *cobra.Command {
 			ValidArgsFunction: completeNames(a, &endpoint.managerConfig, endpointKind()),
 		}, &endpoint, func(ctx context.Context, args []string) error {
 			return a.drain(ctx, endpoint, "endpoint "+args[0], &adminv1.DrainRequest{Endpoints: args, Undo: endpoint.Undo},
-				func(ctx context.Context, c adminv1.AdminClient) (string, error) {
-					return nodeOfEndpoint(ctx, c, args[0])
+				func(ctx context.Context, c adminv1.AdminClient) ([]*adminv1.Node, error) {
+					return nodesOfEndpoint(ctx, c, args[0], endpoint.Undo)
 				})
 		}),
 		a.command(&cobra.Command{
@@ -59,35 +59,45 @@ func newDrain(a *app) *cobra.Command {
 			ValidArgsFunction: completeNames(a, &node.managerConfig, nodeKind()),
 		}, &node, func(ctx context.Context, args []string) error {
 			return a.drain(ctx, node, "node "+args[0], &adminv1.DrainRequest{Undo: node.Undo},
-				func(context.Context, adminv1.AdminClient) (string, error) { return args[0], nil })
+				func(ctx context.Context, c adminv1.AdminClient) ([]*adminv1.Node, error) {
+					return nodesNamed(ctx, c, args[0])
+				})
 		}),
 	)
 	return drain
 }
 
-// drain asks the manager of the node that where returns, and tells how it goes.
-func (a *app) drain(ctx context.Context, cfg drainConfig, what string, req *adminv1.DrainRequest, where func(context.Context, adminv1.AdminClient) (node string, err error)) error {
-	to := cfg.managerConfig
-	if err := a.call(ctx, to, func(ctx context.Context, c adminv1.AdminClient) error {
-		name, err := where(ctx, c)
-		if err != nil {
-			return err
-		}
-		found, err := collect(ctx, nodeKind(), c, &adminv1.Filter{Name: name})
-		if err != nil {
-			return err
-		}
-		if len(found) == 0 {
-			return nserr.UnknownNode.Errorf("node %q is not found", name)
-		}
-		if !found[0].GetLocal() {
-			to.ConnectTo = found[0].GetUrl()
-		}
-		return nil
-	}); err != nil {
+// drain asks the managers of the nodes that where returns, until one has what is meant,
+// and tells how it goes.
+func (a *app) drain(ctx context.Context, cfg drainConfig, what string, req *adminv1.DrainRequest, where func(context.Context, adminv1.AdminClient) ([]*adminv1.Node, error)) error {
+	var nodes []*adminv1.Node
+	err := a.call(ctx, cfg.managerConfig, func(ctx context.Context, c adminv1.AdminClient) (err error) {
+		nodes, err = where(ctx, c)
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	to.RequestTimeout = cfg.Timeout
+	var failed error
+	for _, n := range nodes {
+		to := cfg.managerConfig
+		if !n.GetLocal() {
+			to.ConnectTo = n.GetUrl()
+		}
+		to.RequestTimeout = cfg.Timeout
+		err := a.drainAt(ctx, to, what, req)
+		if !errors.Is(err, nserr.UnknownEndpoint) && !errors.Is(err, nserr.PeerDown) {
+			return err
+		}
+		if failed == nil || errors.Is(err, nserr.PeerDown) { // that one may have it
+			failed = err
+		}
+	}
+	return failed
+}
+
+// drainAt asks one manager.
+func (a *app) drainAt(ctx context.Context, to managerConfig, what string, req *adminv1.DrainRequest) error {
 	start := time.Now()
 	return a.call(ctx, to, func(ctx context.Context, c adminv1.AdminClient) error {
 		stream, err := c.Drain(ctx, req)
@@ -145,13 +155,25 @@ func stuckText(ids []string) string {
 	return "; asked for seconds: " + strings.Join(ids, ", ")
 }
 
-func nodeOfEndpoint(ctx context.Context, c adminv1.AdminClient, name string) (string, error) {
+func nodesNamed(ctx context.Context, c adminv1.AdminClient, name string) ([]*adminv1.Node, error) {
+	found, err := collect(ctx, nodeKind(), c, &adminv1.Filter{Name: name})
+	if err == nil && len(found) == 0 {
+		err = nserr.UnknownNode.Errorf("node %q is not found", name)
+	}
+	return found, err
+}
+
+// nodesOfEndpoint returns the node of an endpoint. One that is drained is known to
+// its own node only: then it may be any.
+func nodesOfEndpoint(ctx context.Context, c adminv1.AdminClient, name string, drained bool) ([]*adminv1.Node, error) {
 	found, err := collect(ctx, endpointKind(), c, &adminv1.Filter{Name: name})
-	if err != nil {
-		return "", err
+	switch {
+	case err != nil:
+		return nil, err
+	case len(found) > 0:
+		return nodesNamed(ctx, c, found[0].GetNode())
+	case drained:
+		return collect(ctx, nodeKind(), c, &adminv1.Filter{})
 	}
-	if len(found) == 0 {
-		return "", nserr.UnknownEndpoint.Errorf("endpoint %q is not found", name).WithFix("list endpoints with 'nsm get endpoints'")
-	}
-	return found[0].GetNode(), nil
+	return nil, nserr.UnknownEndpoint.Errorf("endpoint %q is not found", name).WithFix("list endpoints with 'nsm get endpoints'")
 }

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +34,7 @@ type serveConfig struct {
 	MTU             uint32            `flag:"mtu" default:"0" help:"largest MTU of a wire in bytes; 0 = whatever fits"`
 	StateDir        string            `flag:"state-dir" env:"NSM_STATE_DIR" help:"directory of the file by which wires keep their addresses over a restart, or 'none'; default $XDG_STATE_HOME/nsm/serve, or /var/lib/nsm/serve for root, or ~/.local/state/nsm/serve"`
 	RegisterService bool              `flag:"register-service" env:"NSM_REGISTER_SERVICE" default:"true" help:"register the network services too, unless they exist"`
+	Drain           time.Duration     `flag:"drain" env:"NSM_DRAIN" default:"10s" help:"with -- COMMAND: how long clients may take to move to other endpoints of their services before it is told to end; 0 = none at all"`
 }
 
 func newServe(a *app) *cobra.Command {
@@ -42,7 +45,11 @@ func newServe(a *app) *cobra.Command {
 		Long: "Serve network services: register an endpoint and give each client that connects\n" +
 			"an interface in the workload's network namespace and a pair of addresses. The\n" +
 			"workload is this process's namespace, that of --pid or --netns, or with\n" +
-			"-- COMMAND a new one in which the command runs.",
+			"-- COMMAND a new one in which the command runs.\n\n" +
+			"When nsm is told to end, clients move to other endpoints of their services, if there\n" +
+			"are any, before the command is told; see --drain. Without a command the workload\n" +
+			"goes on, and wires with it: what is started again under the same name has them. If\n" +
+			"it is not to be, 'nsm drain endpoint' moves them before.",
 		Example: "  nsm serve database --cidr 10.60.0.0/24,fd00:60::/64 --label role=primary --pid \"$(pidof -s postgres)\"\n" +
 			"  nsm serve web --cidr 10.61.0.0/24 -- python3 -m http.server 80",
 		GroupID: groupWorkload,
@@ -111,12 +118,42 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 	}
 	fmt.Fprintf(a.err, "nsm: endpoint %s serves %s\n", cfg.Name, strings.Join(names, ", "))
 	if len(command) > 0 {
-		err = w.run(ctx, a, command)
+		err = a.runDrained(ctx, e, w, command, cfg.Drain)
 	} else {
 		err = w.wait(ctx)
 	}
 	left := cfg.Name + " stays registered until that expires, within a minute"
 	return errors.Join(err, a.cleansUp("unregistering the endpoint", left, func() error { return e.Stop(context.WithoutCancel(ctx)) }))
+}
+
+// runDrained runs the command of an endpoint until it ends, or until it is told to: when
+// ctx has ended and clients have had the time to move to other endpoints. They get that
+// also when the command has ended.
+func (a *app) runDrained(ctx context.Context, e *endpoint.Endpoint, w *workload, command []string, limit time.Duration) error {
+	drained := sync.OnceFunc(func() {
+		if limit <= 0 {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+		defer cancel()
+		_ = a.cleansUp("moving wires to other endpoints", "wires to this endpoint are cut", func() error {
+			left, err := e.MoveAway(ctx)
+			if err != nil {
+				fmt.Fprintf(a.err, "nsm: %s not moved to other endpoints: %v\n", wires(uint32(left)), err)
+			}
+			return nil
+		})
+	})
+	run, tell := context.WithCancel(context.WithoutCancel(ctx))
+	defer tell()
+	stop := context.AfterFunc(ctx, func() {
+		drained()
+		tell()
+	})
+	err := w.run(run, a, command)
+	stop()
+	drained() // waits for it if it is under way
+	return err
 }
 
 // defaultName is what an endpoint is called that nobody has named: the same again when

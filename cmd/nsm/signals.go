@@ -105,6 +105,7 @@ const slowCleanUp = time.Second
 // cleansUp has the process clean up by f, with a word for who waits or interrupts.
 func (a *app) cleansUp(doing, left string, f func() error) error {
 	a.ending.cleanUp.Store(&cleanUp{doing, left})
+	defer a.ending.cleanUp.Store(nil)
 	slow := time.AfterFunc(slowCleanUp, func() { fmt.Fprintf(a.err, "nsm: %s\n", doing) })
 	defer slow.Stop()
 	return f()

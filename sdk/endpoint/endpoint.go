@@ -142,6 +142,8 @@ func (s *Server) Stop() { s.wires.Close() }
 type Endpoint struct {
 	*Server
 	registration *registration.Registration
+	name         string
+	manager      *grpc.ClientConn
 	grpc         *grpc.Server
 	serving      sync.WaitGroup
 	opened       undo.Stack
@@ -184,6 +186,7 @@ func Serve(ctx context.Context, c Config) (_ *Endpoint, err error) {
 		return nil, err
 	}
 	e.opened.Call(func() { _ = manager.Close() })
+	e.name, e.manager = c.Name, manager
 	e.registration, err = registration.Start(ctx, registration.Config{
 		Registry: manager,
 		Endpoint: c.message(url),

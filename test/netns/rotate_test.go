@@ -24,59 +24,71 @@ import (
 	"github.com/openvwire/nsm/sdk/identity/jointoken"
 )
 
-// ping sends datagrams through a wire, one after the other, and waits a second for
-// each to come back, until stop tells how many did not.
-func ping(t *testing.T, from, to *lab.NetNS, at netip.Addr) (stop func() (sent, lost int)) {
+// pingInterval is the time between two datagrams of ping.
+const pingInterval = 5 * time.Millisecond
+
+// ping sends datagrams through a wire until stop tells how many did not come back, within
+// a second at last. They are answered in every namespace that the wire may lead to.
+func ping(t *testing.T, from *lab.NetNS, at netip.Addr, to ...*lab.NetNS) (stop func() (sent, lost int)) {
 	t.Helper()
-	open := func(ns *lab.NetNS, address string) (c net.PacketConn) {
+	open := func(ns *lab.NetNS, port uint16) (c *net.UDPConn) {
 		t.Helper()
-		if err := ns.Do(func() (err error) { c, err = net.ListenPacket("udp", address); return err }); err != nil {
+		if err := ns.Do(func() (err error) { c, err = net.ListenUDP("udp4", &net.UDPAddr{Port: int(port)}); return err }); err != nil {
 			t.Fatal(err)
 		}
 		return c
 	}
-	echo, sender := open(to, netip.AddrPortFrom(at, 0).String()), open(from, ":0")
-	var running sync.WaitGroup
-	running.Go(func() {
+	port := uint16(0) // any, the same in all
+	var answering, asking sync.WaitGroup
+	var echoes []*net.UDPConn
+	for _, ns := range to {
+		echo := open(ns, port)
+		port = echo.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		echoes = append(echoes, echo)
+		answering.Go(func() {
+			packet := make([]byte, 8)
+			for {
+				n, from, err := echo.ReadFromUDPAddrPort(packet)
+				if err != nil {
+					return
+				}
+				_, _ = echo.WriteToUDPAddrPort(packet[:n], from) // what is lost is counted
+			}
+		})
+	}
+	asker, end := open(from, 0), make(chan struct{})
+	sent, back := 0, make(map[uint64]bool)
+	asking.Go(func() {
 		packet := make([]byte, 8)
 		for {
-			n, from, err := echo.ReadFrom(packet)
-			if err != nil {
+			if _, _, err := asker.ReadFromUDPAddrPort(packet); err != nil {
 				return
 			}
-			_, _ = echo.WriteTo(packet[:n], from) // what is lost is counted
+			back[binary.BigEndian.Uint64(packet)] = true
 		}
 	})
-	end := make(chan struct{})
-	var sent, lost int
-	running.Go(func() {
-		defer echo.Close()
-		defer sender.Close()
-		packet := make([]byte, 8)
-		tick := time.NewTicker(5 * time.Millisecond)
+	asking.Go(func() {
+		tick := time.NewTicker(pingInterval)
 		defer tick.Stop()
 		for {
 			select {
 			case <-end:
+				_ = asker.SetReadDeadline(time.Now().Add(time.Second))
 				return
 			case <-tick.C:
 			}
 			sent++
-			binary.BigEndian.PutUint64(packet, uint64(sent))
-			_, err := sender.WriteTo(packet, echo.LocalAddr())
-			_ = sender.SetReadDeadline(time.Now().Add(time.Second))
-			for back := 0; err == nil && back != sent; back = int(binary.BigEndian.Uint64(packet)) {
-				_, _, err = sender.ReadFrom(packet)
-			}
-			if err != nil {
-				lost++
-			}
+			_, _ = asker.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(nil, uint64(sent)), netip.AddrPortFrom(at, port))
 		}
 	})
 	stop = sync.OnceValues(func() (int, int) {
 		close(end)
-		running.Wait()
-		return sent, lost
+		asking.Wait()
+		for _, c := range append(echoes, asker) {
+			c.Close()
+		}
+		answering.Wait()
+		return sent, sent - len(back)
 	})
 	t.Cleanup(func() { stop() })
 	return stop
@@ -118,7 +130,7 @@ func TestRotateCA(t *testing.T) {
 	onA := connect(t, near, append(args, "--name", "near")...)
 	onB := connect(t, client, append(args, "--name", "far")...)
 	before := getWire(t, b, "far-0")
-	nearPing, farPing := ping(t, near, server, onA.far[0]), ping(t, client, server, onB.far[0])
+	nearPing, farPing := ping(t, near, onA.far[0], server), ping(t, client, onB.far[0], server)
 
 	out, err := a.Nsm(t.Context(), "rotate", "ca", "--after", "2s", "-o", "json")
 	if err != nil {

@@ -235,7 +235,7 @@ func TestForeignWorkloadAPI(t *testing.T) {
 		}
 	}
 
-	stop := ping(t, far, server, onB.far[0])
+	stop := ping(t, far, onB.far[0], server)
 	expires := func() (at time.Time) {
 		out, err := nsmAs(t, b.NetNS, web, "get", "wires", "far-0", "-o", "json")
 		if err != nil {
