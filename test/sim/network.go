@@ -26,6 +26,8 @@ type Network struct {
 	fate  func(Call) Fate          // guarded by mu; nil delivers everything
 	names map[string]string        // of parts, by URL; guarded by mu
 
+	served func(Call) // hears of each call that was served, before the caller does; guarded by mu
+
 	// See stream.go; guarded by mu.
 	eventFate func(Told) EventFate
 	hearing   map[*heard]bool
@@ -64,6 +66,22 @@ func (n *Network) SetFate(f func(Call) Fate) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.fate = f
+}
+
+// SetServed has f hear of each call that was served, before its caller does.
+func (n *Network) SetServed(f func(Call)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.served = f
+}
+
+func (n *Network) wasServed(c Call) {
+	n.mu.Lock()
+	served := n.served
+	n.mu.Unlock()
+	if served != nil {
+		served(c)
+	}
 }
 
 // Calls returns how many calls of a method were made since the last Forget,
@@ -150,9 +168,13 @@ type link struct {
 	url  string
 }
 
+func (l *link) call(method string) Call {
+	return Call{From: l.from.name, To: l.url, Method: method[strings.LastIndexByte(method, '/')+1:]}
+}
+
 func (l *link) reach(ctx context.Context, method string) (grpc.ClientConnInterface, Fate, error) {
 	network := l.from.mesh.Network
-	fate := network.note(Call{From: l.from.name, To: l.url, Method: method[strings.LastIndexByte(method, '/')+1:]})
+	fate := network.note(l.call(method))
 	if err := network.pass(ctx, l.from.name, network.nameAt(l.url)); err != nil {
 		return nil, fate, err
 	}
@@ -191,6 +213,7 @@ func (l *link) Invoke(ctx context.Context, method string, args, reply any, opts 
 		_ = conn.Invoke(ctx, method, args, reply, opts...)
 	}
 	err = conn.Invoke(ctx, method, args, reply, opts...)
+	l.from.mesh.Network.wasServed(l.call(method))
 	if fate == LoseReply {
 		return silence(ctx)
 	}
