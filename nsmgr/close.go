@@ -39,9 +39,14 @@ func (m *Manager) Close(ctx context.Context, c *networkservice.Connection) (*emp
 
 // passOn sends the Close of a connection that is not known here to the forwarder
 // that its path names: this manager has restarted since, the forwarder may not
-// have. It checks for itself whose connection it is.
+// have. It checks for itself whose connection it is. One that has yet to register again
+// is waited for: nobody would tell it later.
 func (m *Manager) passOn(ctx context.Context, call *hop.Call) error {
 	name := nextSegment(call.Conn)
+	if name == "" {
+		return nil
+	}
+	m.awaitForwarder(ctx, call.Conn)
 	for _, f := range m.locals.forwarders(time.Now()) {
 		if f.nse.GetName() != name {
 			continue
