@@ -33,6 +33,10 @@ type Network struct {
 	hearing   map[*heard]bool
 	cut       func(from, to string) bool
 	healed    chan struct{} // closed when cut changes
+
+	holding  sync.Mutex
+	held     string        // method; guarded by holding
+	released chan struct{} // closed when held changes; guarded by holding
 }
 
 // Call is one call that somebody made.
@@ -57,7 +61,7 @@ const (
 func newNetwork() *Network {
 	return &Network{
 		parts: make(map[string]*rpc.Local), skews: make(map[string]time.Duration), names: make(map[string]string),
-		hearing: make(map[*heard]bool), healed: make(chan struct{}),
+		hearing: make(map[*heard]bool), healed: make(chan struct{}), released: make(chan struct{}),
 	}
 }
 
@@ -175,7 +179,7 @@ func (l *link) call(method string) Call {
 func (l *link) reach(ctx context.Context, method string) (grpc.ClientConnInterface, Fate, error) {
 	network := l.from.mesh.Network
 	fate := network.note(l.call(method))
-	if err := network.pass(ctx, l.from.name, network.nameAt(l.url)); err != nil {
+	if err := network.pass(ctx, l.from.name, network.nameAt(l.url), l.call(method).Method); err != nil {
 		return nil, fate, err
 	}
 	local := network.at(l.url)
@@ -217,7 +221,7 @@ func (l *link) Invoke(ctx context.Context, method string, args, reply any, opts 
 	if fate == LoseReply {
 		return silence(ctx)
 	}
-	if lost := l.from.mesh.Network.pass(ctx, l.from.mesh.Network.nameAt(l.url), l.from.name); lost != nil {
+	if lost := l.from.mesh.Network.pass(ctx, l.from.mesh.Network.nameAt(l.url), l.from.name, l.call(method).Method); lost != nil {
 		return lost
 	}
 	return err

@@ -5,6 +5,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,43 +37,40 @@ var phases = func() (all []phase) {
 	return all
 }()
 
-// holdAt stops all messages when a call of a method, of those to come, is at a phase.
+// holdAt has all calls of a method wait when one of them, of those to come, is at a
+// phase.
 func (m *Mesh) holdAt(method string, p phase) (reached <-chan struct{}) {
 	held := make(chan struct{})
-	var hold atomic.Bool
-	stop := func() {
-		if !hold.Swap(true) {
-			close(held)
-		}
-	}
-	at := -1 // under the Network's lock
+	var once sync.Once
+	hold := func() { once.Do(func() { m.Network.Hold(method); close(held) }) }
+	var nth int // of the call; SetFate's function is not called twice at once
 	var url atomic.Value
 	m.Network.SetFate(func(c Call) Fate {
 		if c.Method != method {
 			return Deliver
 		}
-		if at++; at == p.hop {
+		if nth == p.hop {
 			url.Store(c.To)
 			if !p.answer {
-				stop()
+				hold()
 			}
 		}
+		nth++
 		return Deliver
 	})
 	m.Network.SetServed(func(c Call) {
-		if to, _ := url.Load().(string); p.answer && c.Method == method && c.To == to {
-			stop()
+		if p.answer && c.Method == method && c.To == url.Load() {
+			hold()
 		}
 	})
-	m.Network.SetCut(func(string, string) bool { return hold.Load() })
 	return held
 }
 
-// goOn lets messages pass again.
+// goOn has them go on.
 func (m *Mesh) goOn() {
 	m.Network.SetFate(nil)
 	m.Network.SetServed(nil)
-	m.Network.SetCut(nil)
+	m.Network.Hold("")
 }
 
 // Any part may be killed at any phase of a Request, a refresh and a Close, and start
@@ -83,14 +81,15 @@ func (m *Mesh) goOn() {
 func TestRestartsAtEachPhase(t *testing.T) {
 	parts := []struct {
 		name     string
+		hop      int // which it is on the way, -1 if none
 		down, up func(*rig)
 	}{
-		{"registry", func(r *rig) { r.StopRegistry() }, func(r *rig) { r.StartRegistry() }},
-		{"manager", func(r *rig) { r.a.StopManager() }, func(r *rig) { r.a.StartManager() }},
-		{"forwarder", func(r *rig) { r.a.Forwarder().Stop() }, func(r *rig) { r.a.StartForwarder("forwarder-a", map[string]string{"p2p": "true"}) }},
-		{"far manager", func(r *rig) { r.b.StopManager() }, func(r *rig) { r.b.StartManager() }},
-		{"far forwarder", func(r *rig) { r.b.Forwarder().Stop() }, func(r *rig) { r.b.StartForwarder("forwarder-b", map[string]string{"p2p": "true"}) }},
-		{"endpoint", func(r *rig) { r.e.Vanish() }, func(r *rig) { r.e = r.b.Serve(Service{Name: "db", CIDR: "10.60.0.0/24"}) }},
+		{"registry", -1, func(r *rig) { r.StopRegistry() }, func(r *rig) { r.StartRegistry() }},
+		{"manager", 0, func(r *rig) { r.a.StopManager() }, func(r *rig) { r.a.StartManager() }},
+		{"forwarder", 1, func(r *rig) { r.a.Forwarder().Stop() }, func(r *rig) { r.a.StartForwarder("forwarder-a", map[string]string{"p2p": "true"}) }},
+		{"far manager", 2, func(r *rig) { r.b.StopManager() }, func(r *rig) { r.b.StartManager() }},
+		{"far forwarder", 3, func(r *rig) { r.b.Forwarder().Stop() }, func(r *rig) { r.b.StartForwarder("forwarder-b", map[string]string{"p2p": "true"}) }},
+		{"endpoint", 4, func(r *rig) { r.e.Vanish() }, func(r *rig) { r.e = r.b.Serve(Service{Name: "db", CIDR: "10.60.0.0/24"}) }},
 	}
 	request := client.Request{ID: "the-wire", Service: "db", Interface: "nsm-1", Retry: true}
 	begin := func(m *Mesh) *rig {
@@ -142,19 +141,19 @@ func TestRestartsAtEachPhase(t *testing.T) {
 	}
 	operations := []struct {
 		name string
-		do   func(t *testing.T, r *rig, p phase, restart func())
+		do   func(t *testing.T, r *rig, p phase, hop int, restart func())
 	}{
-		{"Request", func(t *testing.T, r *rig, p phase, restart func()) {
+		{"Request", func(t *testing.T, r *rig, p phase, hop int, restart func()) {
 			if ask(r, p, restart) != nil {
 				again(t, r)
 			}
 		}},
-		{"forgotten Request", func(t *testing.T, r *rig, p phase, restart func()) {
+		{"forgotten Request", func(t *testing.T, r *rig, p phase, hop int, restart func()) {
 			if ask(r, p, restart) != nil {
 				forgotten(t, r)
 			}
 		}},
-		{"refresh", func(t *testing.T, r *rig, p phase, restart func()) {
+		{"refresh", func(t *testing.T, r *rig, p phase, hop int, restart func()) {
 			again(t, r)
 			before, steps := View(r.w), r.steps()
 			<-r.holdAt("Request", p)
@@ -164,12 +163,16 @@ func TestRestartsAtEachPhase(t *testing.T) {
 				t.Errorf("the wire has changed in %d steps (-before +after):\n%s", r.steps()-steps, diff)
 			}
 		}},
-		{"Close", func(t *testing.T, r *rig, p phase, restart func()) {
+		{"Close", func(t *testing.T, r *rig, p phase, hop int, restart func()) {
 			again(t, r)
 			closes(r, p, restart)
+			if !p.answer && p.hop == hop { // it passes on what it does not know
+				Pass(time.Second)
+				r.CheckEmpty()
+			}
 			again(t, r)
 		}},
-		{"forgotten Close", func(t *testing.T, r *rig, p phase, restart func()) {
+		{"forgotten Close", func(t *testing.T, r *rig, p phase, hop int, restart func()) {
 			again(t, r)
 			closes(r, p, restart)
 			forgotten(t, r)
@@ -181,10 +184,10 @@ func TestRestartsAtEachPhase(t *testing.T) {
 				t.Run(fmt.Sprintf("%s %s/%s", op.name, p, part.name), func(t *testing.T) {
 					Run(t, func(t *testing.T, m *Mesh) {
 						r := begin(m)
-						op.do(t, r, p, func() {
+						op.do(t, r, p, part.hop, func() {
 							part.down(r)
-							m.goOn()
 							part.up(r)
+							m.goOn()
 						})
 						Pass(5 * time.Second)
 						if tries, _, err := r.w.Status(); err != nil || tries != 0 || !Up(r.w) || !r.flows() {

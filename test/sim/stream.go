@@ -122,7 +122,7 @@ func (h *heard) RecvMsg(m any) error {
 		if r.err != nil {
 			return r.err
 		}
-		if err := h.network.pass(h.Context(), h.network.nameAt(h.from), h.to); err != nil {
+		if err := h.network.pass(h.Context(), h.network.nameAt(h.from), h.to, ""); err != nil {
 			return err
 		}
 		switch h.network.eventFateOf(Told{From: h.from, To: h.to, Event: r.event}) {
@@ -202,17 +202,32 @@ func (n *Node) names() map[string]bool {
 	return names
 }
 
-// pass waits until messages get from one part to the other.
-func (n *Network) pass(ctx context.Context, from, to string) error {
+// Hold has all calls of a method wait, and their answers, "" no more. f of SetFate and
+// SetServed may call it.
+func (n *Network) Hold(method string) {
+	n.holding.Lock()
+	defer n.holding.Unlock()
+	n.held = method
+	close(n.released)
+	n.released = make(chan struct{})
+}
+
+// pass waits until messages get from one part to the other: those of a method, "" if
+// they are of a stream.
+func (n *Network) pass(ctx context.Context, from, to, method string) error {
 	for {
 		n.mu.Lock()
 		cut, healed := n.cut != nil && n.cut(from, to), n.healed
 		n.mu.Unlock()
-		if !cut {
+		n.holding.Lock()
+		held, released := method != "" && n.held == method, n.released
+		n.holding.Unlock()
+		if !cut && !held {
 			return nil
 		}
 		select {
 		case <-healed:
+		case <-released:
 		case <-ctx.Done():
 			return silence(ctx)
 		}
@@ -231,7 +246,7 @@ func (g gated) RecvMsg(m any) error {
 		return err
 	}
 	network := g.link.from.mesh.Network
-	return network.pass(g.Context(), network.nameAt(g.link.url), g.link.from.name)
+	return network.pass(g.Context(), network.nameAt(g.link.url), g.link.from.name, "")
 }
 
 // nameAt is the name of who listens at a URL, or did.
