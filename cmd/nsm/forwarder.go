@@ -134,6 +134,9 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	if err != nil {
 		return nil, err
 	}
+	if _, err := k.UnderlayPrefix(c.TunnelIP.Unmap()); err != nil { // here, and not with each wire
+		return nil, err
+	}
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: policy,
 		Peers: p.pool(name, nil), Sockets: p.sockets, Registry: manager,

@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
@@ -130,7 +132,16 @@ func (a *app) call(ctx context.Context, to managerConfig, f func(context.Context
 	}
 	ctx, cancel := context.WithTimeout(ctx, to.RequestTimeout)
 	defer cancel()
-	return errors.Join(f(ctx, conn), conn.close())
+	return errors.Join(noManager(f(ctx, conn), to), conn.close())
+}
+
+// noManager says so if whoever answers does not serve the admin API.
+func noManager(err error, to managerConfig) error {
+	if status.Code(err) != codes.Unimplemented {
+		return err
+	}
+	return nserr.PeerDown.Errorf("what answers at %s is not a manager: %w", to.ConnectTo, err).
+		WithFix("name the manager's socket with --connect-to: nsm.io.sock, beside those of others")
 }
 
 // watch runs f with the admin API and no limit.
@@ -139,7 +150,7 @@ func (a *app) watch(ctx context.Context, cfg listConfig, f func(adminv1.AdminCli
 	if err != nil {
 		return err
 	}
-	return errors.Join(f(conn), conn.close())
+	return errors.Join(noManager(f(conn), cfg.managerConfig), conn.close())
 }
 
 // collect returns all items that pass the filter, sorted.

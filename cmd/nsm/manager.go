@@ -44,7 +44,9 @@ func newManager(a *app) *cobra.Command {
 		Use:   "manager",
 		Short: "Serve a node's manager",
 		Long: "Serve a node's manager: the first hop of every client on the node, its proxy\n" +
-			"to the registry, and the door of the node for other managers.",
+			"to the registry, and the door of the node for other managers. What NODE_NAME,\n" +
+			"POD_NAME and CLUSTER_NAME say is added to the labels of clients and endpoints:\n" +
+			"nodeName, podName and clusterName, by which services choose.",
 		Example: "  nsm manager --registry-url tcp://10.0.0.1:5002 --listen-on unix:///var/lib/networkservicemesh/nsm.io.sock,tcp://10.0.0.1:5001",
 	}, &cfg, func(ctx context.Context, d *daemon) error {
 		if cfg.Name == "" {

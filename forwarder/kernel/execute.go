@@ -270,11 +270,16 @@ func reasonOf(failed *plan.StepError) error {
 	if errors.Is(failed.Err, context.Canceled) || errors.Is(failed.Err, context.DeadlineExceeded) {
 		return timedOut(failed)
 	}
-	switch _, veth := failed.Step.(plan.AddVeth); {
+	_, veth := failed.Step.(plan.AddVeth)
+	_, up := failed.Step.(plan.SetUp)
+	switch {
 	case errors.Is(failed.Err, unix.EPERM), errors.Is(failed.Err, unix.EACCES):
 		return nserr.NotPrivileged.Errorf("%w", failed)
 	case veth && errors.Is(failed.Err, unix.EEXIST): // made since we looked
 		return nserr.NameTaken.Errorf("%w", failed)
+	case up && errors.Is(failed.Err, unix.EADDRINUSE): // a tunnel takes its UDP port when it is set up
+		return nserr.AddressInUse.Errorf("another program has the UDP port of the tunnel: %w", failed).
+			WithFix("stop that program (see 'ss -ulpn'), or choose another --vxlan-port, the same on all nodes")
 	}
 	return nserr.KernelFailed.Errorf("%w", failed)
 }

@@ -5,6 +5,7 @@ package kernel_test
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -190,5 +191,28 @@ func TestConfigIsChecked(t *testing.T) {
 		if _, err := kernel.New(c); !errors.Is(err, nserr.BadFlag) {
 			t.Errorf("New(%+v): %v, want BadFlag", c, err)
 		}
+	}
+}
+
+// A program that has the port of the tunnels is called so.
+func TestVXLANPortTaken(t *testing.T) {
+	a, b := newNode(t, "fwd"), newNode(t, "fwd")
+	connect(t, a, b)
+	var c net.PacketConn
+	if err := a.table.Self().Do(func() (err error) {
+		c, err = net.ListenPacket("udp4", ":4789")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	work := a.workload()
+	before := a.census(work)
+	_, err := a.Apply(t.Context(), vxlanWire("u1", work, 1, 5, "172.16.0.%d"))
+	if !errors.Is(err, nserr.AddressInUse) || !strings.Contains(err.Error(), "another program has the UDP port") || !strings.Contains(err.Error(), "--vxlan-port") {
+		t.Errorf("%v, want %s", err, nserr.AddressInUse.Code)
+	}
+	if after := a.census(work); before != after {
+		t.Errorf("before %+v, after %+v", before, after)
 	}
 }

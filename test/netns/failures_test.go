@@ -149,3 +149,20 @@ func TestPortsTaken(t *testing.T) {
 		}
 	}
 }
+
+// Whoever is told the wrong address hears what is wrong with it, and a forwarder with a
+// tunnel address that is not its node's does not start.
+func TestWrongAddresses(t *testing.T) {
+	l := newMesh(t, lab.Config{Nodes: []string{"a"}})
+	a := l.Node("a")
+	for _, url := range []string{fmt.Sprintf("tcp://%s:5002", a.Addr), a.Identity()} {
+		_, err := a.Nsm(t.Context(), "get", "services", "--connect-to", url)
+		if exitCode(err) != 5 || !strings.Contains(err.Error(), "NSM-4003") || !strings.Contains(err.Error(), url) {
+			t.Errorf("%v, want exit code 5 and NSM-4003 about %s", err, url)
+		}
+	}
+	_, err := a.Start(t.Context(), "forwarder", "--name", "other", "--state-dir", filepath.Join(t.TempDir(), "s"), "--tunnel-ip", "192.0.2.77")
+	if exitCode(err) != 2 || !strings.Contains(err.Error(), "no link of this node has the tunnel address 192.0.2.77") {
+		t.Errorf("%v, want exit code 2 and what is wrong with the address", err)
+	}
+}
