@@ -76,7 +76,7 @@ func BenchmarkProbe(b *testing.B) {
 			c.Liveness.fill()
 			queue := pacer{closed: true} // driven from here
 			for i := range wires {
-				p := &prober{config: c.Liveness, netns: netns, pacer: &queue, lost: func() { b.Error("lost") }}
+				p := &prober{config: c.Liveness, netns: netns, pacer: &queue, lost: func() { b.Error("lost") }, back: func() {}, none: func() {}}
 				p.follow([]netip.Addr{near}, []netip.Addr{far(i)})
 				if len(p.lines) == 0 {
 					b.Skip("no echo socket can be opened")

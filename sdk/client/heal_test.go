@@ -149,7 +149,16 @@ func TestExpiredWire(t *testing.T) {
 			t.Errorf("before its end: path of %d segments, log\n%s", n, log.buf.String())
 		}
 		m.take()
-		pass(10 * time.Second)
+		pass(time.Second + 10*time.Millisecond)
+		if log.count("wire has expired") != 1 || log.count("attempt=0") != 0 {
+			t.Errorf("at its end:\n%s", log.buf.String())
+		}
+		for line := range strings.Lines(log.buf.String()) {
+			if strings.Contains(line, "wire has expired") && !strings.Contains(line, nserr.ForwarderGone.Code) {
+				t.Errorf("it is not said why: %s", line)
+			}
+		}
+		pass(9 * time.Second)
 		if n := len(w.Connection().GetPath().GetPathSegments()); n != 1 || w.Connection().GetState() != networkservice.State_DOWN {
 			t.Errorf("after its end: path of %d segments, %v", n, w.Connection().GetState())
 		}
@@ -189,13 +198,28 @@ func TestExpiredWire(t *testing.T) {
 	})
 }
 
+// A wire for which nobody has asked in time, as when its process was suspended, does not
+// say that nothing was wrong.
+func TestExpiredUnasked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lines
+		_, c := newManager(t, logTo(&log))
+		w := connect(t, c)
+		w.Leave() // nobody else changes it from here on
+		w.expire()
+		if log.count("wire has expired") != 1 || log.count("no Request was made in time") != 1 || log.count("nil") != 0 {
+			t.Errorf("said\n%s", log.buf.String())
+		}
+	})
+}
+
 // What has failed in the life of a wire is no failure of the one that takes its place.
 func TestStatusOfANewWire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, c := newManager(t)
 		w := connect(t, c)
 		m.answer(nserr.ForwarderGone.Errorf("none"))
-		pass(life + time.Millisecond)
+		pass(life - time.Millisecond)
 		if tries, _, err := w.Status(); tries == 0 || err == nil {
 			t.Fatalf("%d tries, %v at the end of its life", tries, err)
 		}
@@ -206,6 +230,7 @@ func TestStatusOfANewWire(t *testing.T) {
 				t.Errorf("asked for as %v", w.Connection().GetState())
 			}
 		})
+		pass(2 * time.Millisecond)
 		m.answer(nil)
 		pass(time.Second)
 		if asked := m.take(); asked[len(asked)-1].segments != 1 {

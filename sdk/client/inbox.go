@@ -38,6 +38,12 @@ func (b *inbox) post(e conn.Event) {
 	}
 }
 
+// replace posts e, and takes old back: they contradict each other.
+func (b *inbox) replace(old, e conn.Event) {
+	b.drop(old)
+	b.post(e)
+}
+
 // take returns what has been posted and not yet been taken, in the order of the
 // events' numbers.
 func (b *inbox) take() (events []conn.Event) {

@@ -3,10 +3,12 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -83,10 +85,7 @@ func (w *Wire) run(ctx context.Context) {
 // and of all the others ever fewer.
 func (w *Wire) complain(what string, err error) {
 	tries := w.tries()
-	level := w.complaints.Level(slog.LevelWarn, "", nserr.From(err).Reason.Code)
-	if tries >= 8 && tries&(tries-1) == 0 {
-		level = slog.LevelWarn
-	}
+	level := max(reminder(tries), w.complaints.Level(slog.LevelWarn, "", nserr.From(err).Reason.Code))
 	w.complained = w.complained || level == slog.LevelWarn
 	w.client.log.Log(context.Background(), level, what, "connection", w.id, "attempt", tries, "error", err)
 }
@@ -126,11 +125,25 @@ func (w *Wire) note(e conn.Event) {
 	if e == conn.PathDown || e == conn.PeerLost {
 		w.prober.suspect()
 	}
+	if e == conn.DataLost || e == conn.DataNone {
+		w.notePackets(e)
+	}
 	w.due = w.decide(e)
-	switch e {
-	case conn.PathDown, conn.PeerLost, conn.DataLost, conn.AskedReselect:
+	if e == conn.DataBack {
+		w.notePackets(e)
+	}
+	if why, ok := grounds[e]; ok {
+		w.why = why
 		w.setDown()
 	}
+}
+
+// grounds are the events that say that a wire is broken, and how they do.
+var grounds = map[conn.Event]string{
+	conn.PathDown:      "a hop said that the path is down",
+	conn.PeerLost:      "the manager was not heard of",
+	conn.DataLost:      "no packets came back",
+	conn.AskedReselect: "a hop asked for another path",
 }
 
 // attempt does what is due, and decides what is due then.
@@ -153,12 +166,15 @@ func (w *Wire) attempt(ctx context.Context) error {
 	case err == nil:
 		w.stale, w.givenUp = 0, false
 		if moved {
-			w.prober.renew(w.Addrs(), w.PeerAddrs())
+			w.prober.end() // what it has said is of the old path
+			w.inbox.drop(conn.DataLost, conn.DataBack)
+			w.prober.follow(w.Addrs(), w.PeerAddrs())
+			w.dry.renewed = !w.dry.since.IsZero()
 		} else {
 			w.prober.follow(w.Addrs(), w.PeerAddrs())
 			w.prober.recheck()
+			w.inbox.drop(conn.DataLost) // if it is still so the prober says it again
 		}
-		w.inbox.drop(conn.DataLost) // if it is still so the prober says it again
 		w.due = w.decide(conn.Established)
 	case ctx.Err() != nil: // nobody wants it any more
 	case errors.Is(err, errDataLost): // nothing has failed, another path is due
@@ -166,8 +182,14 @@ func (w *Wire) attempt(ctx context.Context) error {
 		w.note(conn.DataLost)
 		return nil
 	default:
+		w.why = err.Error()
 		w.count(err)
-		w.due = w.decide(failure(err))
+		event := failure(err)
+		if w.hasEnded() {
+			w.expire() // which says why
+			err = nil
+		}
+		w.due = w.decide(event)
 	}
 	return err
 }
@@ -218,7 +240,7 @@ func (w *Wire) state() conn.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return conn.State{
-		Expires: w.ends, Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over, GivenUp: w.givenUp,
+		Expires: w.ends, Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over, GivenUp: w.givenUp, Dry: w.dry.paths,
 		Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt, Watched: watched,
 	}
 }
@@ -231,6 +253,7 @@ func (w *Wire) act(ctx context.Context, do conn.Action) (moved bool, err error) 
 		if err == nil || do == conn.Refresh || ctx.Err() != nil {
 			return false, err
 		}
+		w.why = err.Error()
 	}
 	w.inbox.drop(conn.PathDown, conn.PeerLost, conn.AskedRefresh, conn.AskedReselect) // to be answered now
 	return true, w.request(ctx, true)
@@ -266,9 +289,9 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 		asked.Mechanism = nil
 		asked.NetworkServiceEndpointName = w.pinned
 		asked.State = networkservice.State_RESELECT_REQUESTED
-		if asked.Context != nil {
-			asked.Context.MTU = w.mtu // what the old path took says nothing of the new one
-		}
+	}
+	if asked.Context != nil {
+		asked.Context.MTU = w.mtu // what the path has taken so far says nothing of what it takes now
 	}
 	var at grpcpeer.Peer
 	// While there is no wire nobody tells when the manager is back. To wait for that is
@@ -325,21 +348,40 @@ func (w *Wire) preferName(name string) {
 func (w *Wire) established(got *networkservice.Connection) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case w.up && w.attempts > 0:
-		level := slog.LevelDebug
-		if w.complained { // else nobody has heard that it was not
-			level = slog.LevelInfo
-		}
-		w.client.log.Log(context.Background(), level, "wire refreshed again", "connection", w.id, "endpoint", got.GetNetworkServiceEndpointName(), "attempt", w.attempts+1)
-	case !w.up:
-		w.client.log.Info("wire up", "connection", w.id, "service", got.GetNetworkService(), "endpoint", got.GetNetworkServiceEndpointName())
-	}
-	w.complained = false
+	w.sayEstablishedLocked(got)
+	w.complained, w.why = false, ""
 	w.conn, w.up, w.over, w.attempts, w.last = got, true, false, 0, nil
 	w.path = hop.PathOf(got)
 	w.ends = lifeEnd(got.GetPath(), time.Now(), w.client.config.TokenLifetime)
 	w.tellLocked()
+}
+
+// sayEstablishedLocked logs what the answer to a Request has changed.
+func (w *Wire) sayEstablishedLocked(got *networkservice.Connection) {
+	log, ctx := w.client.log.With("connection", w.id), context.Background()
+	ip := got.GetContext().GetIpContext()
+	from, to := w.conn.GetNetworkServiceEndpointName(), got.GetNetworkServiceEndpointName()
+	switch {
+	case !w.up:
+		log.Info("wire up", "service", got.GetNetworkService(), "endpoint", to)
+	case from != to, !sameAddresses(w.conn.GetContext().GetIpContext(), ip):
+		level := slog.LevelInfo
+		if w.dry.paths > 0 { // from bad to bad; that packets come back is said
+			level = slog.LevelDebug
+		}
+		log.Log(ctx, level, "wire moved", "service", got.GetNetworkService(), "from", from, "endpoint", to,
+			"addresses", addrs(ip.GetSrcIpAddrs()), "remote", addrs(ip.GetDstIpAddrs()), "why", cmp.Or(w.why, "the answer to a refresh said so"))
+	case w.attempts > 0:
+		level := slog.LevelDebug
+		if w.complained { // else nobody has heard that it was not
+			level = slog.LevelInfo
+		}
+		log.Log(ctx, level, "wire refreshed again", "endpoint", to, "attempt", w.attempts+1)
+	}
+}
+
+func sameAddresses(a, b *networkservice.IPContext) bool {
+	return slices.Equal(a.GetSrcIpAddrs(), b.GetSrcIpAddrs()) && slices.Equal(a.GetDstIpAddrs(), b.GetDstIpAddrs())
 }
 
 // tellLocked tells whoever waits for a change.
@@ -363,15 +405,31 @@ func lifeEnd(p *networkservice.Path, now time.Time, lifetime time.Duration) time
 	return now.Add(left)
 }
 
+// hasEnded reports whether the life of the wire has, and it is not known yet.
+func (w *Wire) hasEnded() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.up && !w.ends.After(time.Now())
+}
+
+// errNotAsked is why a wire has expired for which no Request has failed.
+var errNotAsked = errors.New("no Request was made in time: this process did not run, or a hop gives the wire too short a life")
+
 // expire notes that the life of the connection has ended. What follows is another
 // one, in its place and under its id: each hop has let go of this one, or is about
 // to.
 func (w *Wire) expire() {
 	w.prober.end()
 	w.stale, w.givenUp = 0, false
+	w.endDrought()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.client.log.Warn("wire has expired, asking for a new one", "connection", w.id, "attempt", w.attempts, "error", w.last)
+	why := w.last
+	if why == nil {
+		why = errNotAsked
+	}
+	w.client.log.Warn("wire has expired, asking for a new one", "connection", w.id, "service", w.service,
+		"endpoint", w.conn.GetNetworkServiceEndpointName(), "attempt", w.attempts, "error", why)
 	c := proto.Clone(w.conn).(*networkservice.Connection)
 	hop.Trim(c)
 	c.Path.PathSegments[c.Path.Index].Expires = nil

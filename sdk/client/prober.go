@@ -55,13 +55,15 @@ func (l *Liveness) fill() {
 	}
 }
 
-// prober pings the far end of one wire, at the client's pacer. follow, renew and
-// end are for the wire's run goroutine; anybody may call the others.
+// prober pings the far end of one wire, at the client's pacer. follow and end are for
+// the wire's run goroutine; anybody may call the others.
 type prober struct {
 	config Liveness
 	netns  *os.File
 	pacer  *pacer
 	lost   func() // called once for each time that answers cease; must not block
+	back   func() // called once for each time that answers come, on a new path or again; must not block
+	none   func() // called once if no answer has ever come; must not block
 
 	slot // of the pacer
 
@@ -70,6 +72,8 @@ type prober struct {
 	lines []line        // one per family, or none; guarded by mu
 	best  int           // of lines: the one that answered last; guarded by mu
 	told  bool          // lost has been called; guarded by mu
+	came  bool          // back has been called, and lost not since; guarded by mu
+	tried int           // requests on any path, up to noneAfter, and one more once none has been called; guarded by mu
 	next  time.Time     // when to send; guarded by mu
 	peek  time.Duration // until the next look for an answer that is measured; guarded by mu
 }
@@ -80,7 +84,8 @@ type line struct {
 	from, to netip.Addr
 }
 
-// follow pings from one of own to one of peers, of each family, from now on.
+// follow pings from one of own to one of peers, of each family, from now on. For a new
+// path end comes first: there may be another endpoint with the same addresses.
 // What could not be opened is tried again with the next call.
 func (p *prober) follow(own, peers []netip.Addr) {
 	if p.config.Disabled {
@@ -108,8 +113,7 @@ func (p *prober) follow(own, peers []netip.Addr) {
 	for _, l := range old {
 		if !slices.Contains(lines, l) {
 			_ = l.Close()
-			p.pulse = pulse{expects: p.pulse.expects}
-			p.told = false
+			p.forgetLocked()
 		}
 	}
 	p.lines, p.best = lines, 0
@@ -122,13 +126,6 @@ func (p *prober) follow(own, peers []netip.Addr) {
 	}
 }
 
-// renew is follow for a new path. There may be another endpoint with the same
-// addresses at its end.
-func (p *prober) renew(own, peers []netip.Addr) {
-	p.end()
-	p.follow(own, peers)
-}
-
 // end ends the pinging. What is known about endpoints of the service stays known.
 func (p *prober) end() {
 	p.mu.Lock()
@@ -137,8 +134,20 @@ func (p *prober) end() {
 		_ = l.Close()
 	}
 	p.lines = nil
+	p.forgetLocked()
+}
+
+// forgetLocked forgets what is known of the path.
+func (p *prober) forgetLocked() {
 	p.pulse = pulse{expects: p.pulse.expects}
-	p.told = false
+	p.told, p.came = false, false
+}
+
+// heard returns when an answer came last on this path, zero if none has.
+func (p *prober) heard() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pulse.heard
 }
 
 // data returns what is known about packets.
@@ -194,6 +203,9 @@ func (p *prober) read(now time.Time) {
 	}
 }
 
+// noneAfter is how many requests without an answer are none ever: 5 s by default.
+const noneAfter = 25
+
 // measureEvery is how many requests share one measurement of the trip, which
 // costs a few more looks.
 const measureEvery = 16
@@ -211,11 +223,19 @@ func (p *prober) tick(now time.Time) time.Time {
 	switch p.pulse.data(now, p.config) {
 	case conn.Flowing:
 		p.told = false
+		if !p.came {
+			p.came = true
+			p.back()
+		}
 	case conn.Stopped:
 		if !p.told {
-			p.told = true
+			p.told, p.came = true, false
 			p.lost()
 		}
+	}
+	if !p.pulse.expects && p.tried == noneAfter {
+		p.tried++
+		p.none()
 	}
 	if p.next.Sub(now) < grain {
 		p.send(now)
@@ -239,10 +259,14 @@ func (p *prober) send(now time.Time) {
 			sent = !errors.Is(l.Send(seq), echo.ErrNotSent) || sent
 		}
 	}
-	switch {
-	case !sent:
+	if !sent {
 		p.pulse.unsend()
-	case seq%measureEvery == 0:
+		return
+	}
+	if p.tried < noneAfter {
+		p.tried++
+	}
+	if seq%measureEvery == 0 {
 		p.pulse.measure()
 	}
 }

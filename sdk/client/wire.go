@@ -73,7 +73,9 @@ type Wire struct {
 	givenUp    bool
 	complaints nserr.Book // why attempts have failed
 	complained bool       // aloud, since the last success
+	why        string     // the wire is broken, as was said last; "" = nobody has since the last success
 	asked      time.Time  // when the last attempt began
+	dry        drought    // run alone changes it
 
 	turn chan struct{} // held while a Request or Close is under way
 
@@ -143,7 +145,8 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		done:    make(chan struct{}),
 		changed: make(chan struct{}),
 	}
-	w.prober = prober{config: c.config.Liveness, netns: netns, pacer: c.pacer, lost: func() { w.inbox.post(conn.DataLost) }}
+	w.prober = prober{config: c.config.Liveness, netns: netns, pacer: c.pacer,
+		lost: func() { w.inbox.replace(conn.DataBack, conn.DataLost) }, back: func() { w.inbox.replace(conn.DataLost, conn.DataBack) }, none: func() { w.inbox.post(conn.DataNone) }}
 	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	w.cancel = cancel
 	if err := c.register(w); err != nil {
@@ -212,13 +215,17 @@ func (w *Wire) Connection() *networkservice.Connection {
 	return w.conn
 }
 
-// Status returns how many attempts to make or refresh the wire have failed in a
+// Status returns how many attempts to make, refresh or heal the wire have failed in a
 // row, the error of the last one, nil if none has, and a channel that is closed at
-// the next change of either or of Connection. When the life of the wire has ended
-// both begin anew with the one that is asked for in its place.
+// the next change of either or of Connection. One that has succeeded, but has led to a
+// path on which no packets come back either, has failed for nserr.NoPackets. When the
+// life of the wire has ended both begin anew with the one that is asked for in its place.
 func (w *Wire) Status() (attempts int, changed <-chan struct{}, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.attempts == 0 && w.dry.paths > 0 {
+		return w.dry.paths, w.changed, errNoPackets
+	}
 	return w.attempts, w.changed, w.last
 }
 

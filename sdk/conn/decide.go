@@ -12,6 +12,7 @@ type State struct {
 	Up       bool      // established, as far as anybody said
 	Over     bool      // it was, and its life has ended: nothing is left of it
 	GivenUp  bool      // its endpoint was, since the last success
+	Dry      int       // paths in a row that were asked for since packets had stopped, and that carry none either
 
 	Due     Decision  // what was decided before and is not done yet; zero if nothing is
 	Urged   int       // Requests that events have asked for, one soon after the other
@@ -32,6 +33,8 @@ const (
 	PeerFound                  // the first hop is heard of again
 	EndpointCame               // an endpoint of the service has come, or has changed
 	DataLost                   // packets do not come back although control is well
+	DataBack                   // packets come back, on a new path or again
+	DataNone                   // none has ever come back, which need not mean anything
 	AskedRefresh               // a hop asked for the Request again (REFRESH_REQUESTED)
 	AskedReselect              // a hop asked for another path (RESELECT_REQUESTED)
 )
@@ -65,6 +68,9 @@ type Decision struct {
 
 	// GivesUp the endpoint, which is dead: State.GivenUp from then on.
 	GivesUp bool
+
+	// Dry: another path is due since packets have stopped, and for nothing else.
+	Dry bool
 }
 
 // News reports whether earlier failures say nothing of how it will end, so that the
@@ -78,7 +84,8 @@ const (
 	firstRetry = 100 * time.Millisecond
 	maxRetry   = 5 * time.Second
 	// lastRetry is the longest pause where somebody tells when there is something
-	// new to try, and of a connection that nobody has had for all of its life.
+	// new to try, of a connection that nobody has had for all of its life, and where
+	// packets flow on no path: as soon as they do it is known.
 	lastRetry = 30 * time.Second
 
 	// samePathTries is how often the same path is asked again when nobody knows
@@ -114,7 +121,9 @@ const calm = 10 * time.Second
 //   - established: refresh at a fifth of the shortest segment life;
 //   - the path is down, or the control plane is gone: the same path again, at once,
 //     or a moment later if packets flow;
-//   - packets are lost, or a hop asks for it: another path, at once;
+//   - packets are lost, or a hop asks for it: another path, at once. While they flow
+//     on none of those that are taken, there is more and more time in between; where
+//     they come back the path stays;
 //   - an attempt failed: try again with back-off, on the same path while
 //     packets flow or it is too early to tell, then on another one. The same
 //     path is still asked first: what was away may be back, and packets may have
@@ -159,7 +168,7 @@ func retry(s State, e Event, data Data, now time.Time, random float64) Decision 
 		if s.Attempts <= 1 {
 			wait = 0
 		}
-		return Decision{Do: Reselect, At: now.Add(wait)}
+		return Decision{Do: Reselect, At: now.Add(wait), Dry: true}
 	case e == EndpointLost && s.Attempts > restartTries && !s.GivenUp:
 		return Decision{Do: Either, At: now, GivesUp: true}
 	case s.GivenUp:
@@ -179,6 +188,8 @@ func urge(s State, e Event, data Data, now time.Time, random float64) Decision {
 		spread = spreadFlowing
 	}
 	switch e {
+	case DataNone:
+		return s.Due
 	case PathDown, PeerLost:
 		// Neither says that packets have stopped: a hop that restarts looks the
 		// same as one that died (docs/adr/0003).
@@ -186,7 +197,7 @@ func urge(s State, e Event, data Data, now time.Time, random float64) Decision {
 			return s.Due
 		}
 		if data == Stopped {
-			d.Do = Reselect
+			d.Do, d.Dry = Reselect, true
 		}
 	case AskedRefresh:
 		if failing {
@@ -195,14 +206,25 @@ func urge(s State, e Event, data Data, now time.Time, random float64) Decision {
 	case AskedReselect:
 		d.Do = Reselect
 		if failing {
-			s.Due.Do = max(s.Due.Do, Reselect)
+			s.Due.Do, s.Due.Dry = max(s.Due.Do, Reselect), false
 			return s.Due
 		}
 	case DataLost:
-		d.Do, spread = Reselect, 0
+		d.Do, d.Dry, spread = Reselect, true, 0
 		if failing && s.Due.Do >= Reselect {
 			return s.Due
 		}
+	case DataBack:
+		if s.Due.Dry && failing { // the same path will do, unless its endpoint is dead
+			s.Due.Do, s.Due.Dry = Refresh, false
+			if s.GivenUp {
+				s.Due.Do = Either
+			}
+		}
+		if failing || s.Dry == 0 && !s.Due.Dry {
+			return s.Due
+		}
+		s.Due = Decision{} // what follows says that all is well
 	case PeerFound:
 		if !failing {
 			return s.Due
@@ -221,14 +243,20 @@ func urge(s State, e Event, data Data, now time.Time, random float64) Decision {
 			d.At = later(d.At, s.UrgedAt.Add(backoff(s.Urged-1, maxRetry, random)))
 		}
 	}
+	if e == DataLost && s.Dry > 0 {
+		d.At = later(d.At, s.UrgedAt.Add(backoff(s.Dry, lastRetry, random)))
+	}
 	if !s.Due.At.IsZero() {
+		if s.Due.Do >= Reselect && (d.Do < Reselect || !s.Due.Dry) {
+			d.Dry = s.Due.Dry
+		}
 		d.Do, d.GivesUp = max(d.Do, s.Due.Do), s.Due.GivesUp
 		if s.Due.At.Before(d.At) {
 			d.At, d.Urged = later(s.Due.At, now), s.Due.Urged
 		}
 	}
 	if s.over(now) {
-		d.Do = Anew
+		d.Do, d.Dry = Anew, false
 	}
 	return d
 }

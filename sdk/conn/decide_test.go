@@ -13,6 +13,7 @@ func TestDecide(t *testing.T) {
 	ms := func(n int) time.Time { return in(time.Duration(n) * time.Millisecond) }
 	do := func(a Action, at time.Time) Decision { return Decision{Do: a, At: at} }
 	urged := func(a Action, at time.Time, n int) Decision { return Decision{Do: a, At: at, Urged: n} }
+	dry := func(d Decision) Decision { d.Dry = true; return d }
 	minute := in(time.Minute)
 	for _, tt := range []struct {
 		name   string
@@ -30,8 +31,8 @@ func TestDecide(t *testing.T) {
 		{"peer lost, packets unknown: ask the same path first, at once", State{Up: true, Expires: minute}, PeerLost, Unknown, 0.5, urged(Refresh, now, 1)},
 		{"path down, packets flow: same path, soon", State{Up: true, Expires: minute}, PathDown, Flowing, 0.9, urged(Refresh, ms(180), 1)},
 		{"path down, packets unknown: ask the same path first, at once", State{Up: true, Expires: minute}, PathDown, Unknown, 0.5, urged(Refresh, now, 1)},
-		{"path down, packets have stopped: another path at once", State{Up: true, Expires: minute}, PathDown, Stopped, 0.5, urged(Reselect, now, 1)},
-		{"packets lost: another path at once", State{Up: true, Expires: minute}, DataLost, Stopped, 0.5, urged(Reselect, now, 1)},
+		{"path down, packets have stopped: another path at once", State{Up: true, Expires: minute}, PathDown, Stopped, 0.5, dry(urged(Reselect, now, 1))},
+		{"packets lost: another path at once", State{Up: true, Expires: minute}, DataLost, Stopped, 0.5, dry(urged(Reselect, now, 1))},
 		{"asked to refresh", State{Up: true, Expires: minute}, AskedRefresh, Unknown, 0, urged(Refresh, now, 1)},
 		{"asked to refresh, with all others", State{Up: true, Expires: minute}, AskedRefresh, Flowing, 0.5, urged(Refresh, ms(100), 1)},
 		{"asked to move", State{Up: true, Expires: minute}, AskedReselect, Flowing, 0, urged(Reselect, now, 1)},
@@ -46,15 +47,28 @@ func TestDecide(t *testing.T) {
 		{"a path that flaps: longer and longer", State{Up: true, Expires: minute, Urged: 5, UrgedAt: ms(-100)}, PathDown, Flowing, 0, urged(Refresh, ms(1500), 6)},
 		{"with jitter", State{Up: true, Expires: minute, Urged: 5, UrgedAt: ms(-100)}, PathDown, Flowing, 1, urged(Refresh, ms(1020), 6)},
 		{"but bounded", State{Up: true, Expires: minute, Urged: 100, UrgedAt: ms(-100)}, PathDown, Flowing, 0, urged(Refresh, ms(4900), 101)},
-		{"a pause that has passed is none", State{Up: true, Expires: minute, Urged: 3, UrgedAt: ms(-500)}, DataLost, Stopped, 0, urged(Reselect, now, 4)},
-		{"packets stop on every path: back-off, too", State{Up: true, Expires: minute, Urged: 6, UrgedAt: ms(-1000)}, DataLost, Stopped, 0, urged(Reselect, ms(2200), 7)},
+		{"a pause that has passed is none", State{Up: true, Expires: minute, Urged: 3, UrgedAt: ms(-500)}, DataLost, Stopped, 0, dry(urged(Reselect, now, 4))},
+		{"packets stop on every path: back-off, too", State{Up: true, Expires: minute, Urged: 6, UrgedAt: ms(-1000)}, DataLost, Stopped, 0, dry(urged(Reselect, ms(2200), 7))},
+		{"and a long one when they flow on none of many", State{Up: true, Expires: minute, Dry: 8, Urged: 9, UrgedAt: ms(-1200)}, DataLost, Stopped, 0, dry(urged(Reselect, ms(24400), 10))},
+		{"as long after a calm", State{Up: true, Expires: minute, Dry: 20, Urged: 9, UrgedAt: in(-11 * time.Second)}, DataLost, Stopped, 0, dry(urged(Reselect, in(19*time.Second), 1))},
+		{"an event in between does not change what it is for", State{Up: true, Expires: minute, Dry: 8, UrgedAt: in(-20 * time.Second), Due: dry(urged(Reselect, in(9*time.Second), 1))}, AskedRefresh, Unknown, 0, dry(urged(Reselect, now, 1))},
+		{"unless it asks for the same", State{Up: true, Expires: minute, Dry: 8, UrgedAt: in(-20 * time.Second), Due: dry(urged(Reselect, in(9*time.Second), 1))}, AskedReselect, Unknown, 0, urged(Reselect, now, 1)},
+		{"packets that stop do not, either", State{Up: true, Expires: minute, Due: urged(Reselect, ms(50), 1), UrgedAt: ms(-60)}, DataLost, Stopped, 0, urged(Reselect, now, 1)},
+		{"packets come back, and nobody had noticed", State{Up: true, Expires: minute, Due: do(Refresh, in(12*time.Second))}, DataBack, Flowing, 0.5, do(Refresh, in(12*time.Second))},
+		{"packets come back: the path stays", State{Up: true, Expires: minute, Dry: 8, UrgedAt: in(-20 * time.Second), Due: dry(urged(Reselect, in(9*time.Second), 1))}, DataBack, Flowing, 0.5, urged(Refresh, ms(100), 1)},
+		{"also before another one was tried", State{Up: true, Expires: minute, Due: dry(urged(Reselect, ms(50), 2)), Urged: 1, UrgedAt: ms(-150)}, DataBack, Flowing, 0.5, urged(Refresh, ms(100), 2)},
+		{"packets come on another path: whom that was told hears it", State{Up: true, Expires: minute, Dry: 3, UrgedAt: in(-20 * time.Second), Due: do(Refresh, in(12*time.Second))}, DataBack, Flowing, 0.5, urged(Refresh, ms(100), 1)},
+		{"unless a hop has asked for another path", State{Up: true, Expires: minute, Due: urged(Reselect, ms(50), 2)}, DataBack, Flowing, 0.5, urged(Reselect, ms(50), 2)},
+		{"packets come back, Requests fail: the same path will do", State{Up: true, Expires: minute, Attempts: 3, Due: dry(do(Reselect, ms(700)))}, DataBack, Flowing, 0.5, do(Refresh, ms(700))},
+		{"unless the endpoint was given up", State{Up: true, Expires: minute, Attempts: 3, GivenUp: true, Due: dry(do(Reselect, ms(700)))}, DataBack, Flowing, 0.5, do(Either, ms(700))},
+		{"none has ever come: that may be as it is", State{Up: true, Expires: minute, Due: do(Refresh, in(12*time.Second))}, DataNone, Unknown, 0.5, do(Refresh, in(12*time.Second))},
 		{"after a calm all begins anew", State{Up: true, Expires: minute, Urged: 100, UrgedAt: in(-10 * time.Second)}, PathDown, Unknown, 0, urged(Refresh, now, 1)},
 
 		{"while attempts fail a path that is down is no news", State{Up: true, Expires: minute, Attempts: 3, Due: do(Refresh, ms(700))}, PathDown, Flowing, 0, do(Refresh, ms(700))},
 		{"nor is a peer that is lost", State{Up: true, Expires: minute, Attempts: 3, Due: do(Refresh, ms(700))}, PeerLost, Unknown, 0, do(Refresh, ms(700))},
 		{"nor a refresh that is asked for", State{Up: true, Expires: minute, Attempts: 3, Due: do(Either, ms(700))}, AskedRefresh, Unknown, 0, do(Either, ms(700))},
 		{"a move that is asked for is to be one", State{Up: true, Expires: minute, Attempts: 3, Due: do(Refresh, ms(700))}, AskedReselect, Flowing, 0, do(Reselect, ms(700))},
-		{"packets that stop are news", State{Up: true, Expires: minute, Attempts: 3, Due: do(Refresh, ms(700))}, DataLost, Stopped, 0, urged(Reselect, now, 1)},
+		{"packets that stop are news", State{Up: true, Expires: minute, Attempts: 3, Due: do(Refresh, ms(700))}, DataLost, Stopped, 0, dry(urged(Reselect, now, 1))},
 		{"unless another path is being asked for", State{Up: true, Expires: minute, Attempts: 3, Due: do(Reselect, ms(700))}, DataLost, Stopped, 0, do(Reselect, ms(700))},
 		{"the peer is back: ask at once, spread", State{Up: true, Expires: minute, Attempts: 9, Due: do(Refresh, in(4*time.Second))}, PeerFound, Flowing, 0.5, urged(Refresh, ms(100), 1)},
 		{"whatever is due", State{Up: true, Expires: minute, Attempts: 9, Due: do(Reselect, in(4*time.Second))}, PeerFound, Stopped, 0.5, urged(Reselect, ms(100), 1)},
@@ -70,9 +84,9 @@ func TestDecide(t *testing.T) {
 		{"an endpoint that was given up stays so, whatever fails", State{Up: true, Attempts: 4, Stale: 3, GivenUp: true, Expires: minute}, Failed, Flowing, 0, do(Either, ms(200))},
 		{"also when the peer is back", State{Up: true, Attempts: 4, Stale: 3, GivenUp: true, Expires: minute, Due: do(Either, ms(200))}, PeerFound, Flowing, 0.5, urged(Either, ms(100), 1)},
 		{"an event does not make it forget that", State{Up: true, Attempts: 3, Expires: minute, Due: Decision{Do: Either, At: now, GivesUp: true}}, PeerFound, Flowing, 0, Decision{Do: Either, At: now, Urged: 1, GivesUp: true}},
-		{"endpoint gone and its kernel, too: another one at once", State{Up: true, Attempts: 1, Expires: minute}, EndpointLost, Stopped, 0, do(Reselect, now)},
-		{"packets have stopped: another path at once", State{Up: true, Attempts: 1, Expires: minute}, Failed, Stopped, 0, do(Reselect, now)},
-		{"packets have stopped: with back-off from then on", State{Up: true, Attempts: 3, Expires: minute}, Failed, Stopped, 0, do(Reselect, ms(800))},
+		{"endpoint gone and its kernel, too: another one at once", State{Up: true, Attempts: 1, Expires: minute}, EndpointLost, Stopped, 0, dry(do(Reselect, now))},
+		{"packets have stopped: another path at once", State{Up: true, Attempts: 1, Expires: minute}, Failed, Stopped, 0, dry(do(Reselect, now))},
+		{"packets have stopped: with back-off from then on", State{Up: true, Attempts: 3, Expires: minute}, Failed, Stopped, 0, dry(do(Reselect, ms(800)))},
 		{"first failure of a new connection", State{Attempts: 1}, Failed, Unknown, 0, do(Reselect, ms(200))},
 		{"failures back off", State{Attempts: 3}, Failed, Unknown, 0, do(Reselect, ms(800))},
 		{"back-off is bounded", State{Attempts: 100}, Failed, Unknown, 0, do(Reselect, in(5*time.Second))},

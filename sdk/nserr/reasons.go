@@ -69,6 +69,7 @@ var (
 	EndpointGone       = reason("NSM-3016", codes.Unavailable, "endpoint does not answer", "see whether its process runs; clients move to another endpoint of the service if there is one", passes)
 	NameInUse          = reason("NSM-3017", codes.AlreadyExists, "endpoint of this name runs already", "give one of the two another name: nsm serve --name NAME")
 	Draining           = reason("NSM-3018", codes.Unavailable, "endpoint is being drained", "name no endpoint to have another one chosen, or take the drain back: nsm drain endpoint NAME --undo", passes)
+	NoPackets          = reason("NSM-3019", codes.Unavailable, "no packets come back through the wire", "see with 'nsm describe wire' whether a tunnel carries it: UDP must pass between the two nodes, in both directions, at its addresses and ports; if it does, see whether the workload of the endpoint answers", passes)
 )
 
 // What this machine could not do (4xxx).
