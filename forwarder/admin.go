@@ -115,7 +115,7 @@ func neighbour(c *networkservice.Connection, distance int) string {
 
 // kernelObjects is what the kernel has and should have for a wire.
 func (f *Forwarder) kernelObjects(ctx context.Context, w plan.Wire) *adminv1.KernelObjects {
-	names := netns.Names()
+	names, processes := netns.Names(), netns.Processes()
 	script := func(steps []plan.Step) []string {
 		text := plan.Script(steps, func(key string) string { return cmp.Or(names[key], key) })
 		return strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
@@ -132,7 +132,9 @@ func (f *Forwarder) kernelObjects(ctx context.Context, w plan.Wire) *adminv1.Ker
 	k.Drift = script(plan.Diff(w, seen))
 	for i, e := range seen.Ends {
 		if e.Found {
-			k.Links = append(k.Links, linkOf(w, w.Ends[i], e))
+			l := linkOf(w, w.Ends[i], e)
+			l.NamespaceName, l.NamespacePid = names[l.Namespace], uint32(processes[l.Namespace])
+			k.Links = append(k.Links, l)
 		}
 		if e.WireGuard != nil {
 			k.Wireguard = wireGuardOf(e)

@@ -212,11 +212,14 @@ func (f *Forwarder) tunnelMTU(l *leg, known *wire, kind plan.Kind, peers int) er
 	return nil
 }
 
-// readUplinkMTU asks the kernel what the underlay takes, and remembers it.
+// readUplinkMTU asks the kernel what the underlay takes, and remembers it, and says when
+// that has changed.
 func (f *Forwarder) readUplinkMTU() (int, error) {
 	mtu, err := f.config.Kernel.UnderlayMTU(f.config.TunnelIP)
 	if err == nil {
-		f.uplink.Store(int64(mtu))
+		if was := f.uplink.Swap(int64(mtu)); was != 0 && was != int64(mtu) {
+			f.log.Info("the underlay's MTU has changed, wires follow with their next refresh", "address", f.config.TunnelIP, "was", was, "mtu", mtu)
+		}
 	}
 	return mtu, err
 }

@@ -70,11 +70,14 @@ func (m *Manager) expire(ctx context.Context, id string) {
 	})
 }
 
-// drop closes the path behind this hop and forgets the connection. The next hop
-// may refuse, say because the tokens have expired by now: it has a timer too.
+// drop closes the path behind this hop and forgets the connection. What nobody waits
+// for is closed in the background: the next hop may be dead, or refuse since the tokens
+// have expired by now. It has a timer, too.
 func (m *Manager) drop(ctx context.Context, t *conn.Turn[wire], call *hop.Call, why string) {
 	forwarder := t.Record.forwarder
-	if err := t.Record.next.Close(ctx, call); err != nil {
+	if call == nil {
+		t.Record.next.CloseSoon(ctx, nil, 0, m.cleanup)
+	} else if err := t.Record.next.Close(ctx, call); err != nil {
 		m.log.Warn("next hop did not close", "connection", t.ID, "forwarder", forwarder, "error", err)
 	}
 	t.Record = nil

@@ -165,20 +165,34 @@ func (m *Manager) ask(ctx, limited context.Context, r *task, f forwarder) (*netw
 	t.Record.binding = call.Binding
 	t.Record.forwarder = f.nse.GetName()
 	t.Record.next.Hold(p, proto.CloneOf(got), m.monitor)
-	t.ExpireAt(call.Expiry(ctx))
+	t.ExpireAt(endOf(got, call.Expiry(ctx), time.Now()))
 	m.monitor.Publish(got)
 	return got, nil
+}
+
+// endOf is when the connection has ended if nobody refreshes it: when this hop has to
+// close it, or earlier, when one behind has. What has ended already says that somebody's
+// clock is wrong.
+func endOf(c *networkservice.Connection, own, now time.Time) time.Time {
+	end := own
+	path := c.GetPath()
+	for _, s := range path.GetPathSegments()[path.GetIndex():] {
+		if at := s.GetExpires(); at.IsValid() && at.AsTime().After(now) && at.AsTime().Before(end) {
+			end = at.AsTime()
+		}
+	}
+	return end
 }
 
 // failed tells watchers when a connection that was established could not be
 // established again. It stays known until it expires or is closed.
 func (m *Manager) failed(ctx context.Context, t *conn.Turn[wire], call *hop.Call, err error) error {
-	if t.Record != nil {
-		m.monitor.Failing(t.ID, call.Conn)
-	}
 	why := nserr.From(err).Reason
 	if ctx.Err() != nil { // given up, whatever has noticed it first
 		why = nserr.TimedOut
+	}
+	if t.Record != nil {
+		m.monitor.Failing(t.ID, call.Conn, why)
 	}
 	m.log.Log(ctx, m.failures.Level(slog.LevelWarn, t.ID, why.Code), "request failed", "connection", t.ID, "error", err)
 	return err

@@ -265,6 +265,17 @@ func TestNamed(t *testing.T) {
 	if name := netns.Names()[key]; name != "blue" {
 		t.Errorf("the namespace's name is %q", name)
 	}
+	if pid, ok := netns.Processes()[key]; ok {
+		t.Errorf("process %d is in a namespace that is empty", pid)
+	}
+	own, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if pid := netns.Processes()[keyOf(t, own)]; pid == 0 || pid > os.Getpid() {
+		t.Errorf("process %d is the first in the own namespace, of process %d", pid, os.Getpid())
+	}
 	for range 2 { // idempotent
 		if err := netns.DeleteNamed("blue"); err != nil {
 			t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/mechanism"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // Wires lists the wires that the caller may see. A name that means no wire, or
@@ -75,7 +76,7 @@ func (t trail) summary() *adminv1.WireSummary {
 		Id: t.hops[0].GetId(), Service: c.GetNetworkService(), Payload: c.GetPayload(),
 		State:  adminv1.WireState(c.GetState() + 1),
 		Client: t.clientSide(), Endpoint: t.endpointSide(),
-		Established: timestamppb.New(t.Since), Labels: c.GetLabels(),
+		Established: timestamppb.New(t.Since), StateSince: timestamppb.New(t.Changed), Labels: c.GetLabels(),
 	}
 	if w.Payload == "" {
 		w.Payload = mechanism.PayloadIP
@@ -83,11 +84,13 @@ func (t trail) summary() *adminv1.WireSummary {
 	if at := hop.PathOf(c).Expires(); !at.IsZero() {
 		w.Expires = timestamppb.New(at)
 	}
-	if c.GetState() == networkservice.State_DOWN {
-		said := t.hops[t.client].GetMetrics()
+	said := t.hops[t.client].GetMetrics()
+	code := said[hop.MetricLastError]
+	// What a Request says that has succeeded is over, unless it is that packets do not flow.
+	if c.GetState() == networkservice.State_DOWN || code == nserr.NoPackets.Code {
 		n, _ := strconv.ParseUint(said[hop.MetricAttempts], 10, 32) // 0 if it says nothing, or nonsense
 		w.Attempts = uint32(n)
-		if code := said[hop.MetricLastError]; isCode.MatchString(code) {
+		if isCode.MatchString(code) {
 			w.LastError = code
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +36,9 @@ type Monitor struct {
 type View struct {
 	Conn  *networkservice.Connection // index and id are the hop's own; no tokens
 	Since time.Time                  // of the first Publish
+	// Changed is since when its state is what it is. A wish that a hop makes by a state
+	// changes nothing: the connection is as it was.
+	Changed time.Time
 
 	identities func() []string
 }
@@ -54,7 +58,8 @@ func NewMonitor(policy Policy) *Monitor {
 // Publish tells watchers that a connection is as given. Watchers get an UPDATE
 // even if nothing changed: old peers take it as a sign of life.
 func (m *Monitor) Publish(c *networkservice.Connection) {
-	v := &View{Conn: proto.Clone(c).(*networkservice.Connection), Since: time.Now()}
+	now := time.Now()
+	v := &View{Conn: proto.Clone(c).(*networkservice.Connection), Since: now, Changed: now}
 	var tokens []string
 	for _, s := range v.Conn.GetPath().GetPathSegments() {
 		tokens = append(tokens, s.Token)
@@ -71,7 +76,7 @@ func (m *Monitor) Publish(c *networkservice.Connection) {
 	m.changing.Lock()
 	defer m.changing.Unlock()
 	if old, ok := m.conns.Get(c.GetId()); ok {
-		v.Since = old.Since
+		v.Since, v.Changed = old.Since, old.changed(v.Conn, now)
 	}
 	m.conns.Put(c.GetId(), v)
 }
@@ -88,9 +93,19 @@ func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool)
 	}
 	c := proto.Clone(old.Conn).(*networkservice.Connection)
 	if change(c) {
-		m.conns.Put(id, &View{Conn: c, Since: old.Since, identities: old.identitiesOn(c.GetPath())})
+		m.conns.Put(id, &View{Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()), identities: old.identitiesOn(c.GetPath())})
 	}
 }
+
+// changed is View.Changed of what takes the place of v.
+func (v *View) changed(c *networkservice.Connection, now time.Time) time.Time {
+	if isDown(v.Conn) == isDown(c) {
+		return v.Changed
+	}
+	return now
+}
+
+func isDown(c *networkservice.Connection) bool { return c.GetState() == networkservice.State_DOWN }
 
 // identitiesOn is Identities for a path that has replaced v's. Who the hops are
 // that are new on it is not known.
@@ -124,8 +139,9 @@ func becomeDown(c *networkservice.Connection) (changed bool) {
 }
 
 // Failing is Down with what the hops before this one say of themselves in a Request
-// that has failed: an originator says how often it has tried.
-func (m *Monitor) Failing(id string, asked *networkservice.Connection) {
+// that has failed: an originator says how often it has tried before. The hop that it
+// has asked knows of this attempt, too, and why it fails.
+func (m *Monitor) Failing(id string, asked *networkservice.Connection, why *nserr.Reason) {
 	m.Amend(id, func(c *networkservice.Connection) bool {
 		changed := c.State != networkservice.State_DOWN
 		c.State = networkservice.State_DOWN
@@ -135,6 +151,16 @@ func (m *Monitor) Failing(id string, asked *networkservice.Connection) {
 				have[i].Metrics = maps.Clone(told[i].GetMetrics())
 				changed = true
 			}
+		}
+		if c.GetPath().GetIndex() == 1 && len(have) > 0 {
+			before, _ := strconv.Atoi(have[0].GetMetrics()[MetricAttempts]) // 0 if it says nothing
+			metrics := maps.Clone(have[0].GetMetrics())
+			if metrics == nil {
+				metrics = make(map[string]string, 2)
+			}
+			metrics[MetricAttempts], metrics[MetricLastError] = strconv.Itoa(before+1), why.Code
+			changed = changed || !maps.Equal(have[0].GetMetrics(), metrics)
+			have[0].Metrics = metrics
 		}
 		return changed
 	})
@@ -186,7 +212,8 @@ func (m *Monitor) Visible(identity string) []*View {
 // Find returns the one connection that the identity may see and that id means:
 // the hop's own id for it, the id of its first segment, which is the same at
 // every hop, or the beginning of the latter. Where a path passes this hop more
-// than once the latter two mean the first time. It fails with nserr.UnknownWire.
+// than once the latter two mean the first time. It fails with nserr.UnknownWire, or
+// nserr.BadRequest where an id means several.
 func (m *Monitor) Find(identity, id string) (*View, error) {
 	if id == "" {
 		return nil, nserr.BadRequest.Errorf("no wire id is given").WithFix("list wires with 'nsm get wires'")
@@ -213,11 +240,35 @@ func (m *Monitor) Find(identity, id string) (*View, error) {
 	slices.SortFunc(found, func(a, b *View) int { return int(a.Conn.GetPath().GetIndex()) - int(b.Conn.GetPath().GetIndex()) })
 	for _, v := range found[1:] {
 		if !v.passed(found[0].Conn) {
-			return nil, nserr.UnknownWire.Errorf("%d wires have the id %q, or one that begins so, for example %s and %s",
-				len(found), id, found[0].Conn.GetId(), v.Conn.GetId()).WithFix("give more of the id, or one of those named")
+			return nil, ambiguous(id, found)
 		}
 	}
 	return found[0], nil
+}
+
+// ambiguous says which wires an id means, by the ids that lists have them under; or by
+// this hop's own ones, where several clients have chosen the same.
+func ambiguous(id string, found []*View) error {
+	var ids, own []string
+	for _, v := range found {
+		ids, own = append(ids, v.FirstID()), append(own, v.Conn.GetId())
+	}
+	slices.Sort(ids)
+	if ids = slices.Compact(ids); len(ids) == 1 {
+		slices.Sort(own)
+		return nserr.BadRequest.Errorf("%d wires have the id %q, of different clients; here they are called %s", len(found), id, some(own)).
+			WithFix("give one of the ids named")
+	}
+	return nserr.BadRequest.Errorf("the ids of %d wires begin with %q: %s", len(ids), id, some(ids)).WithFix("give more of the id")
+}
+
+// some is a list of at most five.
+func some(ids []string) string {
+	const most = 5
+	if len(ids) <= most {
+		return strings.Join(ids, ", ")
+	}
+	return strings.Join(ids[:most], ", ") + ", …"
 }
 
 // FirstID returns the id of the first segment, which is the same at every hop.

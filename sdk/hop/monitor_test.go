@@ -86,30 +86,31 @@ func TestFind(t *testing.T) {
 	for _, tt := range []struct {
 		who, id string
 		want    string // own id of the connection; "" = unknown or not unique
+		says    string // not unique: which it could be
 	}{
-		{"web", "w-1", "m1"}, // not w-11, which begins so
-		{"web", "w-11", "m2"},
-		{"web", "w-", ""}, // two
-		{"web", "m2", "m2"},
-		{"web", "m", ""}, // only first ids may be abbreviated
-		{"web", "", ""},
-		{"web", "x", ""},
-		{"web", "o-1", ""}, // somebody else's
-		{"web", "m3", ""},
-		{"stranger", "w-1", ""},
-		{"", "w-1", ""},
-		{"other", "o", "m3"},
-		{"web", "same", "m4"}, // the one that it can see
-		{"other", "same", "m5"},
-		{"observer", "same", ""},
-		{"observer", "m5", "m5"},
-		{"observer", "o-", "m3"},
-		{"web", "m1", "m1"},
-		{"other", "m1", "m6"},
-		{"observer", "m1", "m1"}, // the hop's own ids come first
-		{"chain", "c", "m7"},     // where it passes first
-		{"chain", "m8", "m8"},
-		{"mid", "c-1", "m7"},
+		{"web", "w-1", "m1", ""}, // not w-11, which begins so
+		{"web", "w-11", "m2", ""},
+		{"web", "w-", "", "the ids of 2 wires begin with \"w-\": w-1, w-11"}, // two
+		{"web", "m2", "m2", ""},
+		{"web", "m", "", ""}, // only first ids may be abbreviated
+		{"web", "", "", ""},
+		{"web", "x", "", ""},
+		{"web", "o-1", "", ""}, // somebody else's
+		{"web", "m3", "", ""},
+		{"stranger", "w-1", "", ""},
+		{"", "w-1", "", ""},
+		{"other", "o", "m3", ""},
+		{"web", "same", "m4", ""}, // the one that it can see
+		{"other", "same", "m5", ""},
+		{"observer", "same", "", "2 wires have the id \"same\", of different clients; here they are called m4, m5"},
+		{"observer", "m5", "m5", ""},
+		{"observer", "o-", "m3", ""},
+		{"web", "m1", "m1", ""},
+		{"other", "m1", "m6", ""},
+		{"observer", "m1", "m1", ""}, // the hop's own ids come first
+		{"chain", "c", "m7", ""},     // where it passes first
+		{"chain", "m8", "m8", ""},
+		{"mid", "c-1", "m7", ""},
 	} {
 		who := tt.who
 		if who != "" {
@@ -119,8 +120,10 @@ func TestFind(t *testing.T) {
 		switch {
 		case tt.want == "" && err == nil:
 			t.Errorf("Find(%s, %q) found %s", tt.who, tt.id, v.Conn.GetId())
-		case tt.want == "" && tt.id != "" && !errors.Is(err, nserr.UnknownWire):
+		case tt.want == "" && tt.says == "" && tt.id != "" && !errors.Is(err, nserr.UnknownWire):
 			t.Errorf("Find(%s, %q): %v, want UnknownWire", tt.who, tt.id, err)
+		case tt.says != "" && (!errors.Is(err, nserr.BadRequest) || !strings.Contains(err.Error(), tt.says)):
+			t.Errorf("Find(%s, %q): %v, want %s", tt.who, tt.id, err, tt.says)
 		case tt.want != "" && (err != nil || v.Conn.GetId() != tt.want):
 			t.Errorf("Find(%s, %q): %v, want %s", tt.who, tt.id, err, tt.want)
 		}

@@ -216,8 +216,8 @@ func TestMTUOfAnotherPath(t *testing.T) {
 	}
 }
 
-// An underlay that takes less from now on is noticed, and the wires over it follow
-// at their next refresh.
+// An underlay that takes less from now on, or more again, is noticed, and the wires over
+// it follow at their next refresh.
 func TestUnderlayMTUChanges(t *testing.T) {
 	for _, shape := range shapes {
 		if !shape.across {
@@ -230,11 +230,14 @@ func TestUnderlayMTUChanges(t *testing.T) {
 				c := a.Client("web")
 				w := c.Connect("kernel://db/nsm-1")
 				before := w.Connection().GetContext().GetMTU()
-				b.Kernel.SetUnderlayMTU(1400)
-				b.Forwarder().Reconcile(t.Context())
-				Pass(3 * time.Minute)
-				if got := w.Connection().GetContext().GetMTU(); got != before-100 || !Up(w) {
-					t.Errorf("MTU %d over an underlay that takes 100 bytes less than when it was %d", got, before)
+				for _, less := range []int{100, 0} {
+					b.Kernel.SetUnderlayMTU(1500 - less)
+					b.Forwarder().Reconcile(t.Context())
+					b.Forwarder().Reconcile(t.Context())
+					Pass(3 * time.Minute)
+					if got := w.Connection().GetContext().GetMTU(); got != before-uint32(less) || !Up(w) {
+						t.Errorf("MTU %d over an underlay that takes %d bytes less than when it was %d", got, less, before)
+					}
 				}
 				c.Close(w)
 				m.CheckEmpty()

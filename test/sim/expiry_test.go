@@ -11,6 +11,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/client"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -210,6 +211,44 @@ func TestAskedByTheEndpoint(t *testing.T) {
 			t.Errorf("wire %v", w.Connection())
 		}
 		c.Close(w)
+		m.CheckEmpty()
+	})
+}
+
+// A wire that has expired is listed no more, although the next hop does not answer the
+// Close: nobody waits for that.
+func TestExpiredWireIsNotListed(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		r := newRig(m, "IP", true)
+		listed := func() (n int) {
+			t.Helper()
+			stream, err := m.Admin(t, r.c.part, r.a).Wires(t.Context(), &adminv1.WiresRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for {
+				if _, err := stream.Recv(); err != nil {
+					return n
+				}
+				n++
+			}
+		}
+		r.c.Vanish()
+		m.Network.SetFate(func(c Call) Fate {
+			if c.Method == "Close" {
+				return LoseRequest
+			}
+			return Deliver
+		})
+		Pass(TokenLifetime - client.DefaultRequestTimeout - time.Second)
+		if n := listed(); n != 1 {
+			t.Errorf("%d wires before its end", n)
+		}
+		Pass(time.Second + 10*time.Millisecond)
+		if n := listed(); n != 0 {
+			t.Errorf("%d wires after its end", n)
+		}
+		Pass(TokenLifetime)
 		m.CheckEmpty()
 	})
 }

@@ -81,11 +81,15 @@ func TestAttemptsAreShown(t *testing.T) {
 			t.Errorf("a wire that is up: %v", w)
 		}
 		r.e.Stop()
+		stopped := time.Now()
 		Pass(2 * time.Minute)
 		tries, _, err := r.w.Status()
 		w := show()
-		if n := int(w.GetAttempts()); n < tries-1 || n == 0 || w.GetLastError() != nserr.From(err).Reason.Code || w.GetState() != adminv1.WireState_WIRE_STATE_DOWN {
+		if n := int(w.GetAttempts()); n != tries || n == 0 || w.GetLastError() != nserr.From(err).Reason.Code || w.GetState() != adminv1.WireState_WIRE_STATE_DOWN {
 			t.Errorf("shown are %v, the client has tried %d times: %v", w, tries, err)
+		}
+		if down := w.GetStateSince().AsTime().Sub(stopped); down < 0 || down > time.Second {
+			t.Errorf("down since %v after the endpoint was stopped", down)
 		}
 		r.b.Serve(Service{Name: "db", CIDR: "10.61.0.0/24"})
 		Pass(time.Second)

@@ -818,8 +818,9 @@ type WireSummary struct {
 	Established   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=established,proto3" json:"established,omitempty"`                                                                 // first successful Request seen here
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires,proto3" json:"expires,omitempty"`                                                                         // earliest of the path, unless refreshed
 	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of the connection
-	Attempts      uint32                 `protobuf:"varint,10,opt,name=attempts,proto3" json:"attempts,omitempty"`                                                                     // while it is down: how many to heal it have failed in a row, as the client says
+	Attempts      uint32                 `protobuf:"varint,10,opt,name=attempts,proto3" json:"attempts,omitempty"`                                                                     // while it is down, or carries no packets (NSM-3019): how many to heal it have failed in a row, as the client says
 	LastError     string                 `protobuf:"bytes,11,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`                                                   // and why the last one did: a reason code, "NSM-3002"
+	StateSince    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=state_since,json=stateSince,proto3" json:"state_since,omitempty"`                                                // since when it is down, or is not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -929,6 +930,13 @@ func (x *WireSummary) GetLastError() string {
 		return x.LastError
 	}
 	return ""
+}
+
+func (x *WireSummary) GetStateSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StateSince
+	}
+	return nil
 }
 
 // WireSide is one end of a wire.
@@ -1721,6 +1729,8 @@ type Link struct {
 	Addresses     []string               `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Routes        []string               `protobuf:"bytes,10,rep,name=routes,proto3" json:"routes,omitempty"` // "10.0.0.1 scope link", as `ip route` prints them
 	Counters      *Counters              `protobuf:"bytes,11,opt,name=counters,proto3" json:"counters,omitempty"`
+	NamespaceName string                 `protobuf:"bytes,12,opt,name=namespace_name,json=namespaceName,proto3" json:"namespace_name,omitempty"` // as `ip netns` has it; empty = none
+	NamespacePid  uint32                 `protobuf:"varint,13,opt,name=namespace_pid,json=namespacePid,proto3" json:"namespace_pid,omitempty"`   // of a process in it; 0 = the forwarder sees none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1830,6 +1840,20 @@ func (x *Link) GetCounters() *Counters {
 		return x.Counters
 	}
 	return nil
+}
+
+func (x *Link) GetNamespaceName() string {
+	if x != nil {
+		return x.NamespaceName
+	}
+	return ""
+}
+
+func (x *Link) GetNamespacePid() uint32 {
+	if x != nil {
+		return x.NamespacePid
+	}
+	return 0
 }
 
 // Counters are the kernel's for one link since it was made.
@@ -3055,7 +3079,7 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\aservice\x18\x02 \x01(\tR\aservice\"g\n" +
 	"\tWireEvent\x12+\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x17.nsm.admin.v1.EventTypeR\x04type\x12-\n" +
-	"\x04wire\x18\x02 \x01(\v2\x19.nsm.admin.v1.WireSummaryR\x04wire\"\x8d\x04\n" +
+	"\x04wire\x18\x02 \x01(\v2\x19.nsm.admin.v1.WireSummaryR\x04wire\"\xca\x04\n" +
 	"\vWireSummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
@@ -3069,7 +3093,9 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\battempts\x18\n" +
 	" \x01(\rR\battempts\x12\x1d\n" +
 	"\n" +
-	"last_error\x18\v \x01(\tR\tlastError\x1a9\n" +
+	"last_error\x18\v \x01(\tR\tlastError\x12;\n" +
+	"\vstate_since\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"stateSince\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8c\x01\n" +
@@ -3144,7 +3170,7 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\x04plan\x18\x04 \x03(\tR\x04plan\x12\x14\n" +
 	"\x05drift\x18\x05 \x03(\tR\x05drift\x125\n" +
 	"\twireguard\x18\x06 \x01(\v2\x17.nsm.admin.v1.WireGuardR\twireguard\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05error\"\x9c\x02\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\xe8\x02\n" +
 	"\x04Link\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3157,7 +3183,9 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\taddresses\x18\t \x03(\tR\taddresses\x12\x16\n" +
 	"\x06routes\x18\n" +
 	" \x03(\tR\x06routes\x122\n" +
-	"\bcounters\x18\v \x01(\v2\x16.nsm.admin.v1.CountersR\bcounters\"\xf6\x01\n" +
+	"\bcounters\x18\v \x01(\v2\x16.nsm.admin.v1.CountersR\bcounters\x12%\n" +
+	"\x0enamespace_name\x18\f \x01(\tR\rnamespaceName\x12#\n" +
+	"\rnamespace_pid\x18\r \x01(\rR\fnamespacePid\"\xf6\x01\n" +
 	"\bCounters\x12\x1d\n" +
 	"\n" +
 	"rx_packets\x18\x01 \x01(\x04R\trxPackets\x12\x19\n" +
@@ -3384,70 +3412,71 @@ var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
 	54, // 16: nsm.admin.v1.WireSummary.established:type_name -> google.protobuf.Timestamp
 	54, // 17: nsm.admin.v1.WireSummary.expires:type_name -> google.protobuf.Timestamp
 	47, // 18: nsm.admin.v1.WireSummary.labels:type_name -> nsm.admin.v1.WireSummary.LabelsEntry
-	13, // 19: nsm.admin.v1.WireDescription.summary:type_name -> nsm.admin.v1.WireSummary
-	17, // 20: nsm.admin.v1.WireDescription.hops:type_name -> nsm.admin.v1.Hop
-	19, // 21: nsm.admin.v1.WireDescription.context:type_name -> nsm.admin.v1.ConnectionContext
-	18, // 22: nsm.admin.v1.WireDescription.legs:type_name -> nsm.admin.v1.WireLeg
-	23, // 23: nsm.admin.v1.WireDescription.kernel:type_name -> nsm.admin.v1.KernelObjects
-	27, // 24: nsm.admin.v1.WireDescription.history:type_name -> nsm.admin.v1.WireEventRecord
-	2,  // 25: nsm.admin.v1.Hop.role:type_name -> nsm.admin.v1.Role
-	54, // 26: nsm.admin.v1.Hop.expires:type_name -> google.protobuf.Timestamp
-	6,  // 27: nsm.admin.v1.Hop.version:type_name -> nsm.admin.v1.BuildVersion
-	48, // 28: nsm.admin.v1.Hop.metrics:type_name -> nsm.admin.v1.Hop.MetricsEntry
-	49, // 29: nsm.admin.v1.WireLeg.parameters:type_name -> nsm.admin.v1.WireLeg.ParametersEntry
-	20, // 30: nsm.admin.v1.ConnectionContext.src_routes:type_name -> nsm.admin.v1.Route
-	20, // 31: nsm.admin.v1.ConnectionContext.dst_routes:type_name -> nsm.admin.v1.Route
-	21, // 32: nsm.admin.v1.ConnectionContext.policies:type_name -> nsm.admin.v1.Policy
-	22, // 33: nsm.admin.v1.ConnectionContext.dns:type_name -> nsm.admin.v1.Dns
-	20, // 34: nsm.admin.v1.Policy.routes:type_name -> nsm.admin.v1.Route
-	24, // 35: nsm.admin.v1.KernelObjects.links:type_name -> nsm.admin.v1.Link
-	26, // 36: nsm.admin.v1.KernelObjects.wireguard:type_name -> nsm.admin.v1.WireGuard
-	25, // 37: nsm.admin.v1.Link.counters:type_name -> nsm.admin.v1.Counters
-	54, // 38: nsm.admin.v1.WireGuard.last_handshake:type_name -> google.protobuf.Timestamp
-	55, // 39: nsm.admin.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	54, // 40: nsm.admin.v1.WireEventRecord.time:type_name -> google.protobuf.Timestamp
-	4,  // 41: nsm.admin.v1.ServicesRequest.filter:type_name -> nsm.admin.v1.Filter
-	0,  // 42: nsm.admin.v1.ServiceEvent.type:type_name -> nsm.admin.v1.EventType
-	30, // 43: nsm.admin.v1.ServiceEvent.service:type_name -> nsm.admin.v1.Service
-	31, // 44: nsm.admin.v1.Service.matches:type_name -> nsm.admin.v1.Match
-	50, // 45: nsm.admin.v1.Match.source_selector:type_name -> nsm.admin.v1.Match.SourceSelectorEntry
-	32, // 46: nsm.admin.v1.Match.routes:type_name -> nsm.admin.v1.Destination
-	33, // 47: nsm.admin.v1.Match.metadata:type_name -> nsm.admin.v1.Metadata
-	51, // 48: nsm.admin.v1.Destination.destination_selector:type_name -> nsm.admin.v1.Destination.DestinationSelectorEntry
-	52, // 49: nsm.admin.v1.Metadata.labels:type_name -> nsm.admin.v1.Metadata.LabelsEntry
-	30, // 50: nsm.admin.v1.ApplyServiceRequest.service:type_name -> nsm.admin.v1.Service
-	3,  // 51: nsm.admin.v1.ApplyServiceResponse.result:type_name -> nsm.admin.v1.ApplyServiceResponse.Result
-	30, // 52: nsm.admin.v1.ApplyServiceResponse.service:type_name -> nsm.admin.v1.Service
-	4,  // 53: nsm.admin.v1.EndpointsRequest.filter:type_name -> nsm.admin.v1.Filter
-	0,  // 54: nsm.admin.v1.EndpointEvent.type:type_name -> nsm.admin.v1.EventType
-	42, // 55: nsm.admin.v1.EndpointEvent.endpoint:type_name -> nsm.admin.v1.Endpoint
-	43, // 56: nsm.admin.v1.Endpoint.services:type_name -> nsm.admin.v1.EndpointService
-	54, // 57: nsm.admin.v1.Endpoint.expires:type_name -> google.protobuf.Timestamp
-	54, // 58: nsm.admin.v1.Endpoint.registered:type_name -> google.protobuf.Timestamp
-	53, // 59: nsm.admin.v1.EndpointService.labels:type_name -> nsm.admin.v1.EndpointService.LabelsEntry
-	5,  // 60: nsm.admin.v1.Admin.Version:input_type -> nsm.admin.v1.VersionRequest
-	7,  // 61: nsm.admin.v1.Admin.Nodes:input_type -> nsm.admin.v1.NodesRequest
-	11, // 62: nsm.admin.v1.Admin.Wires:input_type -> nsm.admin.v1.WiresRequest
-	15, // 63: nsm.admin.v1.Admin.DescribeWire:input_type -> nsm.admin.v1.DescribeWireRequest
-	28, // 64: nsm.admin.v1.Admin.Services:input_type -> nsm.admin.v1.ServicesRequest
-	34, // 65: nsm.admin.v1.Admin.ApplyService:input_type -> nsm.admin.v1.ApplyServiceRequest
-	36, // 66: nsm.admin.v1.Admin.DeleteService:input_type -> nsm.admin.v1.DeleteServiceRequest
-	38, // 67: nsm.admin.v1.Admin.Endpoints:input_type -> nsm.admin.v1.EndpointsRequest
-	39, // 68: nsm.admin.v1.Admin.Drain:input_type -> nsm.admin.v1.DrainRequest
-	6,  // 69: nsm.admin.v1.Admin.Version:output_type -> nsm.admin.v1.BuildVersion
-	8,  // 70: nsm.admin.v1.Admin.Nodes:output_type -> nsm.admin.v1.NodeEvent
-	12, // 71: nsm.admin.v1.Admin.Wires:output_type -> nsm.admin.v1.WireEvent
-	16, // 72: nsm.admin.v1.Admin.DescribeWire:output_type -> nsm.admin.v1.WireDescription
-	29, // 73: nsm.admin.v1.Admin.Services:output_type -> nsm.admin.v1.ServiceEvent
-	35, // 74: nsm.admin.v1.Admin.ApplyService:output_type -> nsm.admin.v1.ApplyServiceResponse
-	37, // 75: nsm.admin.v1.Admin.DeleteService:output_type -> nsm.admin.v1.DeleteServiceResponse
-	41, // 76: nsm.admin.v1.Admin.Endpoints:output_type -> nsm.admin.v1.EndpointEvent
-	40, // 77: nsm.admin.v1.Admin.Drain:output_type -> nsm.admin.v1.DrainProgress
-	69, // [69:78] is the sub-list for method output_type
-	60, // [60:69] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	54, // 19: nsm.admin.v1.WireSummary.state_since:type_name -> google.protobuf.Timestamp
+	13, // 20: nsm.admin.v1.WireDescription.summary:type_name -> nsm.admin.v1.WireSummary
+	17, // 21: nsm.admin.v1.WireDescription.hops:type_name -> nsm.admin.v1.Hop
+	19, // 22: nsm.admin.v1.WireDescription.context:type_name -> nsm.admin.v1.ConnectionContext
+	18, // 23: nsm.admin.v1.WireDescription.legs:type_name -> nsm.admin.v1.WireLeg
+	23, // 24: nsm.admin.v1.WireDescription.kernel:type_name -> nsm.admin.v1.KernelObjects
+	27, // 25: nsm.admin.v1.WireDescription.history:type_name -> nsm.admin.v1.WireEventRecord
+	2,  // 26: nsm.admin.v1.Hop.role:type_name -> nsm.admin.v1.Role
+	54, // 27: nsm.admin.v1.Hop.expires:type_name -> google.protobuf.Timestamp
+	6,  // 28: nsm.admin.v1.Hop.version:type_name -> nsm.admin.v1.BuildVersion
+	48, // 29: nsm.admin.v1.Hop.metrics:type_name -> nsm.admin.v1.Hop.MetricsEntry
+	49, // 30: nsm.admin.v1.WireLeg.parameters:type_name -> nsm.admin.v1.WireLeg.ParametersEntry
+	20, // 31: nsm.admin.v1.ConnectionContext.src_routes:type_name -> nsm.admin.v1.Route
+	20, // 32: nsm.admin.v1.ConnectionContext.dst_routes:type_name -> nsm.admin.v1.Route
+	21, // 33: nsm.admin.v1.ConnectionContext.policies:type_name -> nsm.admin.v1.Policy
+	22, // 34: nsm.admin.v1.ConnectionContext.dns:type_name -> nsm.admin.v1.Dns
+	20, // 35: nsm.admin.v1.Policy.routes:type_name -> nsm.admin.v1.Route
+	24, // 36: nsm.admin.v1.KernelObjects.links:type_name -> nsm.admin.v1.Link
+	26, // 37: nsm.admin.v1.KernelObjects.wireguard:type_name -> nsm.admin.v1.WireGuard
+	25, // 38: nsm.admin.v1.Link.counters:type_name -> nsm.admin.v1.Counters
+	54, // 39: nsm.admin.v1.WireGuard.last_handshake:type_name -> google.protobuf.Timestamp
+	55, // 40: nsm.admin.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	54, // 41: nsm.admin.v1.WireEventRecord.time:type_name -> google.protobuf.Timestamp
+	4,  // 42: nsm.admin.v1.ServicesRequest.filter:type_name -> nsm.admin.v1.Filter
+	0,  // 43: nsm.admin.v1.ServiceEvent.type:type_name -> nsm.admin.v1.EventType
+	30, // 44: nsm.admin.v1.ServiceEvent.service:type_name -> nsm.admin.v1.Service
+	31, // 45: nsm.admin.v1.Service.matches:type_name -> nsm.admin.v1.Match
+	50, // 46: nsm.admin.v1.Match.source_selector:type_name -> nsm.admin.v1.Match.SourceSelectorEntry
+	32, // 47: nsm.admin.v1.Match.routes:type_name -> nsm.admin.v1.Destination
+	33, // 48: nsm.admin.v1.Match.metadata:type_name -> nsm.admin.v1.Metadata
+	51, // 49: nsm.admin.v1.Destination.destination_selector:type_name -> nsm.admin.v1.Destination.DestinationSelectorEntry
+	52, // 50: nsm.admin.v1.Metadata.labels:type_name -> nsm.admin.v1.Metadata.LabelsEntry
+	30, // 51: nsm.admin.v1.ApplyServiceRequest.service:type_name -> nsm.admin.v1.Service
+	3,  // 52: nsm.admin.v1.ApplyServiceResponse.result:type_name -> nsm.admin.v1.ApplyServiceResponse.Result
+	30, // 53: nsm.admin.v1.ApplyServiceResponse.service:type_name -> nsm.admin.v1.Service
+	4,  // 54: nsm.admin.v1.EndpointsRequest.filter:type_name -> nsm.admin.v1.Filter
+	0,  // 55: nsm.admin.v1.EndpointEvent.type:type_name -> nsm.admin.v1.EventType
+	42, // 56: nsm.admin.v1.EndpointEvent.endpoint:type_name -> nsm.admin.v1.Endpoint
+	43, // 57: nsm.admin.v1.Endpoint.services:type_name -> nsm.admin.v1.EndpointService
+	54, // 58: nsm.admin.v1.Endpoint.expires:type_name -> google.protobuf.Timestamp
+	54, // 59: nsm.admin.v1.Endpoint.registered:type_name -> google.protobuf.Timestamp
+	53, // 60: nsm.admin.v1.EndpointService.labels:type_name -> nsm.admin.v1.EndpointService.LabelsEntry
+	5,  // 61: nsm.admin.v1.Admin.Version:input_type -> nsm.admin.v1.VersionRequest
+	7,  // 62: nsm.admin.v1.Admin.Nodes:input_type -> nsm.admin.v1.NodesRequest
+	11, // 63: nsm.admin.v1.Admin.Wires:input_type -> nsm.admin.v1.WiresRequest
+	15, // 64: nsm.admin.v1.Admin.DescribeWire:input_type -> nsm.admin.v1.DescribeWireRequest
+	28, // 65: nsm.admin.v1.Admin.Services:input_type -> nsm.admin.v1.ServicesRequest
+	34, // 66: nsm.admin.v1.Admin.ApplyService:input_type -> nsm.admin.v1.ApplyServiceRequest
+	36, // 67: nsm.admin.v1.Admin.DeleteService:input_type -> nsm.admin.v1.DeleteServiceRequest
+	38, // 68: nsm.admin.v1.Admin.Endpoints:input_type -> nsm.admin.v1.EndpointsRequest
+	39, // 69: nsm.admin.v1.Admin.Drain:input_type -> nsm.admin.v1.DrainRequest
+	6,  // 70: nsm.admin.v1.Admin.Version:output_type -> nsm.admin.v1.BuildVersion
+	8,  // 71: nsm.admin.v1.Admin.Nodes:output_type -> nsm.admin.v1.NodeEvent
+	12, // 72: nsm.admin.v1.Admin.Wires:output_type -> nsm.admin.v1.WireEvent
+	16, // 73: nsm.admin.v1.Admin.DescribeWire:output_type -> nsm.admin.v1.WireDescription
+	29, // 74: nsm.admin.v1.Admin.Services:output_type -> nsm.admin.v1.ServiceEvent
+	35, // 75: nsm.admin.v1.Admin.ApplyService:output_type -> nsm.admin.v1.ApplyServiceResponse
+	37, // 76: nsm.admin.v1.Admin.DeleteService:output_type -> nsm.admin.v1.DeleteServiceResponse
+	41, // 77: nsm.admin.v1.Admin.Endpoints:output_type -> nsm.admin.v1.EndpointEvent
+	40, // 78: nsm.admin.v1.Admin.Drain:output_type -> nsm.admin.v1.DrainProgress
+	70, // [70:79] is the sub-list for method output_type
+	61, // [61:70] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_nsm_admin_v1_admin_proto_init() }
