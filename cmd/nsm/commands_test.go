@@ -227,7 +227,7 @@ func TestDescribeWire(t *testing.T) {
 		"  1   manager   mgr-a   a      -         -                        77     v0.1.0\n",
 		"  web-1 > mgr-a   LOCAL/KERNEL   name=nsm-1\n",
 		"  client   route     10.9.0.0/16 via 10.0.0.0\n", "  client   policy    from 10.0.0.1 proto tcp dport 80-90 > 10.8.0.0/16\n",
-		"  link nsm-1 (vxlan, up) in namespace 4:4026532281\n", "received 10 packets, 1000 bytes",
+		"  link nsm-1 (vxlan, up) in namespace 4:4026532281, which has no process and no name that the forwarder sees\n", "received 10 packets, 1000 bytes",
 		"made as if by\n    ip -n web link set nsm-1 up\n  NOT as it should be; this would repair it\n    ip -n web address add",
 		"wireguard (userspace), port 51820, key pub=\n    peer peer= at -, last handshake never", "  as it should be\n",
 		"Kernel, by forwarder fwd-c on c\n  cannot tell: connection refused\n", "  3s ago   heal   NSM-3004 db-2 failed\n",
@@ -308,16 +308,53 @@ func TestShort(t *testing.T) {
 	}
 }
 
-// A wire that is down says how often it was tried to heal it, and why that failed.
+// A wire that is down, or carries nothing, says so where it is listed, with how often
+// it was tried to heal it and why that failed, and since when that is so.
 func TestAttempts(t *testing.T) {
-	m := mesh()
-	m.wires = m.wires[:1]
-	m.wires[0].State, m.wires[0].Attempts, m.wires[0].LastError = adminv1.WireState_WIRE_STATE_DOWN, 12, "NSM-3002"
-	out, _, _ := runAgainst(t, m, "", "get", "wires", "-o", "wide")
-	if !strings.Contains(out, "ATTEMPTS") || !strings.Contains(out, "12 NSM-3002") {
-		t.Errorf("printed\n%s", out)
+	for _, tt := range []struct {
+		state    adminv1.WireState
+		code     string
+		short    string
+		describe []string
+	}{
+		{adminv1.WireState_WIRE_STATE_DOWN, "NSM-3002", " DOWN(NSM-3002) ", []string{"State        DOWN(NSM-3002) for 12s,", "Attempts     12 in vain, the last for NSM-3002: no endpoint is registered (fix: start one with"}},
+		{adminv1.WireState_WIRE_STATE_DOWN, "NSM-9999", " DOWN(NSM-9999) ", []string{"Attempts     12 in vain, the last for NSM-9999\n"}},
+		{adminv1.WireState_WIRE_STATE_DOWN, "", " DOWN ", []string{"State        DOWN for 12s,", "Attempts     12 in vain\n"}},
+		{adminv1.WireState_WIRE_STATE_UP, "NSM-3019", " UP(no-packets) ", []string{"State        UP(no-packets) for 12s,", "12 in vain, the last for NSM-3019: no packets come back"}},
+	} {
+		m := mesh()
+		m.wires = m.wires[:1]
+		w := m.wires[0]
+		w.State, w.Attempts, w.LastError, w.StateSince = tt.state, 12, tt.code, ago(12*time.Second)
+		if out, _, _ := runAgainst(t, m, "", "get", "wires"); !strings.Contains(out, tt.short) {
+			t.Errorf("no %q in\n%s", tt.short, out)
+		}
+		if out, _, _ := runAgainst(t, m, "", "get", "wires", "-o", "wide"); !strings.Contains(out, "ATTEMPTS") || !strings.Contains(out, strings.TrimSpace("12 "+tt.code)) {
+			t.Errorf("printed\n%s", out)
+		}
+		text := describeWire(&adminv1.WireDescription{Summary: w}, nil, time.Now())
+		for _, part := range tt.describe {
+			if !strings.Contains(text, part) {
+				t.Errorf("no %q in\n%s", part, text)
+			}
+		}
 	}
-	if text := describeWire(&adminv1.WireDescription{Summary: m.wires[0]}, time.Now()); !strings.Contains(text, "Attempts     12 NSM-3002\n") {
-		t.Errorf("described as\n%s", text)
+}
+
+// A namespace is named as people know it.
+func TestNamespaceText(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		pid  uint32
+		want string
+	}{
+		{"web", 4711, "web (4:1, process 4711)"},
+		{"web", 0, "web (4:1, no process)"},
+		{"", 4711, "4:1 (of process 4711)"},
+		{"", 0, "4:1, which has no process and no name that the forwarder sees"},
+	} {
+		if got := namespaceText(&adminv1.Link{Namespace: "4:1", NamespaceName: tt.name, NamespacePid: tt.pid}); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
 	}
 }

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/spf13/cobra"
 
 	"github.com/openvwire/nsm/sdk/client"
@@ -40,7 +42,8 @@ func newConnect(a *app) *cobra.Command {
 		Short: "Connect a workload to network services",
 		Long: "Connect a workload to network services: each service URL gives its network\n" +
 			"namespace one interface, the end of a wire to an endpoint of the service. The\n" +
-			"wires stay, and are kept fresh, until the command ends or is interrupted.\n\n" +
+			"wires stay, and are kept fresh, until the command ends or is interrupted. Where they\n" +
+			"begin and end is printed, again when they have moved to another endpoint.\n\n" +
 			"A service URL is kernel://SERVICE[@DOMAIN][/INTERFACE][?label=value&...]. The\n" +
 			"workload is this process's namespace, that of --pid or --netns, or with\n" +
 			"-- COMMAND a new one in which the command starts when its wires are up; nsm then\n" +
@@ -110,6 +113,7 @@ func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig
 		request, cancel = context.WithTimeout(ctx, cfg.Wait)
 		defer cancel()
 	}
+	var places []string
 	for _, u := range wishes {
 		wire, err := c.Request(request, client.Request{
 			Service: u.Service, Interface: u.Interface, Labels: u.Labels, NetNS: w.netns, Retry: cfg.Wait > 0,
@@ -118,8 +122,8 @@ func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig
 			return wires, err
 		}
 		wires = append(wires, wire)
-		fmt.Fprintf(a.err, "nsm: %s is up: %s on %s, the endpoint %s has %s\n", u.Service, joinAddrs(wire.Addrs()), wire.Interface(),
-			wire.Connection().GetNetworkServiceEndpointName(), joinAddrs(wire.PeerAddrs()))
+		places = append(places, placeOf(wire))
+		fmt.Fprintf(a.err, "nsm: %s is up: %s\n", u.Service, places[len(places)-1])
 		if cfg.Leave { // else the client closes it
 			defer func() {
 				if w.ended() == nil {
@@ -128,10 +132,45 @@ func (a *app) keepWires(ctx context.Context, c *client.Client, cfg connectConfig
 			}()
 		}
 	}
+	defer a.tellMoves(ctx, wires, places)()
 	if len(command) > 0 {
 		return wires, w.run(ctx, a, command)
 	}
 	return wires, w.wait(ctx)
+}
+
+// placeOf is where a wire begins and ends.
+func placeOf(w *client.Wire) string {
+	return fmt.Sprintf("%s on %s, the endpoint %s has %s", joinAddrs(w.Addrs()), w.Interface(),
+		w.Connection().GetNetworkServiceEndpointName(), joinAddrs(w.PeerAddrs()))
+}
+
+// tellMoves says when a wire begins or ends elsewhere than was said, until ctx ends or
+// stop is called.
+func (a *app) tellMoves(ctx context.Context, wires []*client.Wire, places []string) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var telling sync.WaitGroup
+	for i, w := range wires {
+		last := places[i]
+		telling.Go(func() {
+			for {
+				_, changed, _ := w.Status()
+				if place := placeOf(w); place != last && w.Connection().GetState() == networkservice.State_UP {
+					fmt.Fprintf(a.err, "nsm: %s has moved: %s\n", w.Connection().GetNetworkService(), place)
+					last = place
+				}
+				select {
+				case <-changed:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	return func() {
+		cancel()
+		telling.Wait()
+	}
 }
 
 // leave lets go of a wire and leaves it up.

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 func newDescribe(a *app) *cobra.Command {
@@ -38,7 +40,9 @@ func newDescribeWire(a *app) *cobra.Command {
 		Short: "Tell everything about one wire",
 		Long: "Tell everything about one wire: its path hop by hop with identities, mechanisms,\n" +
 			"addresses, routes, MTU, expiry, and what the kernel has for it. The beginning of\n" +
-			"an ID is enough if only one wire begins so.",
+			"an ID is enough if only one wire begins so. A wire that a tunnel carries is looked at\n" +
+			"twice, a second apart, and warned of if what it sends does not come back, or\n" +
+			"WireGuard has no handshake.",
 		Example:           "  nsm describe wire 3f2a",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeNames(a, &cfg.managerConfig, wireKind()),
@@ -51,7 +55,9 @@ func newDescribeWire(a *app) *cobra.Command {
 			if cfg.Output != "" {
 				return printObject(a.out, cfg.Output, d)
 			}
-			_, err = io.WriteString(a.out, describeWire(d, time.Now()))
+			now := time.Now()
+			again := lookAgain(ctx, c, args[0], d)
+			_, err = io.WriteString(a.out, describeWire(d, warnings(d, again, now), now))
 			return err
 		})
 	})
@@ -84,15 +90,35 @@ func (p *page) lines(lines []string) {
 	}
 }
 
+// lookAgain describes the wire a second time if its counters may tell something then.
+func lookAgain(ctx context.Context, c adminv1.AdminClient, id string, d *adminv1.WireDescription) *adminv1.WireDescription {
+	if !worthASecondLook(d) {
+		return nil
+	}
+	select {
+	case <-time.After(secondLook):
+	case <-ctx.Done():
+		return nil
+	}
+	again, err := c.DescribeWire(ctx, &adminv1.DescribeWireRequest{Id: id})
+	if err != nil {
+		return nil // it has just ended; it is described as it was
+	}
+	return again
+}
+
 // describeWire is a wire for a human reader.
-func describeWire(d *adminv1.WireDescription, now time.Time) string {
+func describeWire(d *adminv1.WireDescription, warnings []string, now time.Time) string {
 	var p page
 	s, c := d.GetSummary(), d.GetContext()
 	p.field("Wire", s.GetId())
 	p.field("Service", s.GetService()+" (payload "+orNone(s.GetPayload())+")")
 	p.field("State", fmt.Sprintf("%s for %s, expires in %s unless refreshed",
-		stateText(s.GetState()), since(s.GetEstablished(), now), until(s.GetExpires(), now)))
-	p.field("Attempts", attemptsText(s))
+		conditionText(s), since(stateSince(s), now), until(s.GetExpires(), now)))
+	p.field("Attempts", failuresText(s))
+	for _, text := range warnings {
+		p.field("Warning", text)
+	}
 	p.field("Client", sideText(s.GetClient()))
 	p.field("Endpoint", sideText(s.GetEndpoint()))
 	p.field("Labels", labelText(s.GetLabels()))
@@ -124,6 +150,32 @@ func describeWire(d *adminv1.WireDescription, now time.Time) string {
 		p.rows(rows)
 	}
 	return p.String()
+}
+
+// stateSince is since when a wire is in its state; a manager of before does not say.
+func stateSince(s *adminv1.WireSummary) *timestamppb.Timestamp {
+	if s.GetStateSince() != nil {
+		return s.GetStateSince()
+	}
+	return s.GetEstablished()
+}
+
+// failuresText is attemptsText with what the reason means and how to fix it.
+func failuresText(s *adminv1.WireSummary) string {
+	if s.GetAttempts() == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%d in vain", s.GetAttempts())
+	if s.GetLastError() == "" {
+		return text
+	}
+	text += ", the last for " + s.GetLastError()
+	for _, r := range nserr.Reasons {
+		if r.Code == s.GetLastError() {
+			text += fmt.Sprintf(": %s (fix: %s)", r.Summary, r.Fix)
+		}
+	}
+	return text
 }
 
 func sideText(s *adminv1.WireSide) string {
@@ -220,7 +272,7 @@ func (p *page) describeKernel(k *adminv1.KernelObjects, now time.Time) {
 	for _, l := range k.GetLinks() {
 		n := l.GetCounters()
 		p.lines([]string{
-			fmt.Sprintf("link %s (%s, %s) in namespace %s", l.GetName(), l.GetKind(), l.GetState(), l.GetNamespace()),
+			fmt.Sprintf("link %s (%s, %s) in namespace %s", l.GetName(), l.GetKind(), l.GetState(), namespaceText(l)),
 			fmt.Sprintf("  index %d, mtu %d, mac %s, alias %q", l.GetIndex(), l.GetMtu(), orNone(l.GetMac()), l.GetAlias()),
 			fmt.Sprintf("  received %d packets, %d bytes, %d errors, %d dropped", n.GetRxPackets(), n.GetRxBytes(), n.GetRxErrors(), n.GetRxDropped()),
 			fmt.Sprintf("  sent     %d packets, %d bytes, %d errors, %d dropped", n.GetTxPackets(), n.GetTxBytes(), n.GetTxErrors(), n.GetTxDropped()),
@@ -257,6 +309,19 @@ func (p *page) describeKernel(k *adminv1.KernelObjects, now time.Time) {
 	}
 	p.lines([]string{"NOT as it should be; this would repair it"})
 	p.lines(indent(k.GetDrift()))
+}
+
+// namespaceText is a namespace and whose it is.
+func namespaceText(l *adminv1.Link) string {
+	switch name, pid := l.GetNamespaceName(), l.GetNamespacePid(); {
+	case name != "" && pid != 0:
+		return fmt.Sprintf("%s (%s, process %d)", name, l.GetNamespace(), pid)
+	case name != "":
+		return fmt.Sprintf("%s (%s, no process)", name, l.GetNamespace())
+	case pid != 0:
+		return fmt.Sprintf("%s (of process %d)", l.GetNamespace(), pid)
+	}
+	return l.GetNamespace() + ", which has no process and no name that the forwarder sees"
 }
 
 func indent(lines []string) []string {

@@ -44,7 +44,7 @@ func FuzzDescribe(f *testing.F) {
 	now := time.Now()
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if d := new(adminv1.WireDescription); proto.Unmarshal(raw, d) == nil {
-			checkText(t, describeWire(d, now))
+			checkText(t, describeWire(d, warnings(d, d, now), now))
 			checkForms(t, d)
 		}
 		fuzzKind(t, serviceKind(), raw, now)

@@ -89,8 +89,12 @@ func wireKind() kind[adminv1.WireEvent, adminv1.WireSummary] {
 		short:   "List the wires of this node",
 		long: "List the wires that begin, end or pass at this node: root sees all of them,\n" +
 			"anybody else their own. MECHANISM is how a wire is made here, on the client's side\n" +
-			"and on the endpoint's, once if both are the same. A client refreshes its wires long\n" +
-			"before they EXPIRE. The beginning of an ID is enough if only one wire begins so.",
+			"and on the endpoint's, once if both are the same. A wire that is DOWN says why the last\n" +
+			"attempt to heal it has failed (docs/errors.md); one that is UP(no-packets) stands as it\n" +
+			"should, but its client gets no answers through it. A client refreshes its wires long\n" +
+			"before they EXPIRE; what has expired is not listed any more, and its client says in\n" +
+			"its own log what it waits for. The beginning of an ID is enough if only one wire\n" +
+			"begins so.",
 		example: "  nsm get wires\n  nsm get wires -w",
 		list: func(ctx context.Context, c adminv1.AdminClient, f *adminv1.Filter) (grpc.ServerStreamingClient[adminv1.WireEvent], error) {
 			return c.Wires(ctx, &adminv1.WiresRequest{Filter: f})
@@ -104,7 +108,7 @@ func wireKind() kind[adminv1.WireEvent, adminv1.WireSummary] {
 			{title: "CLIENT", cell: func(w *wire, _ time.Time) string { return w.GetClient().GetName() }},
 			{title: "ENDPOINT", cell: func(w *wire, _ time.Time) string { return w.GetEndpoint().GetName() }},
 			{title: "MECHANISM", cell: func(w *wire, _ time.Time) string { return mechanisms(w) }},
-			{title: "STATE", cell: func(w *wire, _ time.Time) string { return stateText(w.GetState()) }},
+			{title: "STATE", cell: func(w *wire, _ time.Time) string { return conditionText(w) }},
 			{title: "AGE", cell: func(w *wire, now time.Time) string { return since(w.GetEstablished(), now) }},
 			{title: "EXPIRES", cell: func(w *wire, now time.Time) string { return until(w.GetExpires(), now) }},
 			{title: "PAYLOAD", wide: true, cell: func(w *wire, _ time.Time) string { return w.GetPayload() }},
@@ -117,6 +121,23 @@ func wireKind() kind[adminv1.WireEvent, adminv1.WireSummary] {
 			{title: "LABELS", wide: true, cell: func(w *wire, _ time.Time) string { return labelText(w.GetLabels()) }},
 		},
 	}
+}
+
+// conditionText is a wire's state and what is wrong with it, in one word.
+func conditionText(w *adminv1.WireSummary) string {
+	state := stateText(w.GetState())
+	switch {
+	case w.GetState() == adminv1.WireState_WIRE_STATE_DOWN && w.GetLastError() != "":
+		return state + "(" + w.GetLastError() + ")"
+	case carriesNothing(w):
+		return state + "(no-packets)"
+	}
+	return state
+}
+
+// carriesNothing: the wire is up, and its client gets no answers through it.
+func carriesNothing(w *adminv1.WireSummary) bool {
+	return w.GetState() != adminv1.WireState_WIRE_STATE_DOWN && w.GetLastError() == nserr.NoPackets.Code
 }
 
 // attemptsText is how many attempts to heal a wire have failed, and why the last did.

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net"
+	"time"
+
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/mechanism"
+)
+
+// secondLook is how long after the first one a wire that a tunnel carries is looked at
+// again: only so is to be seen that what is sent does not come back.
+const secondLook = time.Second
+
+// rekey is how old a handshake of WireGuard may be while something is sent.
+const rekey = 3 * time.Minute
+
+// warnings are what is wrong with a wire although everything stands as it should: again
+// is the wire as it was when it was looked at a second time, nil if it was not.
+func warnings(d, again *adminv1.WireDescription, now time.Time) (out []string) {
+	for _, k := range d.GetKernel() {
+		if text := handshakeWarning(k, now); text != "" {
+			out = append(out, text)
+		}
+		for _, l := range k.GetLinks() {
+			if text := oneWayWarning(k, l, linkAgain(again, k, l)); text != "" {
+				out = append(out, text)
+			}
+		}
+	}
+	if len(out) == 0 && !carriesNothing(d.GetSummary()) {
+		return nil
+	}
+	for _, l := range d.GetLegs() {
+		if l.GetType() != mechanism.TypeKernel {
+			p := l.GetParameters()
+			out = append(out, fmt.Sprintf("UDP must pass between %s and %s, in both directions (%s)",
+				net.JoinHostPort(p["src_ip"], p["src_port"]), net.JoinHostPort(p["dst_ip"], p["dst_port"]), l.GetType()))
+		}
+	}
+	return out
+}
+
+// handshakeWarning: the two sides of WireGuard do not reach each other.
+func handshakeWarning(k *adminv1.KernelObjects, now time.Time) string {
+	w := k.GetWireguard()
+	switch at := w.GetLastHandshake(); {
+	case w.GetTxBytes() == 0: // nobody has tried
+		return ""
+	case at == nil:
+		return fmt.Sprintf("forwarder %s: WireGuard has sent %d bytes to %s and has never had a handshake", k.GetForwarder(), w.GetTxBytes(), orNone(w.GetEndpoint()))
+	case now.Sub(at.AsTime()) > rekey && w.GetKeepalive().AsDuration() > 0: // it sends all the time
+		return fmt.Sprintf("forwarder %s: WireGuard has had no handshake with %s for %s", k.GetForwarder(), orNone(w.GetEndpoint()), since(at, now))
+	}
+	return ""
+}
+
+// oneWayWarning: what is sent grows, what is received does not.
+func oneWayWarning(k *adminv1.KernelObjects, first, second *adminv1.Link) string {
+	was, is := first.GetCounters(), second.GetCounters()
+	if second == nil || !isTunnel(first) || is.GetTxPackets() <= was.GetTxPackets() || is.GetRxPackets() != was.GetRxPackets() {
+		return ""
+	}
+	return fmt.Sprintf("forwarder %s: %d packets were sent through %s within %s, and none was received",
+		k.GetForwarder(), is.GetTxPackets()-was.GetTxPackets(), first.GetName(), short(secondLook))
+}
+
+// isTunnel reports whether a link leads to another node.
+func isTunnel(l *adminv1.Link) bool { return l.GetKind() != "veth" }
+
+// worthASecondLook reports whether a tunnel carries the wire.
+func worthASecondLook(d *adminv1.WireDescription) bool {
+	for _, k := range d.GetKernel() {
+		for _, l := range k.GetLinks() {
+			if isTunnel(l) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// linkAgain is the same link as it was seen later, nil if it was not.
+func linkAgain(again *adminv1.WireDescription, k *adminv1.KernelObjects, l *adminv1.Link) *adminv1.Link {
+	for _, k2 := range again.GetKernel() {
+		for _, l2 := range k2.GetLinks() {
+			if k2.GetForwarder() == k.GetForwarder() && l2.GetNamespace() == l.GetNamespace() && l2.GetIndex() == l.GetIndex() {
+				return l2
+			}
+		}
+	}
+	return nil
+}
