@@ -4,6 +4,7 @@ package sim
 
 import (
 	"cmp"
+	"strings"
 	"testing"
 	"time"
 
@@ -235,6 +236,9 @@ func TestUnderlayMTUChanges(t *testing.T) {
 					b.Forwarder().Reconcile(t.Context())
 					b.Forwarder().Reconcile(t.Context())
 					Pass(3 * time.Minute)
+					if said := strings.Count(m.logs.String(), "the underlay's MTU has changed"); said != map[int]int{100: 1, 0: 2}[less] {
+						t.Errorf("said %d times", said)
+					}
 					if got := w.Connection().GetContext().GetMTU(); got != before-uint32(less) || !Up(w) {
 						t.Errorf("MTU %d over an underlay that takes %d bytes less than when it was %d", got, less, before)
 					}
