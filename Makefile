@@ -3,8 +3,9 @@
 # Go, git and make are all this needs. CI calls only what stands here.
 
 FUZZTIME ?= 1m
+SOAK ?= 10m
 
-.PHONY: help build demo test unit bench heal-report fuzz lint interop vm-test proto clean
+.PHONY: help build demo test unit bench heal-report soak fuzz lint interop vm-test proto clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -36,6 +37,9 @@ bench: build ## measure, print ratios and write them to docs/performance.md; SHO
 
 heal-report: build ## make everything fail, measure how long wires are interrupted and write it to docs/heal.md
 	go run ./test/heal -doc docs/heal.md $(HEALFLAGS)
+
+soak: build ## 50 wires under random faults for SOAK (10m), then look for what is wrong or left; SEED=N for the same ones again
+	go run ./test/heal -soak $(SOAK) $(if $(SEED),-seed $(SEED)) $(SOAKFLAGS)
 
 fuzz: ## every fuzz target, FUZZTIME (1m) each
 	@test/fuzz.sh $(FUZZTIME)

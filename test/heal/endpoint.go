@@ -201,9 +201,13 @@ func tell(ctx context.Context, socket string, o order) (s state, err error) {
 	return s, nil
 }
 
-// routeTo gives clients a route over the wire to an address that is not the wire's.
+// routeTo gives clients a route over the wire to an address that is not the wire's, if
+// there is one.
 func routeTo(address string) endpoint.Middleware {
 	return func(next endpoint.Handler) endpoint.Handler {
+		if address == "" {
+			return next
+		}
 		return endpoint.Funcs{
 			OnRequest: func(ctx context.Context, r *endpoint.Request) error {
 				if err := next.Request(ctx, r); err != nil {
@@ -229,7 +233,8 @@ func endpointRole(args []string) error {
 	service := f.String("service", "", "that it serves")
 	payload := f.String("payload", "IP", "of the service")
 	cidr := f.String("cidr", "", "of the addresses that it gives")
-	anycast := f.String("anycast", "", "address in the namespace that clients get a route to")
+	anycast := f.String("anycast", "", "address in the namespace that clients get a route to; empty = none")
+	lifetime := f.Duration("lifetime", 0, "of its tokens; 0 = the default")
 	control := f.String("control", "", "socket on which it takes orders")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -252,7 +257,7 @@ func endpointRole(args []string) error {
 	defer l.Close()
 	g := newGated()
 	g.endpoint, err = endpoint.Serve(ctx, endpoint.Config{
-		Name: *name, Manager: os.Getenv("NSM_CONNECT_TO"),
+		Name: *name, Manager: os.Getenv("NSM_CONNECT_TO"), TokenLifetime: *lifetime,
 		Services: []endpoint.Service{{Name: *service, Payload: *payload}},
 		Handler:  endpoint.Chain(g.middleware, routeTo(*anycast), endpoint.Interface(nil), endpoint.Addresses(pool, endpoint.Strict)),
 	})

@@ -4,13 +4,15 @@
 // writes docs/heal.md.
 //
 //	go run ./test/heal -nsm bin/nsm [-rounds 5] [-cells budgets|all|TEXT] [-json FILE] [-doc docs/heal.md]
+//	go run ./test/heal -nsm bin/nsm -soak 10m [-seed N] [-wires 50]
 //
 // Every cell of a matrix (cells.go) is a component of the mesh, a fault, and what
 // goes on when it comes. A lab of three nodes has wires of all kinds at once
 // (mesh.go); packets and TCP messages go over each every 10 ms while the fault
 // happens and until all is well again.
 //
-// It asserts nothing: a bound that is missed is printed as missed.
+// It asserts nothing: a bound that is missed is printed as missed. A soak (soak.go) does:
+// random faults, after which all must be well, and in the end nothing be left.
 package main
 
 import (
@@ -23,6 +25,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/openvwire/nsm/test/report"
 )
@@ -69,6 +72,9 @@ type options struct {
 	json   string
 	doc    string
 	logs   bool
+	soak   time.Duration // of faults; 0 = measure the matrix
+	seed   uint64
+	wires  int
 }
 
 func parse(args []string) (o options, err error) {
@@ -81,6 +87,9 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.json, "json", "", "write every value to this `file`")
 	f.StringVar(&o.doc, "doc", "", "replace the tables of this Markdown `file`")
 	f.BoolVar(&o.logs, "logs", false, "show what daemons have logged in a round that misses its bound")
+	f.DurationVar(&o.soak, "soak", 0, "instead of measuring: random faults for this `time`, then look for what is wrong or left")
+	f.Uint64Var(&o.seed, "seed", 0, "which faults a soak has; 0 = made up, and said")
+	f.IntVar(&o.wires, "wires", 50, "how many a soak has")
 	return o, f.Parse(args)
 }
 
@@ -105,6 +114,12 @@ func (o options) progress(format string, args ...any) {
 }
 
 func (o options) run(ctx context.Context) error {
+	if o.soak > 0 {
+		if o.seed == 0 {
+			o.seed = uint64(time.Now().UnixMicro())
+		}
+		return o.soakRun(ctx, soakOptions{seed: o.seed, faults: o.soak, wires: o.wires, lifetime: soakLifetime})
+	}
 	if o.newer == "" {
 		dir, err := os.MkdirTemp("", "nsm-heal-")
 		if err != nil {
