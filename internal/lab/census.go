@@ -3,7 +3,6 @@
 package lab
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -62,6 +61,20 @@ func (n *Node) profileAddress(part string) string {
 // Goroutines returns how many goroutines a daemon has. The lab must have been
 // made with Profiles.
 func (p *Process) Goroutines(ctx context.Context) (n int, err error) {
+	profile, err := p.Stacks(ctx)
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(profile, "\n")
+	if _, err := fmt.Sscanf(first, "goroutine profile: total %d", &n); err != nil {
+		return 0, fmt.Errorf("goroutines of %s: %q: %w", p.Command, first, err)
+	}
+	return n, nil
+}
+
+// Stacks returns where the goroutines of a daemon are, and how many at each place. The
+// lab must have been made with Profiles.
+func (p *Process) Stacks(ctx context.Context) (string, error) {
 	address := p.ns.lab.Node(p.Node).profileAddress(p.Part)
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
 		err = p.ns.Do(func() error {
@@ -72,19 +85,16 @@ func (p *Process) Goroutines(ctx context.Context) (n int, err error) {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/debug/pprof/goroutine?debug=1", nil)
 	if err != nil {
-		return 0, err
+		return "", err
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return 0, fmt.Errorf("goroutines of %s: %w", p.Command, err)
+		return "", fmt.Errorf("goroutines of %s: %w", p.Command, err)
 	}
 	defer resp.Body.Close()
-	first, err := bufio.NewReader(io.LimitReader(resp.Body, 1<<20)).ReadString('\n')
+	profile, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
-		return 0, fmt.Errorf("goroutines of %s: %w", p.Command, err)
+		return "", fmt.Errorf("goroutines of %s: %w", p.Command, err)
 	}
-	if _, err := fmt.Sscanf(first, "goroutine profile: total %d", &n); err != nil {
-		return 0, fmt.Errorf("goroutines of %s: %q: %w", p.Command, first, err)
-	}
-	return n, nil
+	return string(profile), nil
 }

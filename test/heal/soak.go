@@ -276,7 +276,7 @@ func (o options) soakRun(ctx context.Context, so soakOptions) (err error) {
 	s.say("seed %d: %d faults in %v, %d wires", so.seed, len(plan), so.faults, so.wires)
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("seed %d: %w%s", so.seed, err, s.keepLogs(so.seed))
+			err = fmt.Errorf("seed %d: %w%s", so.seed, err, s.keepLogs(ctx, so.seed))
 		}
 	}()
 	calm := 2*so.lifetime + time.Minute
@@ -345,14 +345,21 @@ func (s *soak) settle(ctx context.Context, limit time.Duration, wrong func(*cens
 	}
 }
 
-// keepLogs writes what all processes have printed to a file, and says which.
-func (s *soak) keepLogs(seed uint64) string {
+// keepLogs writes what all processes have printed, and where the goroutines of daemons
+// are, to a file, and says which.
+func (s *soak) keepLogs(ctx context.Context, seed uint64) string {
 	f, err := os.CreateTemp("", fmt.Sprintf("nsm-soak-%d-*.log", seed))
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
 	_, _ = f.WriteString((&mesh{lab: s.lab}).logs())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	for _, p := range s.lab.Daemons() {
+		stacks, err := p.Stacks(ctx)
+		fmt.Fprintf(f, "== goroutines of %s on %s: %v\n%s", p.Part, p.Node, err, stacks)
+	}
 	return "\nwhat the processes have printed is in " + f.Name()
 }
 
