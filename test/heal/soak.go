@@ -194,6 +194,7 @@ func (s *soak) run(ctx context.Context, plan []step) error {
 	defer stop()
 	watching, relax := context.WithCancel(ctx)
 	var keeping, faulting sync.WaitGroup
+	var suffering sync.Map // names of targets
 	for _, k := range s.keepers() {
 		keeping.Go(func() { k.routineKeep(ctx, watching.Done()) })
 	}
@@ -203,8 +204,15 @@ func (s *soak) run(ctx context.Context, plan []step) error {
 		if wait(ctx, time.Until(start.Add(f.at))) != nil {
 			break
 		}
+		if _, busy := suffering.LoadOrStore(f.target.name, true); busy {
+			s.say("%s: not now, it is not well again yet", f) // it waits for something else that fails
+			continue
+		}
 		s.say("%s", f)
-		faulting.Go(func() { errs[i] = s.suffer(ctx, f) })
+		faulting.Go(func() {
+			errs[i] = s.suffer(ctx, f)
+			suffering.Delete(f.target.name)
+		})
 	}
 	faulting.Wait()
 	relax()
