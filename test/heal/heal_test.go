@@ -147,7 +147,8 @@ func blind(rounds []round) (longest time.Duration) {
 const stall = 200 * time.Millisecond
 
 // The matrix is complete: every component fails, each in more than one way, and no
-// cell is there twice.
+// cell is there twice. (Only an upgrade happens to all processes, and only a step to
+// all clocks.)
 func TestCells(t *testing.T) {
 	seen := make(map[string]bool)
 	faults := make(map[component]int)
@@ -165,7 +166,7 @@ func TestCells(t *testing.T) {
 			t.Errorf("%s fails in %d ways", c, faults[c])
 		}
 	}
-	for _, c := range []component{localHolder, remoteHolder, endpoints, endpointsNode, clientsNode, client, everything} {
+	for _, c := range []component{localHolder, remoteHolder, endpoints, endpointsNode, clientsNode, client} {
 		if faults[c] < 2 {
 			t.Errorf("%s fails in %d ways", c, faults[c])
 		}
