@@ -36,6 +36,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	level    slog.LevelVar // of the logger; daemons change it on a signal
+	known    []string      // variables of the environment that some command takes
 	ending   ending
 
 	// connect opens the admin API of a manager. Tests put a server of their
@@ -74,6 +75,7 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("nsm {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{c, err} })
 	a.settings = config.Declare(root.PersistentFlags(), &a.globals)
+	a.known = a.settings.Environment()
 	root.SetHelpCommandGroupID(groupOperate)
 	root.SetCompletionCommandGroupID(groupOperate)
 	root.AddCommand(
@@ -124,6 +126,7 @@ var groups = []*cobra.Group{
 // makes it load them, and log as they say, before it runs.
 func (a *app) command(c *cobra.Command, cfg any, run func(ctx context.Context, args []string) error) *cobra.Command {
 	own := config.Declare(c.Flags(), cfg)
+	a.known = append(a.known, own.Environment()...)
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {
@@ -143,6 +146,9 @@ func (a *app) command(c *cobra.Command, cfg any, run func(ctx context.Context, a
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := a.load(own); err != nil {
 			return err
+		}
+		for _, err := range config.CheckEnvironment(os.Environ(), a.known) {
+			slog.Warn("a variable of the environment is not used", "error", err)
 		}
 		return run(c.Context(), args)
 	}

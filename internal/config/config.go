@@ -98,6 +98,16 @@ func (s *Settings) declare(v reflect.Value) {
 	}
 }
 
+// Environment returns the variables from which the settings may come.
+func (s *Settings) Environment() (names []string) {
+	for _, set := range s.list {
+		if set.env != "" {
+			names = append(names, set.env)
+		}
+	}
+	return names
+}
+
 // Load assigns what the flags have left open: from the environment, else from
 // the YAML file, if path is not empty. Every key of the file must belong to one
 // of the settings. Errors are [nserr.BadFlag] and name the setting and where

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -259,4 +260,19 @@ func FuzzLoadFile(f *testing.F) {
 			t.Errorf("%q: %v", file, err)
 		}
 	})
+}
+
+func TestCheckEnvironment(t *testing.T) {
+	known := []string{"NSM_NAME", "NSM_CONNECT_TO", "NODE_NAME"}
+	got := config.CheckEnvironment([]string{
+		"NSM_NAME=a", "NSM_CONECT_TO=unix:///x", "NSM_REGISTRY_PORT=tcp://10.0.0.1:80", "NODE_NAME=a", "NSM_NAMES", "PATH=/bin", "HOSTNAME=x", "",
+	}, known)
+	var texts []string
+	for _, err := range got {
+		texts = append(texts, err.Error())
+	}
+	want := []string{`"NSM_CONECT_TO" is not known; do you mean "NSM_CONNECT_TO"?`, `"NSM_NAMES" is not known; do you mean "NSM_NAME"?`}
+	if !slices.Equal(texts, want) {
+		t.Errorf("%q, want %q", texts, want)
+	}
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -105,6 +107,23 @@ func CheckKey(key string, known []string) error {
 		return fmt.Errorf("%q is not known; do you mean %q?", key, best)
 	}
 	return fmt.Errorf("%q is not known", key)
+}
+
+// misspelt is how many bytes a slip of the pen changes at most.
+const misspelt = 2
+
+// CheckEnvironment returns an error for each variable of an environment (KEY=value) that
+// is nearly one of those known. What is further away belongs to somebody else.
+func CheckEnvironment(environ, known []string) (errs []error) {
+	for _, entry := range environ {
+		key, _, _ := strings.Cut(entry, "=")
+		near := func(k string) bool { return distance(key, k) <= misspelt }
+		if slices.Contains(known, key) || !slices.ContainsFunc(known, near) {
+			continue
+		}
+		errs = append(errs, CheckKey(key, known))
+	}
+	return errs
 }
 
 // distance is how many insertions, deletions and replacements of a byte turn a

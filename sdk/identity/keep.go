@@ -46,6 +46,7 @@ func Follow(ctx context.Context, svid *x509svid.SVID, mint Mint, bundles *Bundle
 	deliver func(*x509svid.SVID, *x509bundle.Set) error,
 ) error {
 	due := RenewAt(time.Now(), expiry(svid), rand.Float64())
+	said := slog.LevelDebug // of an outage
 	for failures := 0; ; {
 		set, changed := bundles.Current()
 		if err := deliver(svid, set); err != nil {
@@ -60,12 +61,23 @@ func Follow(ctx context.Context, svid *x509svid.SVID, mint Mint, bundles *Bundle
 			next, err := mint(ctx)
 			now := time.Now()
 			if err != nil {
-				log.Warn("cannot renew the identity", "spiffe_id", svid.ID, "expires", expiry(svid), "error", err)
+				level := slog.LevelWarn
+				if !now.Before(expiry(svid)) { // nobody lets it in any more
+					level = slog.LevelError
+				}
+				if level <= said {
+					level = slog.LevelDebug
+				}
+				said = max(said, level)
+				log.Log(ctx, level, "cannot renew the identity", "spiffe_id", svid.ID, "expires", expiry(svid), "error", err)
 				due = now.Add(retry.Delay(failures))
 				failures++
 				continue
 			}
-			failures = 0
+			if said > slog.LevelDebug {
+				log.Info("identity renewed", "spiffe_id", next.ID, "expires", expiry(next))
+			}
+			failures, said = 0, slog.LevelDebug
 			svid, due = next, RenewAt(now, expiry(next), rand.Float64())
 			if svid == current { // mint made no new one
 				due = maxTime(due, now.Add(retry.Min))

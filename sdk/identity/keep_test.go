@@ -252,3 +252,29 @@ func TestKeepFails(t *testing.T) {
 		}
 	})
 }
+
+// An outage is a warning once, an error once when the identity has expired, and its end
+// is told.
+func TestFollowSaysWhatItMeans(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		mint := func(context.Context) (*x509svid.SVID, error) {
+			if time.Since(start) < 10*time.Hour {
+				return nil, nserr.PeerDown.Errorf("away")
+			}
+			return until(time.Now().Add(24 * time.Hour)), nil
+		}
+		var text strings.Builder
+		ctx, cancel := context.WithTimeout(t.Context(), 11*time.Hour)
+		defer cancel()
+		_ = identity.Follow(ctx, until(start.Add(time.Hour)), mint, identity.NewBundles(), slog.New(slog.NewTextHandler(&text, nil)),
+			func(*x509svid.SVID, *x509bundle.Set) error { return nil })
+		var levels []string
+		for line := range strings.Lines(text.String()) {
+			levels = append(levels, strings.Fields(line)[1])
+		}
+		if got := strings.Join(levels, " "); got != "level=WARN level=ERROR level=INFO" {
+			t.Errorf("said %s:\n%s", got, text.String())
+		}
+	})
+}
