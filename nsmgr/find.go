@@ -38,9 +38,23 @@ func (s *serviceRegistry) Find(q *registry.NetworkServiceQuery, stream registry.
 	}
 	up, err := s.upstream().Find(stream.Context(), q)
 	if err != nil {
-		return err
+		return ofRegistry(err)
 	}
-	return rpc.Drain(up, func(r *registry.NetworkServiceResponse) error { return send(r.GetNetworkService(), false) })
+	return passAnswers(up, func(r *registry.NetworkServiceResponse) error { return send(r.GetNetworkService(), false) })
+}
+
+// passAnswers sends on what the registry answers. An error says which of the two has
+// failed.
+func passAnswers[T any](up grpc.ServerStreamingClient[T], send func(*T) error) error {
+	var sending error
+	err := rpc.Drain(up, func(r *T) error {
+		sending = send(r)
+		return sending
+	})
+	if sending != nil {
+		return sending
+	}
+	return ofRegistry(err)
 }
 
 // Find answers from the catalog, with the addresses that hold on this node: a
@@ -105,9 +119,9 @@ func (s *endpointRegistry) Find(q *registry.NetworkServiceEndpointQuery, stream 
 	upstream.Url = "" // addresses are matched as they are here
 	up, err := s.upstream().Find(stream.Context(), &registry.NetworkServiceEndpointQuery{NetworkServiceEndpoint: upstream})
 	if err != nil {
-		return err
+		return ofRegistry(err)
 	}
-	return rpc.Drain(up, func(r *registry.NetworkServiceEndpointResponse) error {
+	return passAnswers(up, func(r *registry.NetworkServiceEndpointResponse) error {
 		return send(r.GetNetworkServiceEndpoint(), false)
 	})
 }

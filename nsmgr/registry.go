@@ -103,7 +103,7 @@ func (s *serviceRegistry) Register(ctx context.Context, ns *registry.NetworkServ
 	var header metadata.MD
 	got, err := s.upstream().Register(r.path.ToOutgoing(ctx), ns, grpc.Header(&header))
 	if err != nil {
-		return nil, err
+		return nil, ofRegistry(err)
 	}
 	s.m.catalog.services.put(got) // whoever registers may ask for it at once
 	r.adopt(ctx, header)
@@ -118,7 +118,7 @@ func (s *serviceRegistry) Unregister(ctx context.Context, ns *registry.NetworkSe
 	var header metadata.MD
 	out, err := s.upstream().Unregister(r.path.ToOutgoing(ctx), ns, grpc.Header(&header))
 	if err != nil {
-		return nil, err
+		return nil, ofRegistry(err)
 	}
 	s.m.catalog.services.delete(ns.GetName())
 	r.adopt(ctx, header)
@@ -198,7 +198,7 @@ func (s *endpointRegistry) register(ctx context.Context, t *conn.Turn[local], r 
 	ours := known != nil || slices.Contains(nse.GetNetworkServiceNames(), s.m.config.ForwarderService)
 	switch {
 	case err != nil && !(ours && away(err)):
-		return nil, err
+		return nil, ofRegistry(err)
 	case err != nil:
 		if known == nil || !known.alone {
 			s.m.log.Log(ctx, s.m.absence.Level(slog.LevelWarn, nse.GetName(), ""), "registry is away, the endpoint is known to this node only", "endpoint", nse.GetName(), "error", err)
@@ -274,6 +274,15 @@ func (s *endpointRegistry) publish(ctx context.Context, r *registration, public 
 
 // away reports whether the registry could not be asked, as opposed to saying no.
 func away(err error) bool { return nserr.From(err).Reason.Unanswered() }
+
+// ofRegistry says whose silence an error is that goes on to a caller of this manager.
+func ofRegistry(err error) error {
+	if err == nil || !away(err) {
+		return err
+	}
+	return nserr.From(err).Reason.Errorf("the domain's registry does not answer: %w", err).
+		WithFix("see whether it runs, and whether this node reaches it: --registry-url of the manager")
+}
 
 // describeEndpoint adds the node's labels to every service that has labels
 // already, as the reference does (§4.1), without replacing any.

@@ -4,11 +4,13 @@ package sim
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	api "github.com/networkservicemesh/api/pkg/api/registry"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -146,6 +148,20 @@ func TestYoungManagerWithoutRegistry(t *testing.T) {
 		web := m.Raw("web")
 		if _, err := web.Request(a.ManagerURL(), web.Message("db")); !errors.Is(err, nserr.PeerDown) {
 			t.Errorf("%v, want %s", err, nserr.PeerDown.Code)
+		}
+		// Whoever changes or looks for something hears whose silence it is.
+		s := m.Stranger("operator")
+		_, err := api.NewNetworkServiceRegistryClient(s.Dial(a.ManagerURL())).Register(t.Context(), &api.NetworkService{Name: "new"})
+		if !errors.Is(err, nserr.PeerDown) || !strings.Contains(err.Error(), "the domain's registry does not answer") {
+			t.Errorf("register: %v", err)
+		}
+		stream, err := api.NewNetworkServiceEndpointRegistryClient(s.Dial(a.ManagerURL())).Find(t.Context(),
+			&api.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &api.NetworkServiceEndpoint{Name: "nobody"}})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if !errors.Is(err, nserr.PeerDown) || !strings.Contains(err.Error(), "the domain's registry does not answer") {
+			t.Errorf("find: %v", err)
 		}
 		m.StartRegistry()
 	})
