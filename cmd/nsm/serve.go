@@ -8,7 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/sdk/endpoint"
 	"github.com/openvwire/nsm/sdk/ipam"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -68,6 +71,11 @@ func (a *app) serve(ctx context.Context, cfg serveConfig, names, command []strin
 	pool, err := ipam.New(cfg.CIDR)
 	if err != nil {
 		return err
+	}
+	isV6 := func(p netip.Prefix) bool { return p.Addr().Is6() }
+	v6 := slices.ContainsFunc(cfg.CIDR, func(group []netip.Prefix) bool { return slices.ContainsFunc(group, isV6) })
+	if err := plan.CheckMTU(int(cfg.MTU), v6); err != nil { // or each client would fail, and hear of it alone
+		return fmt.Errorf("--mtu: %w", err)
 	}
 	if err := probe(ctx, cfg.ConnectTo); err != nil {
 		return err

@@ -47,7 +47,8 @@ func MinMTU(a, b int) int {
 	return a
 }
 
-func checkMTU(mtu int, v6 bool) error {
+// CheckMTU refuses an MTU that no end of a wire can have; 0 means none is asked for.
+func CheckMTU(mtu int, v6 bool) error {
 	least := MinMTUv4
 	if v6 {
 		least = MinMTUv6

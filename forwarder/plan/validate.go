@@ -130,7 +130,7 @@ func (e End) validate() error {
 	if e.MAC != nil && (len(e.MAC) != 6 || e.MAC[0]&1 != 0) {
 		return nserr.BadContext.Errorf("MAC address %v is not a unicast Ethernet address", e.MAC)
 	}
-	if err := checkMTU(e.MTU, e.NeedsIPv6()); err != nil {
+	if err := CheckMTU(e.MTU, e.NeedsIPv6()); err != nil {
 		return err
 	}
 	for _, p := range e.Addrs {
