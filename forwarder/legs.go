@@ -300,7 +300,7 @@ func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *net
 		r.local = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
 		v := mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}}
 		if known == nil {
-			v.VNI = f.leftoverVNI(ctx, left, c.GetId())
+			v.VNI = f.leftoverVNI(ctx, left, c, to)
 		}
 		r.mech = v.With(r.mech)
 		return nil
@@ -336,15 +336,25 @@ func (f *Forwarder) outlived(ctx context.Context, known *wire) bool {
 
 // leftoverVNI is the VNI of the device that an earlier life of this forwarder
 // made for the wire, 0 if there is none: packets flow through it.
-func (f *Forwarder) leftoverVNI(ctx context.Context, left *leg, id string) uint32 {
+//
+// On another path it is not used again. The node that the old one leads to has it
+// until its end of the wire expires, and what that sends would be taken for the new
+// one's: its answers to ARP, too, with the same address and another MAC.
+func (f *Forwarder) leftoverVNI(ctx context.Context, left *leg, c *networkservice.Connection, to *candidate) uint32 {
 	seen, err := f.config.Kernel.Observe(ctx, plan.Wire{
-		ID: id, Owner: f.config.Name, Kind: plan.KindVXLAN, Payload: plan.Ethernet, VXLAN: &plan.VXLAN{},
+		ID: c.GetId(), Owner: f.config.Name, Kind: plan.KindVXLAN, Payload: plan.Ethernet, VXLAN: &plan.VXLAN{},
 		Ends: []plan.End{{NetNS: left.space, Name: left.name, Side: plan.Client}},
 	})
 	if err != nil || len(seen.Ends) != 1 || !seen.Ends[0].Found || seen.Ends[0].VXLAN == nil {
 		return 0
 	}
-	return seen.Ends[0].VXLAN.VNI
+	device := seen.Ends[0].VXLAN
+	if c.GetState() == networkservice.State_RESELECT_REQUESTED {
+		if host, ok := hostOf(to.url); !ok || host != device.Remote {
+			return 0
+		}
+	}
+	return device.VNI
 }
 
 // acceptRight takes what the endpoint answered for its leg.

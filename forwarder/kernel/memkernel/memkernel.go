@@ -229,6 +229,20 @@ func (k *Kernel) WireGuards() (all []plan.WireGuard) {
 	return all
 }
 
+// VNIs returns those of all VXLAN devices.
+func (k *Kernel) VNIs() (all []uint32) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, ns := range k.namespaces {
+		for _, l := range ns.links {
+			if l.vxlan != nil {
+				all = append(all, l.vxlan.VNI)
+			}
+		}
+	}
+	return all
+}
+
 // SetHandshake has all WireGuard devices have had their last handshake at a time.
 func (k *Kernel) SetHandshake(at time.Time) {
 	k.mu.Lock()
