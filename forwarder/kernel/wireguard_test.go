@@ -74,8 +74,11 @@ func TestWireGuard(t *testing.T) {
 			}
 
 			// A new key at both ends, as after the peer's restart without its state, and
-			// not sooner than WireGuard takes another initiation of a peer, 20 ms.
-			time.Sleep(50 * time.Millisecond)
+			// not sooner than WireGuard takes another initiation of a peer, 20 ms. Packets
+			// flow meanwhile.
+			for taken := time.Now().Add(25 * time.Millisecond); time.Now().Before(taken); {
+				mustEcho(t, a, client, "10.0.0.1", b, endpoint, "10.0.0.2")
+			}
 			wb.WireGuard.PrivateKey = newKey(t)
 			wa.WireGuard.PeerKey = publicKey(wb)
 			// The far end first, as in a Request: an initiation that the other

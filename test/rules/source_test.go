@@ -243,7 +243,6 @@ func changes(t types.Type) string {
 // realSleepers are the tests that let real time pass, with the reason.
 var realSleepers = map[string]string{
 	"forwarder/wireguard/holder/holder_test.go": "the holder is a process of its own, outside of any bubble",
-	"forwarder/kernel/wireguard_test.go":        "WireGuard takes no two initiations of a peer within 20 ms",
 }
 
 // TestTestsDoNotSleep lets tests sleep only in bubbles of synthetic time.

@@ -217,41 +217,39 @@ func (k *Kernel) WireGuardKey(_ context.Context, ns, wireID string) (key [32]byt
 
 // WireGuards returns the configurations of all WireGuard devices.
 func (k *Kernel) WireGuards() (all []plan.WireGuard) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, ns := range k.namespaces {
-		for _, l := range ns.links {
-			if l.wireguard != nil {
-				all = append(all, *l.wireguard)
-			}
+	k.eachLink(func(l *link) {
+		if l.wireguard != nil {
+			all = append(all, *l.wireguard)
 		}
-	}
+	})
 	return all
 }
 
 // VNIs returns those of all VXLAN devices.
 func (k *Kernel) VNIs() (all []uint32) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, ns := range k.namespaces {
-		for _, l := range ns.links {
-			if l.vxlan != nil {
-				all = append(all, l.vxlan.VNI)
-			}
+	k.eachLink(func(l *link) {
+		if l.vxlan != nil {
+			all = append(all, l.vxlan.VNI)
 		}
-	}
+	})
 	return all
 }
 
 // SetHandshake has all WireGuard devices have had their last handshake at a time.
 func (k *Kernel) SetHandshake(at time.Time) {
+	k.eachLink(func(l *link) {
+		if l.wireguard != nil {
+			l.handshake = at
+		}
+	})
+}
+
+func (k *Kernel) eachLink(f func(*link)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, ns := range k.namespaces {
 		for _, l := range ns.links {
-			if l.wireguard != nil {
-				l.handshake = at
-			}
+			f(l)
 		}
 	}
 }
