@@ -269,8 +269,8 @@ func (f *Forwarder) ownKey(ctx context.Context, l *leg, known *wire, space, id s
 }
 
 // offerRight makes what this forwarder offers for the leg towards the endpoint.
-func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservice.Connection, left *leg, to *candidate, anew bool) (*leg, error) {
-	r := &leg{}
+func (f *Forwarder) offerRight(ctx context.Context, t *task, to *candidate) (*leg, error) {
+	r, known := &leg{}, t.known
 	if known != nil && known.next.Conn.GetNetworkServiceEndpointName() == to.name && known.next.Peer.URL() == to.url {
 		r.mech, r.stands = known.right, true
 	}
@@ -278,21 +278,22 @@ func (f *Forwarder) offerRight(ctx context.Context, known *wire, c *networkservi
 		r.mech = mechanism.Kernel{}.With(r.mech)
 		return r, nil
 	}
-	if !left.isLocal() {
+	if !t.left.isLocal() {
 		return nil, nserr.Unsupported.Errorf("endpoint %s at %s is not on this node, and neither is the client", to.name, to.url)
 	}
 	if !f.config.TunnelIP.IsValid() {
 		return nil, nserr.Unsupported.Errorf("endpoint %s is on another node, but this forwarder has no address on the underlay", to.name).
 			WithFix("start the forwarder with --tunnel-ip")
 	}
-	err := f.offerTunnel(ctx, r, known, c, left, to, anew)
+	err := f.offerTunnel(ctx, t, r, to)
 	if err != nil {
 		r.holds.release()
 	}
 	return r, err
 }
 
-func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *networkservice.Connection, left *leg, to *candidate, anew bool) error {
+func (f *Forwarder) offerTunnel(ctx context.Context, t *task, r *leg, to *candidate) error {
+	known, c := t.known, t.call.Conn
 	if to.payload == mechanism.PayloadEthernet {
 		if err := f.tunnelMTU(r, known, plan.KindVXLAN, 0); err != nil {
 			return err
@@ -300,7 +301,7 @@ func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *net
 		r.local = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
 		v := mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}}
 		if known == nil {
-			v.VNI = f.leftoverVNI(ctx, left, c, to)
+			v.VNI = f.leftoverVNI(ctx, t.left, c, to)
 		}
 		r.mech = v.With(r.mech)
 		return nil
@@ -308,10 +309,10 @@ func (f *Forwarder) offerTunnel(ctx context.Context, r *leg, known *wire, c *net
 	if err := f.tunnelMTU(r, known, plan.KindWireGuard, 0); err != nil {
 		return err
 	}
-	if err := f.ownKey(ctx, r, known, left.space, c.GetId()); err != nil {
+	if err := f.ownKey(ctx, r, known, t.left.space, c.GetId()); err != nil {
 		return err
 	}
-	if anew && f.outlived(ctx, known) {
+	if t.anew && f.outlived(ctx, known) {
 		r.private = mechanism.NewPrivateKey()
 	}
 	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.private.Public()}.With(r.mech)

@@ -142,7 +142,7 @@ func (f *Forwarder) connectTwice(ctx, limited context.Context, r *task, c *candi
 // kernel fails where apply could not change it in place.
 func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate) (*networkservice.Connection, error) {
 	t, known, call, left := r.turn, r.known, r.call, r.left
-	right, err := f.offerRight(ctx, known, call.Conn, left, c, r.anew)
+	right, err := f.offerRight(ctx, r, c)
 	if err != nil {
 		return nil, err
 	}

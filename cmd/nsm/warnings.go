@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/openvwire/nsm/forwarder/plan"
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/mechanism"
 )
@@ -14,9 +15,6 @@ import (
 // secondLook is how long after the first one a wire that a tunnel carries is looked at
 // again: only so is to be seen that what is sent does not come back.
 const secondLook = time.Second
-
-// rekey is how old a handshake of WireGuard may be while something is sent.
-const rekey = 3 * time.Minute
 
 // warnings are what is wrong with a wire although everything stands as it should: again
 // is the wire as it was when it was looked at a second time, nil if it was not.
@@ -52,7 +50,7 @@ func handshakeWarning(k *adminv1.KernelObjects, now time.Time) string {
 		return ""
 	case at == nil:
 		return fmt.Sprintf("forwarder %s: WireGuard has sent %d bytes to %s and has never had a handshake", k.GetForwarder(), w.GetTxBytes(), orNone(w.GetEndpoint()))
-	case now.Sub(at.AsTime()) > rekey && w.GetKeepalive().AsDuration() > 0: // it sends all the time
+	case now.Sub(at.AsTime()) > plan.SessionLife && w.GetKeepalive().AsDuration() > 0: // it sends all the time
 		return fmt.Sprintf("forwarder %s: WireGuard has had no handshake with %s for %s", k.GetForwarder(), orNone(w.GetEndpoint()), since(at, now))
 	}
 	return ""
