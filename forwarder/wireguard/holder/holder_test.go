@@ -87,6 +87,24 @@ func newTestClient(t *testing.T, table *netns.Table, socket string) *Client {
 	return c
 }
 
+// withDevice returns a client, which the caller closes, and the holder that it has
+// started, which has a device w1 in ns and which the caller stops.
+func withDevice(t *testing.T, ns *netns.Handle, cfg ClientConfig) (*Client, Status) {
+	t.Helper()
+	c, err := NewClient(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
+		t.Fatal(err)
+	}
+	holder, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, holder
+}
+
 // stopHolder ends the running holder, if any, by SIGTERM and waits for its end.
 func stopHolder(t *testing.T, c *Client) {
 	t.Helper()
@@ -299,17 +317,7 @@ func TestAdoption(t *testing.T) {
 	table := underlay(t)
 	ns := workload(t, table)
 	socket := filepath.Join(t.TempDir(), "wg.sock")
-	first, err := NewClient(t.Context(), ClientConfig{Socket: socket, Underlay: table.Self()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := first.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
-		t.Fatal(err)
-	}
-	before, err := first.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	first, before := withDevice(t, ns, ClientConfig{Socket: socket, Underlay: table.Self()})
 	first.Close()
 
 	second := newTestClient(t, table, socket)

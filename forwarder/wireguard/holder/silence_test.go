@@ -69,18 +69,8 @@ func TestFrozenHolder(t *testing.T) {
 	ns := workload(t, table)
 	socket := filepath.Join(t.TempDir(), "wg.sock")
 	log := &book{}
-	c, err := NewClient(t.Context(), ClientConfig{Socket: socket, Underlay: table.Self(), Logger: log.logger()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, before := withDevice(t, ns, ClientConfig{Socket: socket, Underlay: table.Self(), Logger: log.logger()})
 	t.Cleanup(func() { stopHolder(t, c); c.Close() })
-	if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
-		t.Fatal(err)
-	}
-	before, err := c.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	freeze(t, before.PID)
 	defer thaw(t, before.PID)
 
@@ -149,17 +139,7 @@ func TestFrozenHolderIsAdopted(t *testing.T) {
 	table := underlay(t)
 	ns := workload(t, table)
 	socket := filepath.Join(t.TempDir(), "wg.sock")
-	first, err := NewClient(t.Context(), ClientConfig{Socket: socket, Underlay: table.Self()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := first.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
-		t.Fatal(err)
-	}
-	before, err := first.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	first, before := withDevice(t, ns, ClientConfig{Socket: socket, Underlay: table.Self()})
 	first.Close()
 	freeze(t, before.PID)
 	defer thaw(t, before.PID)
@@ -202,19 +182,9 @@ func TestFrozenHolderIsKilled(t *testing.T) {
 	ns := workload(t, table)
 	socket := filepath.Join(t.TempDir(), "wg.sock")
 	restarted := make(chan struct{}, 1)
-	c, err := NewClient(t.Context(), ClientConfig{Socket: socket, Underlay: table.Self(),
+	c, before := withDevice(t, ns, ClientConfig{Socket: socket, Underlay: table.Self(),
 		OnRestart: func(context.Context) { restarted <- struct{}{} }})
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() { stopHolder(t, c); c.Close() })
-	if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
-		t.Fatal(err)
-	}
-	before, err := c.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	freeze(t, before.PID)
 	if err := c.Delete(t.Context(), "w1"); !errors.Is(err, nserr.TimedOut) {
 		t.Errorf("Delete: %v", err)
