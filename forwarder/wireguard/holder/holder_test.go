@@ -87,24 +87,6 @@ func newTestClient(t *testing.T, table *netns.Table, socket string) *Client {
 	return c
 }
 
-// withDevice returns a client, which the caller closes, and the holder that it has
-// started, which has a device w1 in ns and which the caller stops.
-func withDevice(t *testing.T, ns *netns.Handle, cfg ClientConfig) (*Client, Status) {
-	t.Helper()
-	c, err := NewClient(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
-		t.Fatal(err)
-	}
-	holder, err := c.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c, holder
-}
-
 // stopHolder ends the running holder, if any, by SIGTERM and waits for its end.
 func stopHolder(t *testing.T, c *Client) {
 	t.Helper()

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -56,6 +57,24 @@ func thaw(t *testing.T, pid int) {
 	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// withDevice returns a client, which the caller closes, and the holder that it has
+// started, which has a device w1 in ns and which the caller stops.
+func withDevice(t *testing.T, ns *netns.Handle, cfg ClientConfig) (*Client, Status) {
+	t.Helper()
+	c, err := NewClient(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
+		t.Fatal(err)
+	}
+	holder, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, holder
 }
 
 // tooLong is far more than a call to a holder that is frozen takes, which is 3 s at
