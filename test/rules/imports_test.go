@@ -61,7 +61,7 @@ func imports() []row {
 			why: "one place knows the kernel"},
 		{from: slices.Concat(pure, []string{"sdk/...", "nsmgr/...", "registry/..."}), not: []string{"github.com/vishvananda/...", "github.com/mdlayher/...", "golang.zx2c4.com/..."}, deep: true,
 			why: "clients, endpoints, managers and registries work without any privilege over the kernel"},
-		{from: []string{"..."}, except: []string{"forwarder/wireguard/holder", "test/..."}, not: []string{"golang.zx2c4.com/wireguard/device", "golang.zx2c4.com/wireguard/conn", "golang.zx2c4.com/wireguard/tun"},
+		{from: []string{"..."}, except: []string{"forwarder/wireguard/holder", "forwarder/wireguard/mux", "test/..."}, not: []string{"golang.zx2c4.com/wireguard/device", "golang.zx2c4.com/wireguard/conn", "golang.zx2c4.com/wireguard/tun"},
 			why: "userspace WireGuard runs in the holder, a process that outlives the forwarder"},
 
 		{from: []string{"..."}, except: []string{"internal/lab/blackhole", "test/..."}, not: []string{"github.com/google/nftables/..."}, deep: true,
