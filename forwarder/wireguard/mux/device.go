@@ -3,15 +3,18 @@
 package mux
 
 import (
+	"errors"
 	"log/slog"
 	"os"
-	"time"
+	"sync"
+	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
-)
 
-// Overhead is what a wire has less of MTU than the device, in bytes: the header.
-const Overhead = 20
+	"github.com/openvwire/nsm/sdk/nserr"
+)
 
 // Config configures New.
 type Config struct {
@@ -26,82 +29,189 @@ type Config struct {
 	Logger *slog.Logger // nil = slog.Default()
 }
 
-// Wire is one end of a wire.
-type Wire struct {
-	// FD is the descriptor of a TUN or TAP device, opened with IFF_NO_PI and
-	// IFF_VNET_HDR. It belongs to the Device from the call of Add on, whatever the
-	// outcome. Use a bare one: an os.File would have Go's poller wait for it as well.
-	FD       int
-	Ethernet bool   // it is a TAP device
-	Local    uint32 // the number by which packets for this wire arrive
-	Remote   uint32 // the number by which they arrive at the peer
-	Peer     uint32 // the peer's node id; 0: not known yet, what is sent is dropped
-}
-
-// Stats is what has gone through a wire since Add.
-type Stats struct {
-	Sent, Received Count     // by the workload, to the workload; as packets, not as segments
-	LastReceived   time.Time // zero: never
-	Dropped        Drops
-}
-
-// Count counts packets and their bytes, without headers of WireGuard or ours.
-type Count struct{ Packets, Bytes uint64 }
-
-// Drops counts packets by the reason why they were dropped.
-type Drops struct {
-	NoPeer    uint64 // sent: the peer is not known yet
-	TooLong   uint64 // sent: does not fit into a WireGuard message
-	Malformed uint64 // sent: makes no sense
-	Foreign   uint64 // received: from a node that is not the wire's peer
-	Refused   uint64 // received: the kernel did not take it; the interface is down or full
-}
-
 // Device implements tun.Device for many wires. It is safe for concurrent use.
+//
+// No wire has a goroutine or a buffer of its own. All descriptors are in one epoll
+// set, which wakes Go's network poller and by it the one reader.
 type Device struct {
-	cfg Config
+	cfg    Config
+	epoll  *os.File
+	events chan tun.Event
+
+	reader  reader
+	trains  sync.Pool // of *train
+	strays  atomic.Uint64
+	closing sync.Once
+
+	// mu guards wires and, as long as it is held, the descriptors of those in it. It
+	// is held over reads and writes, which do not block, not while waiting or closing.
+	mu    sync.RWMutex
+	wires map[uint32]*wire // by local number; nil: closed
 }
 
 var _ tun.Device = (*Device)(nil)
 
 // New returns a Device without wires. Close must be called; wireguard-go does so.
-func New(cfg Config) (*Device, error) { return &Device{cfg: cfg}, nil }
+func New(cfg Config) (*Device, error) {
+	if cfg.NodeID == 0 || cfg.MTU <= Overhead || cfg.MTU > maxLength {
+		return nil, nserr.Internal.Errorf("node id %d, MTU %d", cfg.NodeID, cfg.MTU)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, nserr.KernelFailed.Errorf("epoll_create1: %w", err)
+	}
+	_ = unix.SetNonblock(fd, true) // by which os.NewFile knows that it can be waited for
+	d := &Device{
+		cfg:    cfg,
+		epoll:  os.NewFile(uintptr(fd), "wires"),
+		events: make(chan tun.Event),
+		trains: sync.Pool{New: func() any { return new(train) }},
+		wires:  make(map[uint32]*wire),
+	}
+	raw, err := d.epoll.SyscallConn()
+	if err != nil {
+		_ = d.epoll.Close()
+		return nil, nserr.KernelFailed.Errorf("epoll set: %w", err)
+	}
+	d.reader.init(raw)
+	return d, nil
+}
 
-// Add adds a wire. It fails with nserr.Internal if there is one with that local
-// number, and then closes the descriptor.
-func (d *Device) Add(w Wire) error { return nil }
+// Add adds a wire. It fails with nserr.Internal if there is one with that local number
+// and with nserr.BadMechanism if the descriptor is not what it should be. The
+// descriptor is closed then.
+func (d *Device) Add(w Wire) error {
+	added, err := newWire(w)
+	if err == nil {
+		err = d.add(added)
+	}
+	if err != nil {
+		_ = unix.Close(w.FD)
+	}
+	return err
+}
 
-// Point makes peer and remote the other end of a wire, in place: packets under way
-// are not lost. It fails with nserr.UnknownWire if there is no such wire.
-func (d *Device) Point(local, peer, remote uint32) error { return nil }
+func (d *Device) add(w *wire) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.wires == nil:
+		return nserr.Stopping.Errorf("WireGuard device: %w", os.ErrClosed)
+	case d.wires[w.local] != nil:
+		return nserr.Internal.Errorf("there is a wire with the number %d", w.local)
+	}
+	if err := d.watch(unix.EPOLL_CTL_ADD, w); err != nil {
+		return nserr.KernelFailed.Errorf("epoll_ctl: %w", err)
+	}
+	d.wires[w.local] = w
+	return nil
+}
+
+// watch puts a wire into the epoll set, or takes it out.
+func (d *Device) watch(op int, w *wire) error {
+	raw, err := d.epoll.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return errors.Join(raw.Control(func(epoll uintptr) {
+		// What comes back by an event is the number, not the descriptor.
+		err = unix.EpollCtl(int(epoll), op, w.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(w.local)})
+	}), err)
+}
+
+// Point makes peer and remote the other end of a wire, in place: no packet is lost.
+// It fails with nserr.UnknownWire if there is no such wire.
+func (d *Device) Point(local, peer, remote uint32) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	w := d.wires[local]
+	if w == nil {
+		return nserr.UnknownWire.Errorf("there is no wire with the number %d", local)
+	}
+	w.far.Store(far(peer, remote))
+	return nil
+}
 
 // Remove removes a wire and closes its descriptor, which deletes the interface unless
 // it is persistent. One that does not exist is no error.
-func (d *Device) Remove(local uint32) error { return nil }
+func (d *Device) Remove(local uint32) error {
+	d.mu.RLock()
+	w := d.wires[local]
+	d.mu.RUnlock()
+	if w == nil {
+		return nil
+	}
+	_, err := d.remove(w)
+	return err
+}
+
+// remove removes w, and reports whether nobody else had done so.
+func (d *Device) remove(w *wire) (bool, error) {
+	d.mu.Lock()
+	mine := d.wires[w.local] == w
+	if mine {
+		delete(d.wires, w.local)
+		_ = d.watch(unix.EPOLL_CTL_DEL, w)
+	}
+	d.mu.Unlock()
+	if !mine {
+		return false, nil
+	}
+	// Nobody uses the descriptor any more. This takes milliseconds: the kernel waits
+	// until all processors have seen that the interface is gone.
+	if err := unix.Close(w.fd); err != nil {
+		return true, nserr.KernelFailed.Errorf("close of a TUN device: %w", err)
+	}
+	return true, nil
+}
 
 // Stats returns what has gone through a wire; false if there is none.
-func (d *Device) Stats(local uint32) (Stats, bool) { return Stats{}, false }
+func (d *Device) Stats(local uint32) (Stats, bool) {
+	d.mu.RLock()
+	w := d.wires[local]
+	d.mu.RUnlock()
+	if w == nil {
+		return Stats{}, false
+	}
+	return w.stats(), true
+}
 
-// Read implements tun.Device.
-func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) { return 0, os.ErrClosed }
-
-// Write implements tun.Device.
-func (d *Device) Write(bufs [][]byte, offset int) (int, error) { return 0, os.ErrClosed }
+// Strays is how many packets have arrived that are for no wire: those under way when
+// a wire was removed, and what makes no sense.
+func (d *Device) Strays() uint64 { return d.strays.Load() }
 
 // MTU returns Config.MTU.
 func (d *Device) MTU() (int, error) { return d.cfg.MTU, nil }
 
-// Events implements tun.Device: the MTU does not change, and there is no up or down.
-func (d *Device) Events() <-chan tun.Event { return nil }
+// Events implements tun.Device. There are none: the MTU stays, and wires come and go
+// without WireGuard being up or down. It ends with Close.
+func (d *Device) Events() <-chan tun.Event { return d.events }
 
 // Name implements tun.Device.
-func (d *Device) Name() (string, error) { return "nsm-mux", nil }
+func (d *Device) Name() (string, error) { return "wires", nil }
 
-// File implements tun.Device: there is not one file but many.
+// File implements tun.Device. There is not one file but many: nil.
 func (d *Device) File() *os.File { return nil }
 
-// BatchSize implements tun.Device.
-func (d *Device) BatchSize() int { return 128 }
+// BatchSize implements tun.Device: how many packets one Read or Write takes.
+func (d *Device) BatchSize() int { return conn.IdealBatchSize }
 
 // Close removes all wires and ends Read. It is idempotent.
-func (d *Device) Close() error { return nil }
+func (d *Device) Close() error {
+	var errs []error
+	d.closing.Do(func() {
+		d.mu.Lock()
+		wires := d.wires
+		d.wires = nil
+		d.mu.Unlock()
+		errs = append(errs, d.epoll.Close())
+		for _, w := range wires {
+			errs = append(errs, unix.Close(w.fd))
+		}
+		close(d.events)
+	})
+	return errors.Join(errs...)
+}
