@@ -19,6 +19,7 @@ import (
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/profile"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
 
@@ -26,10 +27,10 @@ import (
 // the kernel has for it, beside what it should have. For the far end of a tunnel
 // it asks on along the path. Everything else is the manager's to tell.
 //
-// The caller must be on the wire's path, which the node's manager is, or an
+// The caller of DescribeWire must be on the wire's path, which the node's manager is, or an
 // observer. The manager sees to it that its own caller may know.
 type admin struct {
-	adminv1.UnimplementedAdminServer
+	profile.Server
 	f *Forwarder
 }
 

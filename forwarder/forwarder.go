@@ -37,6 +37,7 @@ import (
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/profile"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
 )
@@ -85,6 +86,9 @@ type Config struct {
 	// local user can name it, so by default nobody may. It is asked for the node's
 	// manager too, through which clients send their namespaces.
 	MayUseNode func(id string) bool
+	// MayProfile reports whether an identity may record profiles of this process. nil
+	// means that nobody may.
+	MayProfile func(id string) bool
 	// Needed are the URLs of those, besides the peers, whom no wire in the node's own
 	// namespace may come between: the domain's registry, if it is elsewhere.
 	Needed []string
@@ -165,7 +169,7 @@ func New(c Config) (*Forwarder, error) {
 func (f *Forwarder) Register(s grpc.ServiceRegistrar) {
 	rpc.RegisterNetworkService(s, f)
 	rpc.RegisterMonitorConnection(s, f.monitor)
-	adminv1.RegisterAdminServer(s, &admin{f: f})
+	adminv1.RegisterAdminServer(s, &admin{Server: profile.Server{May: f.config.MayProfile, Logger: f.log}, f: f})
 }
 
 // Monitor has what watchers see.

@@ -34,6 +34,7 @@ import (
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/profile"
 	"github.com/openvwire/nsm/sdk/regpath"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
@@ -74,6 +75,9 @@ type Config struct {
 	// MayDrain reports whether an identity may drain any endpoint of this node; its
 	// own ones everybody may. nil means that nobody else may.
 	MayDrain func(id string) bool
+	// MayProfile reports whether an identity may record profiles of this process. nil
+	// means that nobody may.
+	MayProfile func(id string) bool
 	// EndpointExpiry is the longest time for which an endpoint is registered.
 	// Default 1 min (protocol.md §4.4).
 	EndpointExpiry time.Duration
@@ -159,7 +163,8 @@ func New(c Config) (*Manager, error) {
 		Wires: m.monitor, Services: m.catalog.services.objects, Endpoints: m.catalog.endpoints.objects,
 		Offering: m.catalog.endpoints.group, Here: m.localise,
 		Peers: c.Peers, Registry: c.Registry, Proxy: &serviceRegistry{m: m},
-		Drain: m.Drain, Drained: m.isDrained,
+		Profile: profile.Server{May: c.MayProfile, Logger: m.log},
+		Drain:   m.Drain, Drained: m.isDrained,
 	})
 
 	ctx, cancel := context.WithCancel(context.Background())

@@ -30,7 +30,9 @@ import (
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc"
 
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/profile"
 	"github.com/openvwire/nsm/sdk/regpath"
 	"github.com/openvwire/nsm/sdk/token"
 )
@@ -53,6 +55,9 @@ type Config struct {
 	// MayOperate reports whether an identity may replace and unregister network
 	// services that others own. nil means nobody may.
 	MayOperate func(id string) bool
+	// MayProfile reports whether an identity may record profiles of this process. nil
+	// means nobody may.
+	MayProfile func(id string) bool
 }
 
 // Server serves both registry services.
@@ -65,6 +70,7 @@ type Server struct {
 	log       *slog.Logger
 	maxExpiry time.Duration
 	operates  func(id string) bool
+	profile   profile.Server
 	expirer   sync.WaitGroup // the goroutine of expireEndpoints
 
 	mu     sync.Mutex
@@ -97,6 +103,7 @@ func New(c Config) *Server {
 	}
 	s := &Server{
 		operates:  c.MayOperate,
+		profile:   profile.Server{May: c.MayProfile, Logger: c.Logger},
 		tokens:    c.Tokens,
 		policy:    c.Policy,
 		services:  c.Services,
@@ -113,12 +120,14 @@ func New(c Config) *Server {
 	return s
 }
 
-// Register registers both services with a gRPC server or an in-process peer.
+// Register registers both services, and of the admin API the profiles, with a gRPC
+// server or an in-process peer.
 // Handlers return errors of package nserr, which the servers of package rpc
 // encode.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	regpath.RegisterServices(r, serviceServer{s})
 	regpath.RegisterEndpoints(r, endpointServer{s})
+	adminv1.RegisterAdminServer(r, s.profile)
 }
 
 // Close ends every watch with nserr.Stopping, refuses new calls and stops

@@ -84,6 +84,7 @@ func (a *app) root() *cobra.Command {
 		newApply(a),
 		newDelete(a),
 		newDrain(a),
+		newProfile(a),
 		newToken(a),
 		newRotate(a),
 		newVersion(a),

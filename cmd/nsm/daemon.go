@@ -21,7 +21,7 @@ import (
 
 // daemonConfig are the settings of every daemon; its configuration embeds them.
 type daemonConfig struct {
-	PprofEnabled  bool   `flag:"pprof-enabled" env:"NSM_PPROF_ENABLED" default:"false" help:"serve Go profiles"`
+	PprofEnabled  bool   `flag:"pprof-enabled" env:"NSM_PPROF_ENABLED" default:"false" help:"serve Go profiles over HTTP, to everybody on this machine; nsm profile needs no port and asks who you are"`
 	PprofListenOn string `flag:"pprof-listen-on" env:"NSM_PPROF_LISTEN_ON" default:"localhost:6060" help:"where to serve them"`
 }
 

@@ -46,6 +46,7 @@ type forwarderDaemonConfig struct {
 	ConnectTo string   `flag:"connect-to" env:"NSM_CONNECT_TO" default:"unix:///var/lib/networkservicemesh/nsm.io.sock" help:"URL of the node's manager"`
 	StateDir  string   `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm/forwarder" help:"directory for sockets"`
 	ListenOn  string   `flag:"listen-on" env:"NSM_LISTEN_ON" help:"URL to serve on; default a socket in --state-dir"`
+	Operators []string `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root and the parts of each node, that may record profiles; ID/* means everything below ID"`
 	Observers []string `flag:"observers" env:"NSM_OBSERVERS" help:"SPIFFE IDs that may see all wires; ID/* means everything below ID"`
 }
 
@@ -79,7 +80,7 @@ func newForwarder(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, cfg.MaxTokenLifetime, manager, hop.Strict{Observers: cfg.Observers}, cfg.ConnectTo)
+		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, cfg.MaxTokenLifetime, manager, forwarderRights{cfg.Observers, cfg.Operators}, cfg.ConnectTo)
 		if err != nil {
 			return err
 		}
@@ -97,10 +98,16 @@ func newForwarder(a *app) *cobra.Command {
 	})
 }
 
+// forwarderRights names who may do more at a forwarder than have wires.
+type forwarderRights struct {
+	observers []string // see all wires
+	operators []string // record profiles
+}
+
 // openForwarder starts a forwarder that is stopped with p. Wires of an earlier life
 // that nobody refreshes within lifetime, that of tokens, are removed. Whoever is at the
 // URLs that are needed no wire may come between.
-func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stateDir string, lifetime time.Duration, manager grpc.ClientConnInterface, policy hop.Policy, needed ...string) (*forwarder.Forwarder, error) {
+func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stateDir string, lifetime time.Duration, manager grpc.ClientConnInterface, rights forwarderRights, needed ...string) (*forwarder.Forwarder, error) {
 	if !c.TunnelIP.IsValid() {
 		ip, err := ownAddress()
 		if err != nil {
@@ -138,9 +145,9 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 		return nil, err
 	}
 	f, err := forwarder.New(forwarder.Config{
-		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: policy,
+		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: hop.Strict{Observers: rights.observers},
 		Peers: p.pool(name, nil), Sockets: p.sockets, Registry: manager,
-		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers), Needed: needed,
+		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers), MayProfile: caretakers(p, rights.operators), Needed: needed,
 		VXLANPort: c.VXLANPort, WireGuardPort: c.WireGuardPort, Logger: p.log,
 	})
 	if err != nil {

@@ -24,7 +24,7 @@ type managerSettings struct {
 	Forwarder string   `flag:"forwarder-network-service-name" env:"NSM_FORWARDER_NETWORK_SERVICE_NAME" default:"forwarder" help:"network service that forwarders offer"`
 	Trusted   []string `flag:"forwarders" env:"NSM_FORWARDERS" help:"SPIFFE IDs, besides this node's parts and root, that may register as forwarders; ID/* means everything below ID"`
 	Managers  []string `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs, besides the parts and root of each node, that may send Requests of others, and register for others; ID/* means everything below ID"`
-	Operators []string `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root and the parts of each node, that may drain endpoints of others, and those who may change network services of others at a registry in the same process (nsm up); ID/* means everything below ID"`
+	Operators []string `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root and the parts of each node, that may drain endpoints of others and record profiles, and those who may change network services of others at a registry in the same process (nsm up); ID/* means everything below ID"`
 	Observers []string `flag:"observers" env:"NSM_OBSERVERS" help:"SPIFFE IDs that may see all wires; ID/* means everything below ID"`
 }
 
@@ -95,7 +95,7 @@ func openManager(p *part, c managerSettings, name, advertise string, labels map[
 		Peers: p.pool(name, local), Sockets: p.sockets, Registry: registry,
 		Excluded: excluded, ForwarderService: c.Forwarder, Logger: p.log,
 		MayRelay: relays(p, c.Managers), MayForward: forwarders(p, c.Trusted),
-		MayDrain: drainers(p, c.Operators),
+		MayDrain: caretakers(p, c.Operators), MayProfile: caretakers(p, c.Operators),
 	})
 	if err != nil {
 		return nil, err

@@ -20,7 +20,7 @@ type registryConfig struct {
 	identityConfig
 	Name         string        `flag:"name" env:"NSM_NAME" default:"registry" help:"own name, for the log"`
 	Managers     []string      `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs, besides the parts and root of each node, that may register for others; ID/* means everything below ID"`
-	Operators    []string      `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root of this node, that may change and delete network services of others; ID/* means everything below ID"`
+	Operators    []string      `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root of this node, that may change and delete network services of others, and record profiles; ID/* means everything below ID"`
 	ListenOn     []string      `flag:"listen-on" env:"NSM_LISTEN_ON" default:"tcp://:5002" help:"URLs to serve on"`
 	StateDir     string        `flag:"state-dir" env:"NSM_STATE_DIR" default:"/var/lib/nsm/registry" help:"directory for what a restart must not lose; empty = nothing is kept"`
 	ExpirePeriod time.Duration `flag:"expire-period" env:"NSM_EXPIRE_PERIOD" default:"1m" help:"longest time for which an endpoint stays registered without a renewal"`
@@ -84,7 +84,7 @@ func openRegistry(p *part, name, stateDir string, expiry time.Duration, trust re
 		return nil, err
 	}
 	server := registry.New(registry.Config{
-		Name: name, Tokens: p.tokens, Policy: registry.Strict{MaySpeakFor: spokesmen(p, trust.managers)}, MayOperate: operators(p, trust.operators),
+		Name: name, Tokens: p.tokens, Policy: registry.Strict{MaySpeakFor: spokesmen(p, trust.managers)}, MayOperate: operators(p, trust.operators), MayProfile: caretakers(p, trust.operators),
 		Services: services, Endpoints: endpoints, Logger: p.log, MaxExpiry: expiry,
 	})
 	p.opened.Call(server.Close)

@@ -98,8 +98,9 @@ func relays(p *part, named []string) func(id string) bool {
 	return func(id string) bool { return isPart(p, id) || listed(named, id) }
 }
 
-// drainers are those that may drain endpoints of others.
-func drainers(p *part, named []string) func(id string) bool {
+// caretakers are those that may drain endpoints of others, and record profiles of
+// daemons.
+func caretakers(p *part, named []string) func(id string) bool {
 	return func(id string) bool { return isPart(p, id) || listed(named, id) }
 }
 

@@ -55,7 +55,7 @@ func TestTrustedIdentities(t *testing.T) {
 	}{
 		{"--forwarders", func(n []string) func(string) bool { return forwarders(manager, n) }},
 		{"--managers", func(n []string) func(string) bool { return relays(manager, n) }},
-		{"--operators", func(n []string) func(string) bool { return drainers(manager, n) }},
+		{"--operators", func(n []string) func(string) bool { return caretakers(manager, n) }},
 		{"--node-users", func(n []string) func(string) bool { return nodeUsers(partOf(t, here+"forwarder"), n) }},
 		{"--observers", func(n []string) func(string) bool {
 			return func(id string) bool { return listed(observers(manager, n), id) }

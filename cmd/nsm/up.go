@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/sdk/client"
-	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/identity/agent"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -128,7 +127,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	d.ready("manager", urlsOf(managerListeners), managerPart.id())
 
 	manager := forwarderPart.call(managerLocal)
-	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, c.MaxTokenLifetime, manager, hop.Strict{Observers: c.Observers}, c.RegistryURL)
+	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, c.MaxTokenLifetime, manager, forwarderRights{c.Observers, c.Operators}, c.RegistryURL)
 	if err != nil {
 		return err
 	}

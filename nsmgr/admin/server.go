@@ -15,6 +15,7 @@
 //	describe        the same wires
 //	apply, delete   as a registration by the same caller: the first owner of a
 //	                name keeps it
+//	profile         whom the manager's configuration names
 //	drain           the owner of the endpoint, and whom the manager's configuration names
 //
 // No answer holds a token or a private key.
@@ -31,6 +32,7 @@ import (
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/profile"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/watch"
 )
@@ -60,6 +62,8 @@ type Config struct {
 	// Drained reports whether that goes on, or has been done.
 	Drained func(*registry.NetworkServiceEndpoint) bool
 
+	Profile profile.Server // of this process
+
 	Peers    *peer.Pool                            // to forwarders of this node
 	Registry grpc.ClientConnInterface              // the domain's, to look things up
 	Proxy    registry.NetworkServiceRegistryServer // the manager's, to change things in the caller's name
@@ -67,7 +71,7 @@ type Config struct {
 
 // Server implements nsm.admin.v1.Admin.
 type Server struct {
-	adminv1.UnimplementedAdminServer
+	profile.Server
 	config  Config
 	node    string // name of the own node
 	started time.Time
@@ -79,7 +83,7 @@ func New(c Config) *Server {
 	if node == "" {
 		node = c.Name
 	}
-	return &Server{config: c, node: node, started: time.Now()}
+	return &Server{Server: c.Profile, config: c, node: node, started: time.Now()}
 }
 
 // Version tells what build answers.

@@ -119,6 +119,8 @@ var doors = map[string]func(ctx context.Context, v visitor) error{
 		_, err = c.Request(ctx, client.Request{Service: "db", Interface: "nsm-9"})
 		return errors.Join(err, c.Close())
 	},
+	"profile of the manager":  func(ctx context.Context, v visitor) error { return v.profile(ctx, v.manager) },
+	"profile of the registry": func(ctx context.Context, v visitor) error { return v.profile(ctx, v.registry) },
 	"wires of others": func(ctx context.Context, v visitor) error {
 		wires, err := adminv1.NewAdminClient(v.manager).Wires(ctx, &adminv1.WiresRequest{})
 		if err != nil {
@@ -133,6 +135,14 @@ var doors = map[string]func(ctx context.Context, v visitor) error{
 		}
 		return nil
 	},
+}
+
+func (v visitor) profile(ctx context.Context, at grpc.ClientConnInterface) error {
+	pieces, err := adminv1.NewAdminClient(at).Profile(ctx, &adminv1.ProfileRequest{Kind: "goroutine"})
+	if err != nil {
+		return err
+	}
+	return rpc.Drain(pieces, func(*adminv1.ProfileChunk) error { return nil })
 }
 
 // forge returns a token by which root of the visitor's node seems to call the visitor.
@@ -253,6 +263,7 @@ func TestFlagsOfTrust(t *testing.T) {
 		{"--managers", []string{"request of another", "registration of another"}},
 		{"--node-users", []string{"node's own namespace"}},
 		{"--observers", []string{"wires of others"}},
+		{"--operators", []string{"profile of the manager", "profile of the registry"}},
 	} {
 		if tt.flag != "" {
 			if err := up.Stop(); err != nil {

@@ -157,6 +157,8 @@ func isCall(call *ast.CallExpr, pkg, name string) bool {
 
 // mutable are the package variables that may change, with the reason.
 var mutable = map[string]string{
+	"internal/profile.recording": "what it stands for, the runtime's profiling, is the process's too",
+
 	"sdk/nserr.Reasons": "filled by the declarations of the reasons, before main",
 }
 

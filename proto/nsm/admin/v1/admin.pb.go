@@ -2822,6 +2822,106 @@ func (x *DrainProgress) GetStuck() []string {
 	return nil
 }
 
+type ProfileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "cpu", "heap", "allocs", "goroutine", "mutex", "block" or "trace"
+	// For how long to record, whole seconds up to 5 minutes. 0 = what there is now or
+	// has been since the process began; 10 s of what is not recorded all the time (cpu,
+	// mutex, block, trace). Else only what happens meanwhile counts.
+	Seconds       uint32 `protobuf:"varint,2,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileRequest) Reset() {
+	*x = ProfileRequest{}
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileRequest) ProtoMessage() {}
+
+func (x *ProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileRequest.ProtoReflect.Descriptor instead.
+func (*ProfileRequest) Descriptor() ([]byte, []int) {
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ProfileRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ProfileRequest) GetSeconds() uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+// ProfileChunk is a piece of a file for `go tool pprof`, or `go tool trace` for "trace".
+type ProfileChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileChunk) Reset() {
+	*x = ProfileChunk{}
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileChunk) ProtoMessage() {}
+
+func (x *ProfileChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileChunk.ProtoReflect.Descriptor instead.
+func (*ProfileChunk) Descriptor() ([]byte, []int) {
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ProfileChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type EndpointEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=nsm.admin.v1.EventType" json:"type,omitempty"`
@@ -2832,7 +2932,7 @@ type EndpointEvent struct {
 
 func (x *EndpointEvent) Reset() {
 	*x = EndpointEvent{}
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2944,7 @@ func (x *EndpointEvent) String() string {
 func (*EndpointEvent) ProtoMessage() {}
 
 func (x *EndpointEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2957,7 @@ func (x *EndpointEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointEvent.ProtoReflect.Descriptor instead.
 func (*EndpointEvent) Descriptor() ([]byte, []int) {
-	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EndpointEvent) GetType() EventType {
@@ -2891,7 +2991,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2903,7 +3003,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2916,7 +3016,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Endpoint) GetName() string {
@@ -2986,7 +3086,7 @@ type EndpointService struct {
 
 func (x *EndpointService) Reset() {
 	*x = EndpointService{}
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3098,7 @@ func (x *EndpointService) String() string {
 func (*EndpointService) ProtoMessage() {}
 
 func (x *EndpointService) ProtoReflect() protoreflect.Message {
-	mi := &file_nsm_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_nsm_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3111,7 @@ func (x *EndpointService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointService.ProtoReflect.Descriptor instead.
 func (*EndpointService) Descriptor() ([]byte, []int) {
-	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_nsm_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *EndpointService) GetName() string {
@@ -3269,7 +3369,12 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\tendpoints\x18\x01 \x03(\tR\tendpoints\x12\x14\n" +
 	"\x05wires\x18\x02 \x01(\rR\x05wires\x12\x14\n" +
 	"\x05moved\x18\x03 \x01(\rR\x05moved\x12\x14\n" +
-	"\x05stuck\x18\x04 \x03(\tR\x05stuck\"p\n" +
+	"\x05stuck\x18\x04 \x03(\tR\x05stuck\">\n" +
+	"\x0eProfileRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
+	"\aseconds\x18\x02 \x01(\rR\aseconds\"\"\n" +
+	"\fProfileChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"p\n" +
 	"\rEndpointEvent\x12+\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x17.nsm.admin.v1.EventTypeR\x04type\x122\n" +
 	"\bendpoint\x18\x02 \x01(\v2\x16.nsm.admin.v1.EndpointR\bendpoint\"\xa8\x02\n" +
@@ -3308,7 +3413,7 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\fROLE_MANAGER\x10\x02\x12\x12\n" +
 	"\x0eROLE_FORWARDER\x10\x03\x12\x11\n" +
 	"\rROLE_ENDPOINT\x10\x04\x12\x10\n" +
-	"\fROLE_GATEWAY\x10\x052\xa8\x05\n" +
+	"\fROLE_GATEWAY\x10\x052\xef\x05\n" +
 	"\x05Admin\x12C\n" +
 	"\aVersion\x12\x1c.nsm.admin.v1.VersionRequest\x1a\x1a.nsm.admin.v1.BuildVersion\x12>\n" +
 	"\x05Nodes\x12\x1a.nsm.admin.v1.NodesRequest\x1a\x17.nsm.admin.v1.NodeEvent0\x01\x12>\n" +
@@ -3318,7 +3423,8 @@ const file_nsm_admin_v1_admin_proto_rawDesc = "" +
 	"\fApplyService\x12!.nsm.admin.v1.ApplyServiceRequest\x1a\".nsm.admin.v1.ApplyServiceResponse\x12X\n" +
 	"\rDeleteService\x12\".nsm.admin.v1.DeleteServiceRequest\x1a#.nsm.admin.v1.DeleteServiceResponse\x12J\n" +
 	"\tEndpoints\x12\x1e.nsm.admin.v1.EndpointsRequest\x1a\x1b.nsm.admin.v1.EndpointEvent0\x01\x12B\n" +
-	"\x05Drain\x12\x1a.nsm.admin.v1.DrainRequest\x1a\x1b.nsm.admin.v1.DrainProgress0\x01B5Z3github.com/openvwire/nsm/proto/nsm/admin/v1;adminv1b\x06proto3"
+	"\x05Drain\x12\x1a.nsm.admin.v1.DrainRequest\x1a\x1b.nsm.admin.v1.DrainProgress0\x01\x12E\n" +
+	"\aProfile\x12\x1c.nsm.admin.v1.ProfileRequest\x1a\x1a.nsm.admin.v1.ProfileChunk0\x01B5Z3github.com/openvwire/nsm/proto/nsm/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_nsm_admin_v1_admin_proto_rawDescOnce sync.Once
@@ -3333,7 +3439,7 @@ func file_nsm_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_nsm_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_nsm_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_nsm_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_nsm_admin_v1_admin_proto_goTypes = []any{
 	(EventType)(0),                   // 0: nsm.admin.v1.EventType
 	(WireState)(0),                   // 1: nsm.admin.v1.WireState
@@ -3376,43 +3482,45 @@ var file_nsm_admin_v1_admin_proto_goTypes = []any{
 	(*EndpointsRequest)(nil),         // 38: nsm.admin.v1.EndpointsRequest
 	(*DrainRequest)(nil),             // 39: nsm.admin.v1.DrainRequest
 	(*DrainProgress)(nil),            // 40: nsm.admin.v1.DrainProgress
-	(*EndpointEvent)(nil),            // 41: nsm.admin.v1.EndpointEvent
-	(*Endpoint)(nil),                 // 42: nsm.admin.v1.Endpoint
-	(*EndpointService)(nil),          // 43: nsm.admin.v1.EndpointService
-	nil,                              // 44: nsm.admin.v1.Filter.LabelsEntry
-	nil,                              // 45: nsm.admin.v1.Node.LabelsEntry
-	nil,                              // 46: nsm.admin.v1.Forwarder.LabelsEntry
-	nil,                              // 47: nsm.admin.v1.WireSummary.LabelsEntry
-	nil,                              // 48: nsm.admin.v1.Hop.MetricsEntry
-	nil,                              // 49: nsm.admin.v1.WireLeg.ParametersEntry
-	nil,                              // 50: nsm.admin.v1.Match.SourceSelectorEntry
-	nil,                              // 51: nsm.admin.v1.Destination.DestinationSelectorEntry
-	nil,                              // 52: nsm.admin.v1.Metadata.LabelsEntry
-	nil,                              // 53: nsm.admin.v1.EndpointService.LabelsEntry
-	(*timestamppb.Timestamp)(nil),    // 54: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 55: google.protobuf.Duration
+	(*ProfileRequest)(nil),           // 41: nsm.admin.v1.ProfileRequest
+	(*ProfileChunk)(nil),             // 42: nsm.admin.v1.ProfileChunk
+	(*EndpointEvent)(nil),            // 43: nsm.admin.v1.EndpointEvent
+	(*Endpoint)(nil),                 // 44: nsm.admin.v1.Endpoint
+	(*EndpointService)(nil),          // 45: nsm.admin.v1.EndpointService
+	nil,                              // 46: nsm.admin.v1.Filter.LabelsEntry
+	nil,                              // 47: nsm.admin.v1.Node.LabelsEntry
+	nil,                              // 48: nsm.admin.v1.Forwarder.LabelsEntry
+	nil,                              // 49: nsm.admin.v1.WireSummary.LabelsEntry
+	nil,                              // 50: nsm.admin.v1.Hop.MetricsEntry
+	nil,                              // 51: nsm.admin.v1.WireLeg.ParametersEntry
+	nil,                              // 52: nsm.admin.v1.Match.SourceSelectorEntry
+	nil,                              // 53: nsm.admin.v1.Destination.DestinationSelectorEntry
+	nil,                              // 54: nsm.admin.v1.Metadata.LabelsEntry
+	nil,                              // 55: nsm.admin.v1.EndpointService.LabelsEntry
+	(*timestamppb.Timestamp)(nil),    // 56: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 57: google.protobuf.Duration
 }
 var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
-	44, // 0: nsm.admin.v1.Filter.labels:type_name -> nsm.admin.v1.Filter.LabelsEntry
+	46, // 0: nsm.admin.v1.Filter.labels:type_name -> nsm.admin.v1.Filter.LabelsEntry
 	4,  // 1: nsm.admin.v1.NodesRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 2: nsm.admin.v1.NodeEvent.type:type_name -> nsm.admin.v1.EventType
 	9,  // 3: nsm.admin.v1.NodeEvent.node:type_name -> nsm.admin.v1.Node
 	10, // 4: nsm.admin.v1.Node.forwarders:type_name -> nsm.admin.v1.Forwarder
-	54, // 5: nsm.admin.v1.Node.started:type_name -> google.protobuf.Timestamp
+	56, // 5: nsm.admin.v1.Node.started:type_name -> google.protobuf.Timestamp
 	6,  // 6: nsm.admin.v1.Node.version:type_name -> nsm.admin.v1.BuildVersion
-	45, // 7: nsm.admin.v1.Node.labels:type_name -> nsm.admin.v1.Node.LabelsEntry
-	46, // 8: nsm.admin.v1.Forwarder.labels:type_name -> nsm.admin.v1.Forwarder.LabelsEntry
-	54, // 9: nsm.admin.v1.Forwarder.expires:type_name -> google.protobuf.Timestamp
+	47, // 7: nsm.admin.v1.Node.labels:type_name -> nsm.admin.v1.Node.LabelsEntry
+	48, // 8: nsm.admin.v1.Forwarder.labels:type_name -> nsm.admin.v1.Forwarder.LabelsEntry
+	56, // 9: nsm.admin.v1.Forwarder.expires:type_name -> google.protobuf.Timestamp
 	4,  // 10: nsm.admin.v1.WiresRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 11: nsm.admin.v1.WireEvent.type:type_name -> nsm.admin.v1.EventType
 	13, // 12: nsm.admin.v1.WireEvent.wire:type_name -> nsm.admin.v1.WireSummary
 	1,  // 13: nsm.admin.v1.WireSummary.state:type_name -> nsm.admin.v1.WireState
 	14, // 14: nsm.admin.v1.WireSummary.client:type_name -> nsm.admin.v1.WireSide
 	14, // 15: nsm.admin.v1.WireSummary.endpoint:type_name -> nsm.admin.v1.WireSide
-	54, // 16: nsm.admin.v1.WireSummary.established:type_name -> google.protobuf.Timestamp
-	54, // 17: nsm.admin.v1.WireSummary.expires:type_name -> google.protobuf.Timestamp
-	47, // 18: nsm.admin.v1.WireSummary.labels:type_name -> nsm.admin.v1.WireSummary.LabelsEntry
-	54, // 19: nsm.admin.v1.WireSummary.state_since:type_name -> google.protobuf.Timestamp
+	56, // 16: nsm.admin.v1.WireSummary.established:type_name -> google.protobuf.Timestamp
+	56, // 17: nsm.admin.v1.WireSummary.expires:type_name -> google.protobuf.Timestamp
+	49, // 18: nsm.admin.v1.WireSummary.labels:type_name -> nsm.admin.v1.WireSummary.LabelsEntry
+	56, // 19: nsm.admin.v1.WireSummary.state_since:type_name -> google.protobuf.Timestamp
 	13, // 20: nsm.admin.v1.WireDescription.summary:type_name -> nsm.admin.v1.WireSummary
 	17, // 21: nsm.admin.v1.WireDescription.hops:type_name -> nsm.admin.v1.Hop
 	19, // 22: nsm.admin.v1.WireDescription.context:type_name -> nsm.admin.v1.ConnectionContext
@@ -3420,10 +3528,10 @@ var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
 	23, // 24: nsm.admin.v1.WireDescription.kernel:type_name -> nsm.admin.v1.KernelObjects
 	27, // 25: nsm.admin.v1.WireDescription.history:type_name -> nsm.admin.v1.WireEventRecord
 	2,  // 26: nsm.admin.v1.Hop.role:type_name -> nsm.admin.v1.Role
-	54, // 27: nsm.admin.v1.Hop.expires:type_name -> google.protobuf.Timestamp
+	56, // 27: nsm.admin.v1.Hop.expires:type_name -> google.protobuf.Timestamp
 	6,  // 28: nsm.admin.v1.Hop.version:type_name -> nsm.admin.v1.BuildVersion
-	48, // 29: nsm.admin.v1.Hop.metrics:type_name -> nsm.admin.v1.Hop.MetricsEntry
-	49, // 30: nsm.admin.v1.WireLeg.parameters:type_name -> nsm.admin.v1.WireLeg.ParametersEntry
+	50, // 29: nsm.admin.v1.Hop.metrics:type_name -> nsm.admin.v1.Hop.MetricsEntry
+	51, // 30: nsm.admin.v1.WireLeg.parameters:type_name -> nsm.admin.v1.WireLeg.ParametersEntry
 	20, // 31: nsm.admin.v1.ConnectionContext.src_routes:type_name -> nsm.admin.v1.Route
 	20, // 32: nsm.admin.v1.ConnectionContext.dst_routes:type_name -> nsm.admin.v1.Route
 	21, // 33: nsm.admin.v1.ConnectionContext.policies:type_name -> nsm.admin.v1.Policy
@@ -3432,28 +3540,28 @@ var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
 	24, // 36: nsm.admin.v1.KernelObjects.links:type_name -> nsm.admin.v1.Link
 	26, // 37: nsm.admin.v1.KernelObjects.wireguard:type_name -> nsm.admin.v1.WireGuard
 	25, // 38: nsm.admin.v1.Link.counters:type_name -> nsm.admin.v1.Counters
-	54, // 39: nsm.admin.v1.WireGuard.last_handshake:type_name -> google.protobuf.Timestamp
-	55, // 40: nsm.admin.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
-	54, // 41: nsm.admin.v1.WireEventRecord.time:type_name -> google.protobuf.Timestamp
+	56, // 39: nsm.admin.v1.WireGuard.last_handshake:type_name -> google.protobuf.Timestamp
+	57, // 40: nsm.admin.v1.WireGuard.keepalive:type_name -> google.protobuf.Duration
+	56, // 41: nsm.admin.v1.WireEventRecord.time:type_name -> google.protobuf.Timestamp
 	4,  // 42: nsm.admin.v1.ServicesRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 43: nsm.admin.v1.ServiceEvent.type:type_name -> nsm.admin.v1.EventType
 	30, // 44: nsm.admin.v1.ServiceEvent.service:type_name -> nsm.admin.v1.Service
 	31, // 45: nsm.admin.v1.Service.matches:type_name -> nsm.admin.v1.Match
-	50, // 46: nsm.admin.v1.Match.source_selector:type_name -> nsm.admin.v1.Match.SourceSelectorEntry
+	52, // 46: nsm.admin.v1.Match.source_selector:type_name -> nsm.admin.v1.Match.SourceSelectorEntry
 	32, // 47: nsm.admin.v1.Match.routes:type_name -> nsm.admin.v1.Destination
 	33, // 48: nsm.admin.v1.Match.metadata:type_name -> nsm.admin.v1.Metadata
-	51, // 49: nsm.admin.v1.Destination.destination_selector:type_name -> nsm.admin.v1.Destination.DestinationSelectorEntry
-	52, // 50: nsm.admin.v1.Metadata.labels:type_name -> nsm.admin.v1.Metadata.LabelsEntry
+	53, // 49: nsm.admin.v1.Destination.destination_selector:type_name -> nsm.admin.v1.Destination.DestinationSelectorEntry
+	54, // 50: nsm.admin.v1.Metadata.labels:type_name -> nsm.admin.v1.Metadata.LabelsEntry
 	30, // 51: nsm.admin.v1.ApplyServiceRequest.service:type_name -> nsm.admin.v1.Service
 	3,  // 52: nsm.admin.v1.ApplyServiceResponse.result:type_name -> nsm.admin.v1.ApplyServiceResponse.Result
 	30, // 53: nsm.admin.v1.ApplyServiceResponse.service:type_name -> nsm.admin.v1.Service
 	4,  // 54: nsm.admin.v1.EndpointsRequest.filter:type_name -> nsm.admin.v1.Filter
 	0,  // 55: nsm.admin.v1.EndpointEvent.type:type_name -> nsm.admin.v1.EventType
-	42, // 56: nsm.admin.v1.EndpointEvent.endpoint:type_name -> nsm.admin.v1.Endpoint
-	43, // 57: nsm.admin.v1.Endpoint.services:type_name -> nsm.admin.v1.EndpointService
-	54, // 58: nsm.admin.v1.Endpoint.expires:type_name -> google.protobuf.Timestamp
-	54, // 59: nsm.admin.v1.Endpoint.registered:type_name -> google.protobuf.Timestamp
-	53, // 60: nsm.admin.v1.EndpointService.labels:type_name -> nsm.admin.v1.EndpointService.LabelsEntry
+	44, // 56: nsm.admin.v1.EndpointEvent.endpoint:type_name -> nsm.admin.v1.Endpoint
+	45, // 57: nsm.admin.v1.Endpoint.services:type_name -> nsm.admin.v1.EndpointService
+	56, // 58: nsm.admin.v1.Endpoint.expires:type_name -> google.protobuf.Timestamp
+	56, // 59: nsm.admin.v1.Endpoint.registered:type_name -> google.protobuf.Timestamp
+	55, // 60: nsm.admin.v1.EndpointService.labels:type_name -> nsm.admin.v1.EndpointService.LabelsEntry
 	5,  // 61: nsm.admin.v1.Admin.Version:input_type -> nsm.admin.v1.VersionRequest
 	7,  // 62: nsm.admin.v1.Admin.Nodes:input_type -> nsm.admin.v1.NodesRequest
 	11, // 63: nsm.admin.v1.Admin.Wires:input_type -> nsm.admin.v1.WiresRequest
@@ -3463,17 +3571,19 @@ var file_nsm_admin_v1_admin_proto_depIdxs = []int32{
 	36, // 67: nsm.admin.v1.Admin.DeleteService:input_type -> nsm.admin.v1.DeleteServiceRequest
 	38, // 68: nsm.admin.v1.Admin.Endpoints:input_type -> nsm.admin.v1.EndpointsRequest
 	39, // 69: nsm.admin.v1.Admin.Drain:input_type -> nsm.admin.v1.DrainRequest
-	6,  // 70: nsm.admin.v1.Admin.Version:output_type -> nsm.admin.v1.BuildVersion
-	8,  // 71: nsm.admin.v1.Admin.Nodes:output_type -> nsm.admin.v1.NodeEvent
-	12, // 72: nsm.admin.v1.Admin.Wires:output_type -> nsm.admin.v1.WireEvent
-	16, // 73: nsm.admin.v1.Admin.DescribeWire:output_type -> nsm.admin.v1.WireDescription
-	29, // 74: nsm.admin.v1.Admin.Services:output_type -> nsm.admin.v1.ServiceEvent
-	35, // 75: nsm.admin.v1.Admin.ApplyService:output_type -> nsm.admin.v1.ApplyServiceResponse
-	37, // 76: nsm.admin.v1.Admin.DeleteService:output_type -> nsm.admin.v1.DeleteServiceResponse
-	41, // 77: nsm.admin.v1.Admin.Endpoints:output_type -> nsm.admin.v1.EndpointEvent
-	40, // 78: nsm.admin.v1.Admin.Drain:output_type -> nsm.admin.v1.DrainProgress
-	70, // [70:79] is the sub-list for method output_type
-	61, // [61:70] is the sub-list for method input_type
+	41, // 70: nsm.admin.v1.Admin.Profile:input_type -> nsm.admin.v1.ProfileRequest
+	6,  // 71: nsm.admin.v1.Admin.Version:output_type -> nsm.admin.v1.BuildVersion
+	8,  // 72: nsm.admin.v1.Admin.Nodes:output_type -> nsm.admin.v1.NodeEvent
+	12, // 73: nsm.admin.v1.Admin.Wires:output_type -> nsm.admin.v1.WireEvent
+	16, // 74: nsm.admin.v1.Admin.DescribeWire:output_type -> nsm.admin.v1.WireDescription
+	29, // 75: nsm.admin.v1.Admin.Services:output_type -> nsm.admin.v1.ServiceEvent
+	35, // 76: nsm.admin.v1.Admin.ApplyService:output_type -> nsm.admin.v1.ApplyServiceResponse
+	37, // 77: nsm.admin.v1.Admin.DeleteService:output_type -> nsm.admin.v1.DeleteServiceResponse
+	43, // 78: nsm.admin.v1.Admin.Endpoints:output_type -> nsm.admin.v1.EndpointEvent
+	40, // 79: nsm.admin.v1.Admin.Drain:output_type -> nsm.admin.v1.DrainProgress
+	42, // 80: nsm.admin.v1.Admin.Profile:output_type -> nsm.admin.v1.ProfileChunk
+	71, // [71:81] is the sub-list for method output_type
+	61, // [61:71] is the sub-list for method input_type
 	61, // [61:61] is the sub-list for extension type_name
 	61, // [61:61] is the sub-list for extension extendee
 	0,  // [0:61] is the sub-list for field type_name
@@ -3490,7 +3600,7 @@ func file_nsm_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nsm_admin_v1_admin_proto_rawDesc), len(file_nsm_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

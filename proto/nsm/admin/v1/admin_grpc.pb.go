@@ -42,6 +42,7 @@ const (
 	Admin_DeleteService_FullMethodName = "/nsm.admin.v1.Admin/DeleteService"
 	Admin_Endpoints_FullMethodName     = "/nsm.admin.v1.Admin/Endpoints"
 	Admin_Drain_FullMethodName         = "/nsm.admin.v1.Admin/Drain"
+	Admin_Profile_FullMethodName       = "/nsm.admin.v1.Admin/Profile"
 )
 
 // AdminClient is the client API for Admin service.
@@ -73,6 +74,11 @@ type AdminClient interface {
 	// the endpoint or the manager ends. NOT_FOUND (NSM-3008) if the node has no
 	// such endpoint.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainProgress], error)
+	// Profile tells what the process that answers spends time or memory on, for
+	// operators only: PERMISSION_DENIED (NSM-2008) for everybody else. Registries and
+	// forwarders serve it too. A process records one profile at a time:
+	// RESOURCE_EXHAUSTED (NSM-4005) for a second. It stops when the caller goes away.
+	Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProfileChunk], error)
 }
 
 type adminClient struct {
@@ -218,6 +224,25 @@ func (c *adminClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_DrainClient = grpc.ServerStreamingClient[DrainProgress]
 
+func (c *adminClient) Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProfileChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[5], Admin_Profile_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProfileRequest, ProfileChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ProfileClient = grpc.ServerStreamingClient[ProfileChunk]
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -247,6 +272,11 @@ type AdminServer interface {
 	// the endpoint or the manager ends. NOT_FOUND (NSM-3008) if the node has no
 	// such endpoint.
 	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainProgress]) error
+	// Profile tells what the process that answers spends time or memory on, for
+	// operators only: PERMISSION_DENIED (NSM-2008) for everybody else. Registries and
+	// forwarders serve it too. A process records one profile at a time:
+	// RESOURCE_EXHAUSTED (NSM-4005) for a second. It stops when the caller goes away.
+	Profile(*ProfileRequest, grpc.ServerStreamingServer[ProfileChunk]) error
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -283,6 +313,9 @@ func (UnimplementedAdminServer) Endpoints(*EndpointsRequest, grpc.ServerStreamin
 }
 func (UnimplementedAdminServer) Drain(*DrainRequest, grpc.ServerStreamingServer[DrainProgress]) error {
 	return status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedAdminServer) Profile(*ProfileRequest, grpc.ServerStreamingServer[ProfileChunk]) error {
+	return status.Error(codes.Unimplemented, "method Profile not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -432,6 +465,17 @@ func _Admin_Drain_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_DrainServer = grpc.ServerStreamingServer[DrainProgress]
 
+func _Admin_Profile_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ProfileRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Profile(m, &grpc.GenericServerStream[ProfileRequest, ProfileChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ProfileServer = grpc.ServerStreamingServer[ProfileChunk]
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -480,6 +524,11 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Drain",
 			Handler:       _Admin_Drain_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Profile",
+			Handler:       _Admin_Profile_Handler,
 			ServerStreams: true,
 		},
 	},

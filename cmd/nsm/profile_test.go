@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// profiled is an admin API with one profile, of which it tells two pieces.
+type profiled struct {
+	adminv1.UnimplementedAdminServer
+	asked *adminv1.ProfileRequest
+	fails error // after the first piece
+}
+
+func (p *profiled) Profile(r *adminv1.ProfileRequest, s grpc.ServerStreamingServer[adminv1.ProfileChunk]) error {
+	p.asked = r
+	if r.GetKind() == "heap" {
+		return nserr.NotAllowed.Errorf("not you")
+	}
+	for _, piece := range []string{"one ", "two"} {
+		if err := s.Send(&adminv1.ProfileChunk{Data: []byte(piece)}); err != nil || p.fails != nil {
+			return p.fails
+		}
+	}
+	return nil
+}
+
+func TestProfile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	own := filepath.Join(t.TempDir(), "x")
+	for _, tt := range []struct {
+		args          string
+		kind          string
+		seconds       uint32
+		file, printed string
+	}{
+		{"profile", "cpu", 0, "cpu.pprof", "cpu.pprof is written; see it with 'go tool pprof -http localhost: cpu.pprof'\n"},
+		{"profile allocs --seconds 5", "allocs", 5, "allocs.pprof", "allocs.pprof is written"},
+		{"profile trace", "trace", 0, "trace.out", "'go tool trace trace.out'"},
+		{"profile mutex -o " + own, "mutex", 0, own, own},
+		{"profile block -o -", "block", 0, "", "one two"},
+	} {
+		var p profiled
+		out, stderr, code := runAgainst(t, &p, "", strings.Fields(tt.args)...)
+		if code != exitOK || !strings.Contains(out, tt.printed) || p.asked.GetKind() != tt.kind || p.asked.GetSeconds() != tt.seconds {
+			t.Errorf("%s: exit code %d, asked for %v, printed %q, %s", tt.args, code, p.asked, out, stderr)
+		}
+		if data, err := os.ReadFile(tt.file); tt.file != "" && (err != nil || string(data) != "one two") {
+			t.Errorf("%s: %q, %v", tt.args, data, err)
+		}
+	}
+
+	// Who is refused has no file, and learns why.
+	_, stderr, code := runAgainst(t, &profiled{}, "", "profile", "heap")
+	if _, err := os.Stat("heap.pprof"); code != exitNotAllowed || !strings.Contains(stderr, nserr.NotAllowed.Code) || !os.IsNotExist(err) {
+		t.Errorf("exit code %d, %s; %v", code, stderr, err)
+	}
+	// Half a profile is no success.
+	_, stderr, code = runAgainst(t, &profiled{fails: nserr.Stopping.Errorf("bye")}, "", "profile", "cpu")
+	if code == exitOK || !strings.Contains(stderr, nserr.Stopping.Code) {
+		t.Errorf("half a profile: exit code %d, %s", code, stderr)
+	}
+}
