@@ -13,7 +13,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	role(os.Args)
+	roles.Play()
 	nstest.Main(m)
 }
 
@@ -64,19 +64,23 @@ func TestShort(t *testing.T) {
 	if err := os.WriteFile(doc, page, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.writeDoc(doc); err != nil {
+	values := filepath.Join(dir, "bench.json")
+	if o, err = parse([]string{"-short", "-doc", doc, "-json", values}); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.to.Write(r, r.tables()); err != nil {
 		t.Fatal(err)
 	}
 	written, err := os.ReadFile(doc)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, table := range []string{r.dataPlaneTable(), r.setUpTable()} {
+	for name, table := range r.tables() {
 		if !strings.Contains(string(written), table) {
-			t.Errorf("the document lacks\n%s", table)
+			t.Errorf("the document lacks %s\n%s", name, table)
 		}
 	}
-	if err := r.writeJSON(filepath.Join(dir, "bench.json")); err != nil {
+	if _, err := os.Stat(values); err != nil {
 		t.Error(err)
 	}
 }

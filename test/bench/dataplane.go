@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/openvwire/nsm/internal/lab"
+	"github.com/openvwire/nsm/test/report"
 )
 
 const probePort = 7411 // TCP and UDP, of the probes' server in every endpoint's namespace
@@ -119,12 +120,12 @@ type Comparison struct {
 
 // ComparisonMetric is one row of the table.
 type ComparisonMetric struct {
-	Name  string   `json:"name"`
-	Unit  string   `json:"unit"`
-	Pairs          // every round
-	Ratio Spread   `json:"ratio"`
-	Bound *float64 `json:"bound,omitempty"`
-	Met   bool     `json:"met"` // true where there is no bound
+	Name         string        `json:"name"`
+	Unit         string        `json:"unit"`
+	report.Pairs               // every round: by hand, wire
+	Ratio        report.Spread `json:"ratio"`
+	Bound        *float64      `json:"bound,omitempty"`
+	Met          bool          `json:"met"` // true where there is no bound
 }
 
 // side is one of the two links that are compared.
@@ -147,7 +148,7 @@ func (b *bench) dataPlane(ctx context.Context, k kind) (*Comparison, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = measure.stop() }()
+	defer func() { _ = measure.Stop() }()
 
 	for _, s := range []side{hand, wire} {
 		if err := warmUp(ctx, measure, s); err != nil {
@@ -160,7 +161,7 @@ func (b *bench) dataPlane(ctx context.Context, k kind) (*Comparison, error) {
 			return nil, fmt.Errorf("%s, %s: %w", k.name, m.metrics[0].name, err)
 		}
 		for i := range metrics {
-			metrics[i].Ratio = metrics[i].Pairs.ratio()
+			metrics[i].Ratio = metrics[i].Pairs.Ratio()
 			metrics[i].Met = m.metrics[i].met(k.name, metrics[i].Ratio.Median)
 			if bound, ok := m.metrics[i].bounds[k.name]; ok {
 				metrics[i].Bound = &bound
@@ -173,9 +174,9 @@ func (b *bench) dataPlane(ctx context.Context, k kind) (*Comparison, error) {
 
 // warmUp waits until packets flow, however long the links take to find each
 // other (wireguard-go notices only after up to a second that its device is up).
-func warmUp(ctx context.Context, measure *child, s side) (err error) {
+func warmUp(ctx context.Context, measure *report.Child, s side) (err error) {
 	for range 5 {
-		if _, err = ask[measured](measure, task{Probe: "ping", To: s.to, Duration: 50 * time.Millisecond}); err == nil {
+		if _, err = report.Ask[measured](measure, task{Probe: "ping", To: s.to, Duration: 50 * time.Millisecond}); err == nil {
 			return ctx.Err()
 		}
 	}
@@ -184,26 +185,26 @@ func warmUp(ctx context.Context, measure *child, s side) (err error) {
 
 // compare takes one measurement of both sides, round after round, until its
 // first metric is precise.
-func (b *bench) compare(ctx context.Context, measure *child, m measurement, hand, wire side) ([]ComparisonMetric, error) {
+func (b *bench) compare(ctx context.Context, measure *report.Child, m measurement, hand, wire side) ([]ComparisonMetric, error) {
 	out := make([]ComparisonMetric, len(m.metrics))
 	for i, metric := range m.metrics {
 		out[i] = ComparisonMetric{Name: metric.name, Unit: metric.unit}
 	}
 	sides := [2]side{hand, wire}
-	for round := 0; round < b.rounds || (round < b.maxRounds && !precise(out[0].ratio())); round++ {
+	for round := 0; round < b.rounds || (round < b.maxRounds && !precise(out[0].Pairs.Ratio())); round++ {
 		var values [2][]float64
 		for i := range sides {
 			which := (round + i) % 2 // A B, B A, A B …
 			t := m.task
 			t.To, t.PIDs, t.Duration = sides[which].to, sides[which].pids, b.round
-			got, err := ask[measured](measure, t)
+			got, err := report.Ask[measured](measure, t)
 			if err = errors.Join(err, ctx.Err()); err != nil {
 				return nil, err
 			}
 			values[which] = m.values(got)
 		}
 		for i, metric := range m.metrics {
-			out[i].add(values[0][i]*metric.scale, values[1][i]*metric.scale)
+			out[i].Add(values[0][i]*metric.scale, values[1][i]*metric.scale)
 		}
 	}
 	return out, nil
@@ -212,7 +213,7 @@ func (b *bench) compare(ctx context.Context, measure *child, m measurement, hand
 // precise reports whether a ratio is known well enough to hold it against a
 // bound. More rounds are wanted where a machine is noisy, which says nothing of
 // which side it favours.
-func precise(ratio Spread) bool { return ratio.High-ratio.Low <= 0.03 }
+func precise(ratio report.Spread) bool { return ratio.High-ratio.Low <= 0.03 }
 
 // wire makes a wire of the mesh between the client and a new endpoint, where a
 // server answers probes. For the control it is another link made by hand.

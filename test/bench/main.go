@@ -25,11 +25,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/openvwire/nsm/internal/lab"
@@ -37,24 +35,13 @@ import (
 )
 
 func main() {
-	role(os.Args)
-	if err := report.OwnRun(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	o, err := parse(os.Args[1:])
-	if err == nil {
-		err = o.run(ctx)
-	}
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
+	report.Main("bench", roles, report.OwnRun, func(ctx context.Context, args []string) error {
+		o, err := parse(args)
+		if err != nil {
+			return err
+		}
+		return o.run(ctx)
+	})
 }
 
 // rows are what -rows may name; "setup" stands for all that begin with it.
@@ -64,8 +51,7 @@ type options struct {
 	nsm   string
 	rows  []string
 	short bool
-	json  string
-	doc   string
+	to    report.Output
 
 	rounds    int
 	maxRounds int
@@ -79,8 +65,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
 	chosen := f.String("rows", "control,local,vxlan,wireguard,setup", "what to measure, of "+strings.Join(rows, ", "))
 	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires")
-	f.StringVar(&o.json, "json", "", "write every value to this `file`")
-	f.StringVar(&o.doc, "doc", "", "replace the tables of this Markdown `file`")
+	o.to.Flags(f)
 	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison, at least")
 	f.IntVar(&o.maxRounds, "max-rounds", 40, "rounds of a comparison whose ratio is not yet known to ±0.015")
 	f.DurationVar(&o.round, "round", 400*time.Millisecond, "length of a round, per side")
@@ -121,13 +106,7 @@ func (o options) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if o.json != "" {
-		err = errors.Join(err, r.writeJSON(o.json))
-	}
-	if o.doc != "" {
-		err = errors.Join(err, r.writeDoc(o.doc))
-	}
-	return err
+	return o.to.Write(r, r.tables())
 }
 
 func (o options) measure(ctx context.Context) (r *Report, err error) {

@@ -4,9 +4,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/openvwire/nsm/test/report"
@@ -65,7 +63,7 @@ func (r *Report) dataPlaneTable() string {
 				}
 			}
 			fmt.Fprintf(&b, "| %s, %s | %s | %s | %.3f | %.3f – %.3f | %.2f – %.2f | %d | %s | %s |\n", m.Name, m.Unit,
-				report.Figure(spreadOf(m.A).Median), report.Figure(spreadOf(m.B).Median),
+				report.Figure(report.SpreadOf(m.A).Median), report.Figure(report.SpreadOf(m.B).Median),
 				m.Ratio.Median, m.Ratio.Low, m.Ratio.High, m.Ratio.Min, m.Ratio.Max, len(m.A), must, met)
 		}
 	}
@@ -93,15 +91,7 @@ func (r *Report) setUpTable() string {
 	return b.String()
 }
 
-func (r *Report) writeJSON(path string) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(data, '\n'), 0o644)
-}
-
-// writeDoc replaces the tables in the document.
-func (r *Report) writeDoc(path string) error {
-	return report.WriteDoc(path, map[string]string{"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable()})
+// tables are what the document has, by marker.
+func (r *Report) tables() map[string]string {
+	return map[string]string{"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable()}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/sdk/client"
 	"github.com/openvwire/nsm/test/bench/probe"
+	"github.com/openvwire/nsm/test/report"
 )
 
 // setupBounds are the most that the median of "Request to first packet" may be.
@@ -55,7 +56,7 @@ type Rate struct {
 }
 
 func durationsOf(ds []time.Duration) Durations {
-	ms := func(q float64) float64 { return quantile(ds, q).Seconds() * 1e3 }
+	ms := func(q float64) float64 { return report.Quantile(ds, q).Seconds() * 1e3 }
 	return Durations{N: len(ds), P50: ms(0.5), P99: ms(0.99), Max: ms(1)}
 }
 
@@ -69,21 +70,21 @@ func (b *bench) setUp(ctx context.Context, k kind) (out []SetUp, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, c.stop()) }()
+	defer func() { err = errors.Join(err, c.Stop()) }()
 	// The first wires find no connections between the parts of the mesh.
-	if _, err := ask[connected](c, connectTask{Service: k.name, Measure: 3}); err != nil {
+	if _, err := report.Ask[connected](c, connectTask{Service: k.name, Measure: 3}); err != nil {
 		return nil, fmt.Errorf("set-up, %s: %w", k.name, err)
 	}
 	for _, held := range []int{0, b.held} {
 		var rate Rate
 		if held > 0 {
-			got, err := ask[connected](c, connectTask{Service: k.name, Hold: held})
+			got, err := report.Ask[connected](c, connectTask{Service: k.name, Hold: held})
 			if err != nil {
 				return nil, fmt.Errorf("set-up, %d wires of %s: %w", held, k.name, err)
 			}
 			rate.Made = float64(held) / got.Elapsed.Seconds()
 		}
-		got, err := ask[connected](c, connectTask{Service: k.name, Measure: b.samples})
+		got, err := report.Ask[connected](c, connectTask{Service: k.name, Measure: b.samples})
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return nil, fmt.Errorf("set-up, %s: %w", k.name, err)
 		}
@@ -95,7 +96,7 @@ func (b *bench) setUp(ctx context.Context, k kind) (out []SetUp, err error) {
 		s.Met = s.First.P50 <= s.Bound
 		out = append(out, s)
 	}
-	got, err := ask[connected](c, connectTask{Release: true})
+	got, err := report.Ask[connected](c, connectTask{Release: true})
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +134,7 @@ func connectRole() error {
 		return err
 	}
 	d := &connector{client: c}
-	err = answer(os.Stdin, os.Stdout, func(t connectTask) (connected, error) { return d.do(ctx, t) })
+	err = report.Answer(func(t connectTask) (connected, error) { return d.do(ctx, t) })
 	return errors.Join(err, c.Close())
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	role(os.Args)
+	roles.Play()
 	nstest.Main(m)
 }
 

@@ -21,47 +21,25 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/openvwire/nsm/test/report"
 )
 
 func main() {
-	role(os.Args)
-	if err := report.OwnRun(); err != nil {
-		fmt.Fprintln(os.Stderr, "heal:", err)
-		os.Exit(1)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	o, err := parse(os.Args[1:])
-	if err == nil {
-		err = o.run(ctx)
-	}
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "heal:", err)
-		os.Exit(1)
-	}
+	report.Main("heal", roles, report.OwnRun, func(ctx context.Context, args []string) error {
+		o, err := parse(args)
+		if err != nil {
+			return err
+		}
+		return o.run(ctx)
+	})
 }
 
-// role runs the process as an endpoint, if args say so, and exits.
-func role(args []string) {
-	if len(args) < 2 || args[1] != "endpoint" {
-		return
-	}
-	if err := endpointRole(args[2:]); err != nil {
-		fmt.Fprintln(os.Stderr, "endpoint:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
+// The program starts itself again for the endpoints.
+var roles = report.Roles{"endpoint": endpointRole}
 
 type options struct {
 	nsm    string
@@ -69,8 +47,7 @@ type options struct {
 	self   string // this program, as endpoints run it
 	rounds int
 	cells  string
-	json   string
-	doc    string
+	to     report.Output
 	logs   bool
 	soak   time.Duration // of faults; 0 = measure the matrix
 	seed   uint64
@@ -84,8 +61,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.newer, "newer", "", "another build of it, for upgrades; default built here")
 	f.IntVar(&o.rounds, "rounds", 5, "rounds of each cell")
 	f.StringVar(&o.cells, "cells", "all", `"budgets", "all", or a text that the chosen cells contain`)
-	f.StringVar(&o.json, "json", "", "write every value to this `file`")
-	f.StringVar(&o.doc, "doc", "", "replace the tables of this Markdown `file`")
+	o.to.Flags(f)
 	f.BoolVar(&o.logs, "logs", false, "show what daemons have logged in a round that misses its bound")
 	f.DurationVar(&o.soak, "soak", 0, "instead of measuring: random faults for this `time`, then look for what is wrong or left")
 	f.Uint64Var(&o.seed, "seed", 0, "which faults a soak has; 0 = made up, and said")
@@ -153,11 +129,5 @@ func (o options) run(ctx context.Context) error {
 		o.progress("%s", row.row())
 	}
 	fmt.Print(r.table())
-	if o.json != "" {
-		errs = append(errs, r.writeJSON(o.json))
-	}
-	if o.doc != "" {
-		errs = append(errs, r.writeDoc(o.doc))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, o.to.Write(r, map[string]string{"heal:matrix": r.table()}))...)
 }

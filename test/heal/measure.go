@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/openvwire/nsm/internal/lab"
+	"github.com/openvwire/nsm/test/report"
 )
 
 // aftermath is how long wires are watched when all is well again: what a fault
@@ -125,7 +126,7 @@ func (m *mesh) round(ctx context.Context, c cell) (r round, err error) {
 	if err := wait(ctx, aftermath); err != nil {
 		return r, err
 	}
-	r.Load, r.Wires = load(), m.stop()
+	r.Load, r.Wires = report.Load(), m.stop()
 	return r, nil
 }
 

@@ -4,9 +4,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -34,8 +32,6 @@ type Cell struct {
 func (o options) newReport(ctx context.Context) *Report {
 	return &Report{Machine: report.Describe(ctx, o.nsm), Rounds: o.rounds}
 }
-
-func load() string { return report.Load() }
 
 func newCell(c cell, rounds []round, err error) Cell {
 	row := Cell{
@@ -90,16 +86,4 @@ func (r *Report) table() string {
 		b.WriteString(c.row() + "\n")
 	}
 	return b.String()
-}
-
-func (r *Report) writeJSON(path string) error {
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(data, '\n'), 0o644)
-}
-
-func (r *Report) writeDoc(path string) error {
-	return report.WriteDoc(path, map[string]string{"heal:matrix": r.table()})
 }

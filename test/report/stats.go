@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package report
 
 import (
 	"cmp"
@@ -19,7 +19,8 @@ type Spread struct {
 	Max    float64 `json:"max"`
 }
 
-func spreadOf(values []float64) Spread {
+// SpreadOf returns the spread of values, of none a zero one.
+func SpreadOf(values []float64) Spread {
 	n := len(values)
 	if n == 0 {
 		return Spread{}
@@ -41,24 +42,25 @@ func median(sorted []float64) float64 {
 // after the other, in alternating order, so that what disturbs the machine for
 // longer than a round disturbs both.
 type Pairs struct {
-	A []float64 `json:"by_hand"`
-	B []float64 `json:"wire"`
+	A []float64 `json:"a"`
+	B []float64 `json:"b"`
 }
 
-func (p *Pairs) add(a, b float64) { p.A, p.B = append(p.A, a), append(p.B, b) }
+// Add adds a round.
+func (p *Pairs) Add(a, b float64) { p.A, p.B = append(p.A, a), append(p.B, b) }
 
-// ratio is the spread of B[i]/A[i]. Its median is not the ratio of the medians.
-func (p Pairs) ratio() Spread {
+// Ratio is the spread of B[i]/A[i]. Its median is not the ratio of the medians.
+func (p Pairs) Ratio() Spread {
 	ratios := make([]float64, 0, len(p.A))
 	for i, a := range p.A {
 		if a != 0 {
 			ratios = append(ratios, p.B[i]/a)
 		}
 	}
-	return spreadOf(ratios)
+	return SpreadOf(ratios)
 }
 
-// quantile of unsorted values.
-func quantile[T cmp.Ordered](values []T, q float64) T {
+// Quantile of unsorted values.
+func Quantile[T cmp.Ordered](values []T, q float64) T {
 	return probe.Quantile(slices.Sorted(slices.Values(values)), q)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package report
 
 import (
 	"math/rand/v2"
@@ -20,7 +20,7 @@ func TestRatio(t *testing.T) {
 		{"slow round", []float64{10, 5}, []float64{10, 5}, Spread{Median: 1, Low: 1, High: 1, Min: 1, Max: 1}},
 		{"a failed round is left out", []float64{0, 2}, []float64{3, 1}, Spread{Median: 0.5, Low: 0.5, High: 0.5, Min: 0.5, Max: 0.5}},
 	} {
-		if got := (Pairs{tc.a, tc.b}).ratio(); got != tc.want {
+		if got := (Pairs{tc.a, tc.b}).Ratio(); got != tc.want {
 			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
 		}
 	}
@@ -37,7 +37,7 @@ func TestSpreadCovers(t *testing.T) {
 			for i := range values {
 				values[i] = random.ExpFloat64()
 			}
-			if s := spreadOf(values); median < s.Low || median > s.High {
+			if s := SpreadOf(values); median < s.Low || median > s.High {
 				missed++
 			}
 		}
