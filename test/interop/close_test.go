@@ -11,12 +11,13 @@ import (
 	"github.com/networkservicemesh/sdk/pkg/networkservice/common/mechanisms/sendfd"
 	"github.com/networkservicemesh/sdk/pkg/networkservice/core/next"
 
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
 // ourNode is a node of ours with two endpoints of the reference's.
 type ourNode struct {
-	registry  part
+	registry  ours.Part
 	manager   managerPart
 	forwarder forwarderPart
 	servers   map[string]*workload // of the endpoints, by name
@@ -25,14 +26,14 @@ type ourNode struct {
 func newOurNode(t *testing.T, as func(string) ref.Security) ourNode {
 	t.Helper()
 	reg := refRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-	manager := ourManager(t, as("manager"), "manager", reg.url)
+	manager := ourManager(t, as("manager"), "manager", reg.URL)
 	n := ourNode{registry: reg, manager: manager, servers: make(map[string]*workload),
-		forwarder: ourForwarder(t, as("forwarder"), "forwarder", manager.url, tunnelIP)}
-	ref.RegisterService(t, as("operator"), reg.url, ipService("echo"))
+		forwarder: ourForwarder(t, as("forwarder"), "forwarder", manager.URL, tunnelIP)}
+	ref.RegisterService(t, as("operator"), reg.URL, ipService("echo"))
 	for name, cidr := range map[string]string{"nse-1": "10.61.0.0/24", "nse-2": "10.62.0.0/24"} {
 		n.servers[name] = newWorkload(t)
 		ref.Endpoint(t, as(name), ref.EndpointConfig{
-			Name: name, Service: "echo", CIDR: cidr, Manager: manager.url, NetNS: n.servers[name].path(), IfName: "nsm-e",
+			Name: name, Service: "echo", CIDR: cidr, Manager: manager.URL, NetNS: n.servers[name].path(), IfName: "nsm-e",
 		})
 	}
 	return n
@@ -43,7 +44,7 @@ func newOurNode(t *testing.T, as func(string) ref.Security) ourNode {
 func TestReferenceClosesAtOurManager(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		node := newOurNode(t, as)
-		raw := networkservice.NewNetworkServiceClient(dialRef(t, as("client"), node.manager.url))
+		raw := networkservice.NewNetworkServiceClient(dialRef(t, as("client"), node.manager.URL))
 		if _, err := raw.Close(soon(t), &networkservice.Connection{
 			Id: "never", NetworkService: "echo",
 			Path: &networkservice.Path{PathSegments: []*networkservice.PathSegment{{Name: "client", Id: "never"}}},
@@ -52,11 +53,11 @@ func TestReferenceClosesAtOurManager(t *testing.T) {
 		}
 
 		workload := newWorkload(t)
-		client := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: node.manager.url, NetNS: workload.path(), IfName: "nsm-c"})
+		client := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: node.manager.URL, NetNS: workload.path(), IfName: "nsm-c"})
 		conn := mustRequest(t, client, "id", "echo")
-		node.manager.stop()
-		ourManagerAt(t, as("manager"), "manager", node.registry.url, node.manager.url, node.manager.public)
-		watchEndpoints(t, ourRegistryClient(t, as("operator"), node.manager.url), &registry.NetworkServiceEndpoint{Name: "forwarder"}).want("forwarder", false)
+		node.manager.Stop()
+		ourManagerAt(t, as("manager"), "manager", node.registry.URL, node.manager.URL, node.manager.public)
+		watchEndpoints(t, ourRegistryClient(t, as("operator"), node.manager.URL), &registry.NetworkServiceEndpoint{Name: "forwarder"}).want("forwarder", false)
 		if _, err := client.Close(soon(t), conn); err != nil {
 			t.Errorf("close after a restart: %v", err)
 		}
@@ -73,7 +74,7 @@ func TestReferenceReselectsAtOurManager(t *testing.T) {
 		node := newOurNode(t, as)
 		workload := newWorkload(t)
 		client := next.NewNetworkServiceClient(sendfd.NewClient(),
-			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), node.manager.url)))
+			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), node.manager.URL)))
 		request := func(conn *networkservice.Connection) *networkservice.Connection {
 			t.Helper()
 			preference := kernel.New("file://" + workload.path())
@@ -119,7 +120,7 @@ func TestOurClientReselectsAtReferenceManager(t *testing.T) {
 		}
 		wire, _ := connect(t, ourClient(t, as("client"), "client", node.manager.URL()), "echo", "nsm-c")
 		old := wire.Connection().GetNetworkServiceEndpointName()
-		events, held := watch(t, dialOurs(t, as("forwarder"), endpoints[old].url), old, "")
+		events, held := watch(t, ours.Dial(t, as("forwarder"), endpoints[old].URL), old, "")
 		if len(held) != 1 {
 			t.Fatalf("%s has %v", old, held)
 		}

@@ -28,6 +28,7 @@ import (
 
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -46,7 +47,7 @@ const (
 func TestDescriptorsFromReference(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		files := newFiles(t)
-		at := serveOurs(t, as("server"), ref.Socket(t), func(s *grpc.Server) {
+		at := ours.Serve(t, as("server"), ref.Socket(t), func(s *grpc.Server) {
 			networkservice.RegisterNetworkServiceServer(s, handler(func(ctx context.Context, conn *networkservice.Connection) error {
 				f, err := rpc.ReceiveFile(ctx, conn.GetMechanism().GetParameters()[common.InodeURL])
 				if err != nil {
@@ -62,7 +63,7 @@ func TestDescriptorsFromReference(t *testing.T) {
 		client := next.NewNetworkServiceClient(
 			recvfd.NewClient(),
 			sendfd.NewClient(), // in this order, as in the reference's manager
-			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.url)),
+			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.URL)),
 		)
 		together(t, func(id string) error {
 			conn, err := client.Request(soon(t), requestWith(id, "file://"+files.write(id)))
@@ -93,7 +94,7 @@ func TestDescriptorsToReference(t *testing.T) {
 			func(context.Context, []string) func(*grpc.Server) {
 				return func(s *grpc.Server) { networkservice.RegisterNetworkServiceServer(s, server) }
 			})
-		client := networkservice.NewNetworkServiceClient(dialOurs(t, as("client"), at.URL()))
+		client := networkservice.NewNetworkServiceClient(ours.Dial(t, as("client"), at.URL()))
 		together(t, func(id string) error {
 			f, err := os.Open(files.write(id))
 			if err != nil {
@@ -145,7 +146,7 @@ func TestBurstDoesNotPanicReference(t *testing.T) {
 					}))
 				}
 			})
-		client := networkservice.NewNetworkServiceClient(dialOurs(t, as("client"), at.URL()))
+		client := networkservice.NewNetworkServiceClient(ours.Dial(t, as("client"), at.URL()))
 		large := strings.Repeat("x", 20<<10) // a few of them make the server open its window
 		var running sync.WaitGroup
 		for range 64 {
@@ -167,7 +168,7 @@ func TestBurstDoesNotPanicReference(t *testing.T) {
 func TestDescriptorNamedTwice(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		files := newFiles(t)
-		at := serveOurs(t, as("server"), ref.Socket(t), func(s *grpc.Server) {
+		at := ours.Serve(t, as("server"), ref.Socket(t), func(s *grpc.Server) {
 			networkservice.RegisterNetworkServiceServer(s, handler(func(ctx context.Context, conn *networkservice.Connection) error {
 				f, err := rpc.ReceiveFile(ctx, conn.GetMechanism().GetParameters()[common.InodeURL])
 				if err != nil {
@@ -177,7 +178,7 @@ func TestDescriptorNamedTwice(t *testing.T) {
 			}))
 		})
 		client := next.NewNetworkServiceClient(sendfd.NewClient(),
-			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.url)))
+			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.URL)))
 		file := "file://" + files.write("workload")
 		for refresh := range 3 {
 			request := requestWith("id", file)
@@ -208,7 +209,7 @@ func TestNetworkNamespaceFromReference(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		at := serveOurs(t, as("server"), ref.Socket(t), func(s *grpc.Server) {
+		at := ours.Serve(t, as("server"), ref.Socket(t), func(s *grpc.Server) {
 			networkservice.RegisterNetworkServiceServer(s, handler(func(ctx context.Context, conn *networkservice.Connection) error {
 				f, err := rpc.ReceiveFile(ctx, conn.GetMechanism().GetParameters()[common.InodeURL])
 				if err != nil {
@@ -229,7 +230,7 @@ func TestNetworkNamespaceFromReference(t *testing.T) {
 		client := next.NewNetworkServiceClient(
 			kernelmech.NewClient(kernelmech.WithInterfaceName("nsm-1")),
 			sendfd.NewClient(),
-			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.url)),
+			networkservice.NewNetworkServiceClient(dialRef(t, as("client"), at.URL)),
 		)
 		err = clients.Do(inside, func() error {
 			own, err := os.Readlink("/proc/thread-self/ns/net")

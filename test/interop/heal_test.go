@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -34,9 +35,9 @@ func TestReferenceClientLeavesOurDeadEndpoint(t *testing.T) {
 		}
 		client := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: node.manager.URL(), IfName: "nsm-c", Heal: true})
 		first := mustRequest(t, client, "id", "echo").GetNetworkServiceEndpointName()
-		events, _ := watch(t, dialOurs(t, as("client"), node.manager.URL()), "client", "id")
+		events, _ := watch(t, ours.Dial(t, as("client"), node.manager.URL()), "client", "id")
 
-		endpoints[first].stop()
+		endpoints[first].Part.Stop()
 		events.untilDown()
 		conn := events.untilElsewhere(first)
 		if got, want := names(conn.GetPath()), []string{"client", "manager", "forwarder", conn.GetNetworkServiceEndpointName()}; !slices.Equal(got, want) {
@@ -55,13 +56,13 @@ func TestOurClientLeavesReferencesDeadEndpoint(t *testing.T) {
 				reg := refRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
 				var manager string
 				if node == "our node" {
-					manager = ourManager(t, as("manager"), "manager", reg.url).url
+					manager = ourManager(t, as("manager"), "manager", reg.URL).URL
 					ourForwarder(t, as("forwarder"), "forwarder", manager, tunnelIP)
 				} else {
-					manager = ref.Manager(t, as("manager"), ref.ManagerConfig{Name: "manager", Registry: reg.url}).URL()
+					manager = ref.Manager(t, as("manager"), ref.ManagerConfig{Name: "manager", Registry: reg.URL}).URL()
 					ref.Forwarder(t, as("forwarder"), ref.ForwarderConfig{Name: "forwarder", Manager: manager})
 				}
-				ref.RegisterService(t, as("operator"), reg.url, ipService("echo"))
+				ref.RegisterService(t, as("operator"), reg.URL, ipService("echo"))
 				endpoints, servers := map[string]*ref.Server{}, map[string]*workload{}
 				for name, cidr := range map[string]string{"nse-1": "10.51.0.0/24", "nse-2": "10.52.0.0/24"} {
 					servers[name] = newWorkload(t)
@@ -101,7 +102,7 @@ func TestDeleteIsDown(t *testing.T) {
 			node := newReferenceNode(t, as)
 			server := ourEndpoint(t, as("endpoint"), "nse", ipService("echo"), "10.53.0.0/24", node.manager.URL())
 			wire, _ := connect(t, ourClient(t, as("client"), "client", node.manager.URL()), "echo", "nsm-c")
-			events, _ := watch(t, dialOurs(t, as("client"), node.manager.URL()), "client", "")
+			events, _ := watch(t, ours.Dial(t, as("client"), node.manager.URL()), "client", "")
 
 			server.Monitor().Delete(lastID(wire.Connection()))
 			events.untilDown()
@@ -112,18 +113,18 @@ func TestDeleteIsDown(t *testing.T) {
 	t.Run("reference endpoint, our node, reference client", func(t *testing.T) {
 		onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 			reg := refRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-			manager := ourManager(t, as("manager"), "manager", reg.url)
-			ourForwarder(t, as("forwarder"), "forwarder", manager.url, tunnelIP)
-			ref.RegisterService(t, as("operator"), reg.url, ipService("echo"))
+			manager := ourManager(t, as("manager"), "manager", reg.URL)
+			ourForwarder(t, as("forwarder"), "forwarder", manager.URL, tunnelIP)
+			ref.RegisterService(t, as("operator"), reg.URL, ipService("echo"))
 			server, workload := newWorkload(t), newWorkload(t)
 			e := ref.Endpoint(t, as("endpoint"), ref.EndpointConfig{
-				Name: "nse", Service: "echo", CIDR: "10.53.0.0/24", Manager: manager.url, NetNS: server.path(), IfName: "nsm-e",
+				Name: "nse", Service: "echo", CIDR: "10.53.0.0/24", Manager: manager.URL, NetNS: server.path(), IfName: "nsm-e",
 			})
 			client := ref.Client(t, as("client"), ref.ClientConfig{
-				Name: "client", Manager: manager.url, NetNS: workload.path(), IfName: "nsm-c", Heal: true,
+				Name: "client", Manager: manager.URL, NetNS: workload.path(), IfName: "nsm-c", Heal: true,
 			})
 			conn := mustRequest(t, client, "id", "echo")
-			events, _ := watch(t, dialOurs(t, as("client"), manager.url), "client", "id")
+			events, _ := watch(t, ours.Dial(t, as("client"), manager.URL), "client", "id")
 
 			closeAs(t, as("forwarder"), e.URL(), conn, 2)
 			events.untilDown()
@@ -138,21 +139,21 @@ func TestDeleteIsDown(t *testing.T) {
 // which the reference's clients take as their own wish and heal no more.
 func TestOurStreamsDoNotEndCanceled(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
-		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		manager := ourManager(t, as("manager"), "manager", reg.url)
-		forwarder := ourForwarder(t, as("forwarder"), "forwarder", manager.url, tunnelIP)
-		server := ourEndpoint(t, as("endpoint"), "nse", ipService("echo"), "10.54.0.0/24", manager.url)
+		reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		manager := ourManager(t, as("manager"), "manager", reg.URL)
+		forwarder := ourForwarder(t, as("forwarder"), "forwarder", manager.URL, tunnelIP)
+		server := ourEndpoint(t, as("endpoint"), "nse", ipService("echo"), "10.54.0.0/24", manager.URL)
 		for _, p := range []struct {
 			name string
-			part part
-		}{{"endpoint", server.part}, {"forwarder", forwarder.part}, {"manager", manager.part}} {
-			events, _ := watch(t, dialRef(t, as("client"), p.part.url), "client", "")
+			part ours.Part
+		}{{"endpoint", server.Part}, {"forwarder", forwarder.Part}, {"manager", manager.Part}} {
+			events, _ := watch(t, dialRef(t, as("client"), p.part.URL), "client", "")
 			ended := make(chan error, 1)
 			go func() {
 				_, err := events.stream.Recv()
 				ended <- err
 			}()
-			p.part.stop()
+			p.part.Stop()
 			if err := <-ended; status.Code(err) == codes.Canceled || status.Code(err) == codes.OK {
 				t.Errorf("the stream of the %s ended with %v", p.name, err)
 			}
@@ -175,7 +176,7 @@ func closeAs(t *testing.T, s ref.Security, url string, conn *networkservice.Conn
 	conn.Id = conn.Path.PathSegments[index].Id
 	ctx, cancel := context.WithTimeout(t.Context(), requestTimeout)
 	defer cancel()
-	if _, err := networkservice.NewNetworkServiceClient(dialOurs(t, s, url)).Close(ctx, conn); err != nil {
+	if _, err := networkservice.NewNetworkServiceClient(ours.Dial(t, s, url)).Close(ctx, conn); err != nil {
 		t.Logf("close at %s: %v", url, err) // the reference's may wait in vain for a descriptor
 	}
 }

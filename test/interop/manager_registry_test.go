@@ -22,9 +22,9 @@ func TestOurManagerAsRegistryProxy(t *testing.T) {
 		t.Run("at "+server.name, func(t *testing.T) {
 			onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 				reg := server.start(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-				manager := ourManager(t, as("manager"), "manager", reg.url)
-				direct := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url)
-				proxied := ref.NewRegistryClient(t.Context(), t, as("endpoint"), manager.url)
+				manager := ourManager(t, as("manager"), "manager", reg.URL)
+				direct := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.URL)
+				proxied := ref.NewRegistryClient(t.Context(), t, as("endpoint"), manager.URL)
 
 				socket, called := listeningSocket(t)
 				address := "unix://" + socket.Name()
@@ -42,7 +42,7 @@ func TestOurManagerAsRegistryProxy(t *testing.T) {
 				}
 				mustRegister(t, proxied, endpoint("nse", "echo", address, nil)) // renewal by the owner
 
-				found := findEndpoints(t, ref.NewRegistryClient(t.Context(), t, as("forwarder"), manager.url), &api.NetworkServiceEndpoint{NetworkServiceNames: []string{"echo"}})
+				found := findEndpoints(t, ref.NewRegistryClient(t.Context(), t, as("forwarder"), manager.URL), &api.NetworkServiceEndpoint{NetworkServiceNames: []string{"echo"}})
 				if len(found) != 1 || !strings.HasPrefix(found[0].GetUrl(), "unix://") {
 					t.Fatalf("the manager says %v, want the endpoint's socket", found)
 				}

@@ -16,6 +16,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -53,20 +54,20 @@ func TestReferenceNodeBehindOurs(t *testing.T) {
 	t.Parallel() // mostly it waits
 	twoNodes(t, func(t *testing.T, as func(string) ref.Security, service *registry.NetworkService, mechanism string) {
 		reg := refRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		near := ourManager(t, as("manager-a"), "manager-a", reg.url)
-		forwarder := ourForwarder(t, as("forwarder-a"), "forwarder-a", near.url, tunnelIP)
-		far := ref.Manager(t, as("manager-b"), ref.ManagerConfig{Name: "manager-b", Registry: reg.url})
+		near := ourManager(t, as("manager-a"), "manager-a", reg.URL)
+		forwarder := ourForwarder(t, as("forwarder-a"), "forwarder-a", near.URL, tunnelIP)
+		far := ref.Manager(t, as("manager-b"), ref.ManagerConfig{Name: "manager-b", Registry: reg.URL})
 		legs := new(ref.Legs)
 		ref.Forwarder(t, as("forwarder-b"), ref.ForwarderConfig{
 			Name: "forwarder-b", Manager: far.URL(), TunnelIP: net.ParseIP(theirTunnelIP), Legs: legs,
 			Answer: map[string]string{"MTU": strconv.Itoa(theirMTU), "orig_dst_ip": "198.51.100.2"},
 		})
-		ref.RegisterService(t, as("operator"), reg.url, service)
+		ref.RegisterService(t, as("operator"), reg.URL, service)
 		ref.Endpoint(t, as("endpoint"), ref.EndpointConfig{Name: "nse", Service: "far", CIDR: "10.40.0.0/24", Manager: far.URL()})
 
 		user := as("client")
 		user.Lifetime = refreshedTokens
-		wire, in := connect(t, ourClient(t, user, "client", near.url), "far", "nsm-c")
+		wire, in := connect(t, ourClient(t, user, "client", near.URL), "far", "nsm-c")
 		conn := wire.Connection()
 		if got := names(conn.GetPath()); !slices.Equal(got, segmentsOfTwoNodes) {
 			t.Errorf("path %v, want %v", got, segmentsOfTwoNodes)
@@ -80,7 +81,7 @@ func TestReferenceNodeBehindOurs(t *testing.T) {
 		}
 		forwarder.mustHave(t, conn.GetPath().GetPathSegments()[2].GetId(), plan.Client, in, answered, 0)
 
-		events, _ := watch(t, dialOurs(t, as("manager-a"), forwarder.url), "forwarder-a", "")
+		events, _ := watch(t, ours.Dial(t, as("manager-a"), forwarder.URL), "forwarder-a", "")
 		events.untilUp()
 		again, offeredAgain := legs.Left()
 		mustAgree(t, "our offer", offered, offeredAgain)
@@ -100,16 +101,16 @@ func TestReferenceNodeBehindOurs(t *testing.T) {
 func TestOurNodeBehindReference(t *testing.T) {
 	t.Parallel() // mostly it waits
 	twoNodes(t, func(t *testing.T, as func(string) ref.Security, service *registry.NetworkService, mechanism string) {
-		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		near := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.url})
+		reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		near := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.URL})
 		legs := new(ref.Legs)
 		ref.Forwarder(t, as("forwarder-a"), ref.ForwarderConfig{
 			Name: "forwarder-a", Manager: near.URL(), TunnelIP: net.ParseIP(theirTunnelIP), Legs: legs,
 			Offer: map[string]string{"MTU": strconv.Itoa(theirMTU), "orig_src_ip": "198.51.100.1"},
 		})
-		far := ourManager(t, as("manager-b"), "manager-b", reg.url)
-		forwarder := ourForwarder(t, as("forwarder-b"), "forwarder-b", far.url, tunnelIP)
-		server := ourEndpoint(t, as("endpoint"), "nse", service, "10.40.0.0/24", far.url)
+		far := ourManager(t, as("manager-b"), "manager-b", reg.URL)
+		forwarder := ourForwarder(t, as("forwarder-b"), "forwarder-b", far.URL, tunnelIP)
+		server := ourEndpoint(t, as("endpoint"), "nse", service, "10.40.0.0/24", far.URL)
 
 		user := as("client")
 		user.Lifetime = refreshedTokens
@@ -127,7 +128,7 @@ func TestOurNodeBehindReference(t *testing.T) {
 		}
 		forwarder.mustHave(t, conn.GetPath().GetPathSegments()[4].GetId(), plan.Endpoint, server.in, answered, 1)
 
-		events, _ := watch(t, dialOurs(t, as("manager-b"), forwarder.url), "forwarder-b", "")
+		events, _ := watch(t, ours.Dial(t, as("manager-b"), forwarder.URL), "forwarder-b", "")
 		events.untilUp() // by the client's own refresh
 		again, _ := legs.Right()
 		mustAgree(t, "our answer", answered, again)

@@ -4,7 +4,6 @@ package interop
 
 import (
 	"context"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,68 +12,23 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/openvwire/nsm/registry"
-	"github.com/openvwire/nsm/registry/memory"
 	"github.com/openvwire/nsm/sdk/regpath"
-	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
-// part is a running part of either make.
-type part struct {
-	url  string
-	stop func() // as if killed; stopping twice is allowed
-}
-
-// ourRegistry runs our registry with empty stores in memory.
-func ourRegistry(t *testing.T, s ref.Security, expiry time.Duration, address string) part {
-	t.Helper()
-	c := registry.Config{
-		Name:      "registry",
-		Tokens:    tokensOf(s),
-		Services:  memory.New[*api.NetworkService](),
-		Endpoints: memory.New[*api.NetworkServiceEndpoint](),
-		Logger:    quiet,
-		MaxExpiry: expiry,
-		Policy:    registry.Strict{MaySpeakFor: spokesmen},
-	}
-	if !s.Checked {
-		c.Policy = anybody{}
-	}
-	server := registry.New(c)
-	p := serveOurs(t, s, address, func(g *grpc.Server) { server.Register(g) })
-	stopServing := p.stop
-	p.stop = sync.OnceFunc(func() {
-		server.Close()
-		stopServing()
-		if err := c.Services.Close(); err != nil {
-			t.Errorf("closing the store: %v", err)
-		}
-		if err := c.Endpoints.Close(); err != nil {
-			t.Errorf("closing the store: %v", err)
-		}
-	})
-	t.Cleanup(p.stop)
-	return p
-}
-
-// anybody is the policy for plaintext, where tokens have no audience.
-type anybody struct{}
-
-func (anybody) Check(rpc.Caller, []string, time.Time) error { return nil }
-
 // refRegistry runs the reference's.
-func refRegistry(t *testing.T, s ref.Security, expiry time.Duration, address string) part {
+func refRegistry(t testing.TB, s ref.Security, expiry time.Duration, address string) ours.Part {
 	t.Helper()
 	server := ref.RegistryExpiring(t, s, expiry, address)
-	return part{server.URL(), server.Stop}
+	return ours.Part{URL: server.URL(), Stop: server.Stop}
 }
 
 // ourRegistryClient speaks to a registry as all our parts do: generated clients
 // over package rpc, the path of package regpath kept per name.
 func ourRegistryClient(t *testing.T, s ref.Security, url string) ref.RegistryClient {
 	t.Helper()
-	cc := dialOurs(t, s, url)
+	cc := ours.Dial(t, s, url)
 	return ref.RegistryClient{
 		Services:  &serviceClient{api.NewNetworkServiceRegistryClient(cc), paths{}},
 		Endpoints: &endpointClient{api.NewNetworkServiceEndpointRegistryClient(cc), paths{}},

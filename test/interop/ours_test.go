@@ -4,15 +4,10 @@ package interop
 
 import (
 	"context"
-	"log/slog"
-	"sync"
 	"testing"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
-	"github.com/openvwire/nsm/sdk/rpc"
-	"github.com/openvwire/nsm/sdk/token"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -34,57 +29,6 @@ func onBoth(t *testing.T, test func(t *testing.T, as func(path string) ref.Secur
 			test(t, func(path string) ref.Security { return s.as(ca, t, path) })
 		})
 	}
-}
-
-// quiet is the logger of our parts here: what they would say of the reference's
-// mistakes is not what these tests are about.
-var quiet = slog.New(slog.NewTextHandler(ref.LogOutput(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-
-// credentialsOf are our transport credentials for the identity.
-func credentialsOf(s ref.Security) (client, server credentials.TransportCredentials) {
-	if s.Checked {
-		return rpc.MutualTLS(s.SVID, s.Bundle)
-	}
-	return rpc.Plaintext()
-}
-
-// tokensOf is our token generator for the identity.
-func tokensOf(s ref.Security) token.Generator {
-	return token.NewGenerator(s.SVID, s.TokensFor())
-}
-
-// serveOurs runs our server at the address, with what register puts on it.
-func serveOurs(t *testing.T, s ref.Security, address string, register func(*grpc.Server)) part {
-	t.Helper()
-	l, err := rpc.Listen(t.Context(), address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, creds := credentialsOf(s)
-	server := rpc.NewServer(rpc.ServerOptions{Credentials: creds, Logger: quiet})
-	register(server)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	p := part{url: rpc.URL(l.Addr()), stop: sync.OnceFunc(func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Errorf("our server on %s: %v", address, err)
-		}
-	})}
-	t.Cleanup(p.stop)
-	return p
-}
-
-// dialOurs returns our client connection.
-func dialOurs(t *testing.T, s ref.Security, url string) *grpc.ClientConn {
-	t.Helper()
-	creds, _ := credentialsOf(s)
-	cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: creds, Tokens: tokensOf(s)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cc.Close() })
-	return cc
 }
 
 // dialRef returns a client connection as the reference makes it.

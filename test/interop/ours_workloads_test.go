@@ -4,7 +4,6 @@ package interop
 
 import (
 	"crypto/x509"
-	"sync"
 	"testing"
 	"time"
 
@@ -12,15 +11,13 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"google.golang.org/grpc"
 
 	"github.com/openvwire/nsm/sdk/client"
 	nse "github.com/openvwire/nsm/sdk/endpoint"
-	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/identity"
-	"github.com/openvwire/nsm/sdk/ipam"
 	"github.com/openvwire/nsm/sdk/path"
 	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -38,7 +35,7 @@ var _ identity.Source = source{}
 
 // endpointPart is a running endpoint of ours.
 type endpointPart struct {
-	part
+	ours.Part
 	*nse.Server
 	in *workload
 }
@@ -48,49 +45,19 @@ type endpointPart struct {
 func ourEndpoint(t *testing.T, s ref.Security, name string, service *registry.NetworkService, cidr, manager string) endpointPart {
 	t.Helper()
 	in := newWorkload(t)
-	var policy hop.Policy
-	if !s.Checked {
-		policy = everybody{}
-	}
-	e := nse.New(name, nse.Chain(nse.Interface(in.File()), nse.Addresses(poolOf(t, cidr), nse.Strict)), tokensOf(s), policy, quiet)
-	p := serveOurs(t, s, ref.Socket(t), func(g *grpc.Server) { e.Register(g) })
-	r := registerOurs(t, s, p.url, manager, &registry.NetworkServiceEndpoint{
-		Name:                 name,
-		NetworkServiceNames:  []string{service.GetName()},
-		NetworkServiceLabels: map[string]*registry.NetworkServiceLabels{service.GetName(): {}},
-	}, service)
-	serving := p.stop
-	p.stop = sync.OnceFunc(func() {
-		r.Abandon()
-		serving()
-		e.Stop()
-	})
-	t.Cleanup(p.stop)
-	return endpointPart{part: p, Server: e, in: in}
-}
-
-func poolOf(t *testing.T, cidr string) *ipam.Pool {
-	t.Helper()
-	groups, err := ipam.ParseGroups(cidr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := ipam.New(groups)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pool
+	p, e := ours.Endpoint(t, s, ours.EndpointConfig{Name: name, Service: service, CIDR: cidr, Manager: manager, NetNS: in.File()})
+	return endpointPart{Part: p, Server: e, in: in}
 }
 
 // ourClient opens our client at a manager of either make.
 func ourClient(t *testing.T, s ref.Security, name, manager string) *client.Client {
 	t.Helper()
-	config := client.Config{Name: name, Manager: manager, Source: source{s}, TokenLifetime: s.TokensFor(), Logger: quiet}
+	config := client.Config{Name: name, Manager: manager, Source: source{s}, TokenLifetime: s.TokensFor(), Logger: ours.Quiet}
 	if s.Lifetime != 0 {
 		config.RequestTimeout = requestTimeout
 	}
 	if !s.Checked {
-		pool := ourPool(s, name, rpc.NewSockets())
+		pool := ours.Pool(s, name, rpc.NewSockets())
 		t.Cleanup(pool.Close)
 		config.Peers = pool
 		config.Verify = func(path.Path, *x509.Certificate, time.Time) error { return nil }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/openvwire/nsm/sdk/client"
 	nse "github.com/openvwire/nsm/sdk/endpoint"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -45,7 +46,7 @@ func TestOurWorkloadsOnReferenceNode(t *testing.T) {
 		user.Lifetime = refreshedTokens
 		c := ourClient(t, user, "client", node.manager.URL())
 
-		events, known := watch(t, dialOurs(t, as("observer"), node.manager.URL()), "client", "")
+		events, known := watch(t, ours.Dial(t, as("observer"), node.manager.URL()), "client", "")
 		if len(known) != 0 {
 			t.Errorf("known before anybody asked: %v", known)
 		}
@@ -75,7 +76,7 @@ func TestOurWorkloadsOnReferenceNode(t *testing.T) {
 			return conn.GetPath().GetPathSegments()[0].GetExpires().AsTime().After(until)
 		})
 
-		last, held := watch(t, dialOurs(t, as("forwarder"), server.url), "nse", "")
+		last, held := watch(t, ours.Dial(t, as("forwarder"), server.URL), "nse", "")
 		if len(held) != 1 {
 			t.Errorf("the endpoint has %v", held)
 		}
@@ -97,8 +98,8 @@ func TestOurEndpointAtReferenceManager(t *testing.T) {
 	in := newWorkload(t)
 	config := nse.Config{
 		Name: "nse", Services: []nse.Service{{Name: "echo", Labels: map[string]string{"role": "primary"}}},
-		Handler: nse.Chain(nse.Interface(in.File()), nse.Addresses(poolOf(t, "10.30.0.0/24"), nse.Strict)),
-		Manager: node.manager.URL(), Source: source{as("endpoint")}, Logger: quiet,
+		Handler: nse.Chain(nse.Interface(in.File()), nse.Addresses(ours.Addresses(t, "10.30.0.0/24"), nse.Strict)),
+		Manager: node.manager.URL(), Source: source{as("endpoint")}, Logger: ours.Quiet,
 	}
 	e, err := nse.Serve(soon(t), config)
 	if err != nil {

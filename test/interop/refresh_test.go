@@ -23,7 +23,7 @@ func TestRefreshesLeaveNoDescriptors(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		node := newOurNode(t, as)
 		workload := newWorkload(t)
-		user := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: node.manager.url, NetNS: workload.path(), IfName: "nsm-c"})
+		user := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: node.manager.URL, NetNS: workload.path(), IfName: "nsm-c"})
 		before := namespacesOpen()
 		conn := mustRequest(t, user, "id", "echo")
 		established := namespacesOpen()
@@ -51,14 +51,14 @@ func TestManyWiresToOneReferenceEndpoint(t *testing.T) {
 	const wires = 64
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		reg := refRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		manager := ourManager(t, as("manager"), "manager", reg.url)
-		ourForwarder(t, as("forwarder"), "forwarder", manager.url, tunnelIP)
-		ref.RegisterService(t, as("operator"), reg.url, ipService("echo"))
+		manager := ourManager(t, as("manager"), "manager", reg.URL)
+		ourForwarder(t, as("forwarder"), "forwarder", manager.URL, tunnelIP)
+		ref.RegisterService(t, as("operator"), reg.URL, ipService("echo"))
 		server, in := newWorkload(t), newWorkload(t)
 		ref.Endpoint(t, as("endpoint"), ref.EndpointConfig{
-			Name: "nse", Service: "echo", CIDR: "10.71.0.0/16", Manager: manager.url, NetNS: server.path(),
+			Name: "nse", Service: "echo", CIDR: "10.71.0.0/16", Manager: manager.URL, NetNS: server.path(),
 		})
-		c := ourClient(t, as("client"), "client", manager.url)
+		c := ourClient(t, as("client"), "client", manager.URL)
 		var requests sync.WaitGroup
 		for range wires {
 			requests.Go(func() {

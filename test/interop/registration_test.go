@@ -14,6 +14,7 @@ import (
 
 	"github.com/openvwire/nsm/sdk/registration"
 	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -33,11 +34,11 @@ func TestOurRegistrationAtReferenceManager(t *testing.T) {
 			t.Fatal(err)
 		}
 		r, err := registration.Start(soon(t), registration.Config{
-			Registry: dialOurs(t, as("endpoint"), manager.URL()),
+			Registry: ours.Dial(t, as("endpoint"), manager.URL()),
 			Endpoint: endpoint("nse", "echo", inode, nil),
 			Services: []*api.NetworkService{{Name: "echo", Payload: payload.IP}},
 			Socket:   socket,
-			Logger:   quiet,
+			Logger:   ours.Quiet,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -74,9 +75,9 @@ func TestOurRegistrationHealsOnReferenceRegistry(t *testing.T) {
 		registrySecurity, address := as("registry"), ref.Socket(t)
 		reg := ref.Registry(t, registrySecurity, address)
 		r, err := registration.Start(soon(t), registration.Config{
-			Registry: dialOurs(t, as("endpoint"), reg.URL()),
+			Registry: ours.Dial(t, as("endpoint"), reg.URL()),
 			Endpoint: endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil),
-			Logger:   quiet,
+			Logger:   ours.Quiet,
 		})
 		if err != nil {
 			t.Fatal(err)

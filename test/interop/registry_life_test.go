@@ -13,6 +13,7 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice/payload"
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -31,7 +32,7 @@ func TestRegistryRenewal(t *testing.T) {
 			onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 				t.Parallel()
 				reg := server.start(t, as("registry"), granted, ref.Loopback)
-				client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), reg.url)
+				client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), reg.URL)
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
 				first, err := client.Endpoints.Register(ctx, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
@@ -65,14 +66,14 @@ func TestRegistryExpiry(t *testing.T) {
 			onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 				t.Parallel()
 				reg := server.start(t, as("registry"), granted, ref.Loopback)
-				client := ourRegistryClient(t, as("endpoint"), reg.url) // does not renew
+				client := ourRegistryClient(t, as("endpoint"), reg.URL) // does not renew
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
 				registered, err := client.Endpoints.Register(ctx, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
 				if err != nil {
 					t.Fatal(err)
 				}
-				events := watchEndpoints(t, ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url), &api.NetworkServiceEndpoint{Name: "nse"})
+				events := watchEndpoints(t, ref.NewRegistryClient(t.Context(), t, as("observer"), reg.URL), &api.NetworkServiceEndpoint{Name: "nse"})
 				events.want("nse", false)
 				events.want("nse", true)
 				if late := time.Since(registered.GetExpirationTime().AsTime()); late > slack || late < -deadline-slack {
@@ -89,15 +90,15 @@ func TestRegistryExpiry(t *testing.T) {
 func TestReferenceClientsHealOnOurRegistry(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 		registrySecurity, address := as("registry"), ref.Socket(t)
-		reg := ourRegistry(t, registrySecurity, ref.DefaultExpiry, address)
-		client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), reg.url)
+		reg := ours.Registry(t, registrySecurity, ref.DefaultExpiry, address)
+		client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), reg.URL)
 		mustRegister(t, client, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
-		observer := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url)
+		observer := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.URL)
 		events := watchEndpoints(t, observer, &api.NetworkServiceEndpoint{Name: "nse"})
 		events.want("nse", false)
 
-		reg.stop()
-		ourRegistry(t, registrySecurity, ref.DefaultExpiry, address)
+		reg.Stop()
+		ours.Registry(t, registrySecurity, ref.DefaultExpiry, address)
 		if got := events.want("nse", false).GetUrl(); got != "tcp://10.0.0.1:5001" {
 			t.Errorf("registered again with URL %q", got)
 		}
@@ -109,9 +110,9 @@ func TestReferenceClientsHealOnOurRegistry(t *testing.T) {
 // URL and the whole path, and Find through the manager gives the socket back.
 func TestReferenceManagerAtOurRegistry(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
-		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		manager := ref.Manager(t, as("manager"), ref.ManagerConfig{Name: "manager", Registry: reg.url})
-		direct := ourRegistryClient(t, as("observer"), reg.url)
+		reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		manager := ref.Manager(t, as("manager"), ref.ManagerConfig{Name: "manager", Registry: reg.URL})
+		direct := ourRegistryClient(t, as("observer"), reg.URL)
 		proxied := ref.NewRegistryClient(t.Context(), t, as("endpoint"), manager.URL())
 
 		socket := ref.Socket(t)
@@ -146,12 +147,12 @@ func TestReferenceManagerAtOurRegistry(t *testing.T) {
 // Everything of the reference but the registry, over two nodes.
 func TestReferenceMeshOnOurRegistry(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
-		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		a := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.url})
-		b := ref.Manager(t, as("manager-b"), ref.ManagerConfig{Name: "manager-b", Registry: reg.url})
+		reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		a := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.URL})
+		b := ref.Manager(t, as("manager-b"), ref.ManagerConfig{Name: "manager-b", Registry: reg.URL})
 		ref.Forwarder(t, as("forwarder-a"), ref.ForwarderConfig{Name: "forwarder-a", Manager: a.URL()})
 		ref.Forwarder(t, as("forwarder-b"), ref.ForwarderConfig{Name: "forwarder-b", Manager: b.URL()})
-		ref.RegisterService(t, as("operator"), reg.url, &api.NetworkService{Name: "echo", Payload: payload.Ethernet})
+		ref.RegisterService(t, as("operator"), reg.URL, &api.NetworkService{Name: "echo", Payload: payload.Ethernet})
 		ref.Endpoint(t, as("endpoint"), ref.EndpointConfig{Name: "endpoint-b", Service: "echo", CIDR: "10.20.0.0/24", Manager: b.URL()})
 		client := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: a.URL()})
 
@@ -181,17 +182,17 @@ func TestReferenceClientsHealBehindOurManager(t *testing.T) {
 	ca := ref.NewCA(t, "example.org")
 	as := func(path string) ref.Security { return ca.Plain(t, path) }
 	registrySecurity, address := as("registry"), ref.Socket(t)
-	reg := ourRegistry(t, registrySecurity, ref.DefaultExpiry, address)
-	manager := ourManager(t, as("manager"), "manager", reg.url)
-	client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), manager.url)
+	reg := ours.Registry(t, registrySecurity, ref.DefaultExpiry, address)
+	manager := ourManager(t, as("manager"), "manager", reg.URL)
+	client := ref.NewRegistryClient(t.Context(), t, as("endpoint"), manager.URL)
 	if _, err := client.Services.Register(soon(t), &api.NetworkService{Name: "echo", Payload: payload.Ethernet}); err != nil {
 		t.Fatal(err)
 	}
 	mustRegister(t, client, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
 
-	reg.stop()
-	ourRegistry(t, registrySecurity, ref.DefaultExpiry, address)
-	observer := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.url)
+	reg.Stop()
+	ours.Registry(t, registrySecurity, ref.DefaultExpiry, address)
+	observer := ref.NewRegistryClient(t.Context(), t, as("observer"), reg.URL)
 	if got := watchEndpoints(t, observer, &api.NetworkServiceEndpoint{Name: "nse"}).want("nse", false).GetUrl(); got != manager.public {
 		t.Errorf("registered again with URL %q, want the manager's, %s", got, manager.public)
 	}

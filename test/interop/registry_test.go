@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -25,9 +26,9 @@ import (
 // test asks for what the reference does.
 var registries = []struct {
 	name  string
-	start func(t *testing.T, s ref.Security, expiry time.Duration, address string) part
+	start func(t testing.TB, s ref.Security, expiry time.Duration, address string) ours.Part
 }{
-	{"our registry", ourRegistry},
+	{"our registry", ours.Registry},
 	{"reference's registry", refRegistry},
 }
 
@@ -49,7 +50,7 @@ func onAllRegistries(t *testing.T, test func(t *testing.T, dial func(identity st
 			t.Run(client.name+" at "+server.name, func(t *testing.T) {
 				onBoth(t, func(t *testing.T, as func(string) ref.Security) {
 					reg := server.start(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-					test(t, func(identity string) ref.RegistryClient { return client.dial(t, as(identity), reg.url) })
+					test(t, func(identity string) ref.RegistryClient { return client.dial(t, as(identity), reg.URL) })
 				})
 			})
 		}
@@ -221,8 +222,8 @@ func TestRegistryOwner(t *testing.T) {
 			t.Run(client.name+" at "+server.name, func(t *testing.T) {
 				ca := ref.NewCA(t, "example.org")
 				reg := server.start(t, ca.MutualTLS(t, "registry"), ref.DefaultExpiry, ref.Loopback)
-				owner := client.dial(t, ca.MutualTLS(t, "owner"), reg.url)
-				other := client.dial(t, ca.MutualTLS(t, "other"), reg.url)
+				owner := client.dial(t, ca.MutualTLS(t, "owner"), reg.URL)
+				other := client.dial(t, ca.MutualTLS(t, "other"), reg.URL)
 				mustRegister(t, owner, endpoint("nse", "echo", "tcp://10.0.0.1:5001", nil))
 
 				_, err := other.Endpoints.Register(soon(t), endpoint("nse", "echo", "tcp://10.9.9.9:5001", nil))

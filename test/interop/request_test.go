@@ -14,6 +14,7 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice/payload"
 	"github.com/networkservicemesh/api/pkg/api/registry"
 
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -32,17 +33,17 @@ const (
 func TestReferenceWorkloadsOnOurNode(t *testing.T) {
 	t.Parallel() // mostly it waits
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
-		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		manager := ourManager(t, as("manager"), "manager", reg.url)
-		forwarder := ourForwarder(t, as("forwarder"), "forwarder", manager.url, tunnelIP)
-		ref.RegisterService(t, as("operator"), reg.url, &registry.NetworkService{Name: "echo", Payload: payload.IP})
+		reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		manager := ourManager(t, as("manager"), "manager", reg.URL)
+		forwarder := ourForwarder(t, as("forwarder"), "forwarder", manager.URL, tunnelIP)
+		ref.RegisterService(t, as("operator"), reg.URL, &registry.NetworkService{Name: "echo", Payload: payload.IP})
 		server, workload := newWorkload(t), newWorkload(t)
 		ref.Endpoint(t, as("endpoint"), ref.EndpointConfig{
-			Name: "nse", Service: "echo", CIDR: "10.20.0.0/24", Manager: manager.url, NetNS: server.path(), IfName: "nsm-e",
+			Name: "nse", Service: "echo", CIDR: "10.20.0.0/24", Manager: manager.URL, NetNS: server.path(), IfName: "nsm-e",
 		})
 		user := as("client")
 		user.Lifetime = refreshedTokens
-		client := ref.Client(t, user, ref.ClientConfig{Name: "client", Manager: manager.url, NetNS: workload.path(), IfName: "nsm-c"})
+		client := ref.Client(t, user, ref.ClientConfig{Name: "client", Manager: manager.URL, NetNS: workload.path(), IfName: "nsm-c"})
 
 		conn := mustRequest(t, client, "id", "echo")
 		if got, want := names(conn.GetPath()), []string{"client", "manager", "forwarder", "nse"}; !slices.Equal(got, want) {
@@ -64,7 +65,7 @@ func TestReferenceWorkloadsOnOurNode(t *testing.T) {
 		mustReach(t, server, ip.GetDstIpAddrs()[0], workload, ip.GetSrcIpAddrs()[0])
 		before := workload.link(t, "nsm-c").Attrs()
 
-		news, known := watch(t, dialOurs(t, as("manager"), forwarder.url), "forwarder", "")
+		news, known := watch(t, ours.Dial(t, as("manager"), forwarder.URL), "forwarder", "")
 		if len(known) != 1 || known[0].GetId() != conn.GetPath().GetPathSegments()[2].GetId() {
 			t.Errorf("the forwarder knows %v", known)
 		}

@@ -5,7 +5,6 @@ package interop
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 	"testing"
 
@@ -17,29 +16,9 @@ import (
 
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
-
-// Whom our parts trust in these tests: as with 'nsm manager --forwarders
-// --managers' and 'nsm registry --managers', those that are named and nobody else.
-// Nothing in the reference's identities says what they are.
-
-func id(path string) string { return "spiffe://example.org/" + path }
-
-// forwarders may register as such at our managers.
-func forwarders(who string) bool {
-	return slices.Contains([]string{id("forwarder"), id("forwarder-a"), id("forwarder-b")}, who)
-}
-
-// relays may send our managers the Requests of others.
-func relays(who string) bool {
-	return forwarders(who) || slices.Contains([]string{id("manager"), id("manager-a"), id("manager-b")}, who)
-}
-
-// spokesmen may register for others at our registry.
-func spokesmen(caller, _ string) bool {
-	return slices.Contains([]string{id("manager"), id("manager-a"), id("manager-b")}, caller)
-}
 
 // mustBeDenied checks what a client of the reference looks for.
 func mustBeDenied(t *testing.T, what string, err error) {
@@ -52,13 +31,13 @@ func mustBeDenied(t *testing.T, what string, err error) {
 // A forwarder of the reference that nobody has named does not become one.
 func TestUnnamedReferenceForwarderIsRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
-		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		manager := ourManager(t, as("manager"), "manager", reg.url)
-		thief := ref.NewImpatientRegistryClient(t.Context(), t, as("thief"), manager.url)
+		reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		manager := ourManager(t, as("manager"), "manager", reg.URL)
+		thief := ref.NewImpatientRegistryClient(t.Context(), t, as("thief"), manager.URL)
 		forwarder := endpoint("forwarder-x", "forwarder", "tcp://127.0.0.1:1", map[string]string{"p2p": "true"})
 		_, err := thief.Endpoints.Register(soon(t), forwarder)
 		mustBeDenied(t, "a forwarder that is not named", err)
-		mustRegister(t, ref.NewRegistryClient(t.Context(), t, as("forwarder"), manager.url), forwarder)
+		mustRegister(t, ref.NewRegistryClient(t.Context(), t, as("forwarder"), manager.URL), forwarder)
 	})
 }
 
@@ -66,9 +45,9 @@ func TestUnnamedReferenceForwarderIsRefused(t *testing.T) {
 func TestUnnamedReferenceManagerIsRefused(t *testing.T) {
 	ca := ref.NewCA(t, "example.org")
 	as := func(path string) ref.Security { return ca.MutualTLS(t, path) } // on plaintext nobody proves anything
-	reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+	reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
 	for _, name := range []string{"thief", "manager"} {
-		manager := ref.Manager(t, as(name), ref.ManagerConfig{Name: name, Registry: reg.url})
+		manager := ref.Manager(t, as(name), ref.ManagerConfig{Name: name, Registry: reg.URL})
 		client := ref.NewImpatientRegistryClient(t.Context(), t, as("endpoint"), manager.URL())
 		_, err := client.Endpoints.Register(soon(t), endpoint("nse-"+name, "echo", "tcp://127.0.0.1:1", nil))
 		if name != "thief" {
@@ -78,7 +57,7 @@ func TestUnnamedReferenceManagerIsRefused(t *testing.T) {
 			continue
 		}
 		mustBeDenied(t, "a manager that is not named", err)
-		direct := ourRegistryClient(t, as("observer"), reg.url)
+		direct := ourRegistryClient(t, as("observer"), reg.URL)
 		if left := findEndpoints(t, direct, &api.NetworkServiceEndpoint{Name: "nse-thief"}); len(left) != 0 {
 			t.Errorf("registered all the same: %v", left)
 		}
@@ -89,12 +68,12 @@ func TestUnnamedReferenceManagerIsRefused(t *testing.T) {
 // our node: nothing but its word says for whom it asks.
 func TestUnnamedReferenceNodeIsRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, as func(string) ref.Security) {
-		reg := ourRegistry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
-		near := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.url})
+		reg := ours.Registry(t, as("registry"), ref.DefaultExpiry, ref.Loopback)
+		near := ref.Manager(t, as("manager-a"), ref.ManagerConfig{Name: "manager-a", Registry: reg.URL})
 		ref.Forwarder(t, as("thief"), ref.ForwarderConfig{Name: "forwarder-a", Manager: near.URL()})
-		far := ourManager(t, as("manager-b"), "manager-b", reg.url)
-		forwarder := ourForwarder(t, as("forwarder-b"), "forwarder-b", far.url, tunnelIP)
-		server := ourEndpoint(t, as("endpoint"), "nse", &api.NetworkService{Name: "far", Payload: payload.Ethernet}, "10.40.0.0/24", far.url)
+		far := ourManager(t, as("manager-b"), "manager-b", reg.URL)
+		forwarder := ourForwarder(t, as("forwarder-b"), "forwarder-b", far.URL, tunnelIP)
+		server := ourEndpoint(t, as("endpoint"), "nse", &api.NetworkService{Name: "far", Payload: payload.Ethernet}, "10.40.0.0/24", far.URL)
 
 		client := ref.Client(t, as("client"), ref.ClientConfig{Name: "client", Manager: near.URL()})
 		ctx, cancel := context.WithTimeout(t.Context(), requestTimeout)

@@ -21,6 +21,7 @@ import (
 	"github.com/openvwire/nsm/forwarder/wireguard/holder"
 	"github.com/openvwire/nsm/internal/nstest"
 	"github.com/openvwire/nsm/sdk/rpc"
+	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
 
@@ -177,7 +178,7 @@ func reach(from *workload, fromAddr string, to *workload, toAddr string) error {
 
 // holderOf is where the WireGuard devices of a node are kept.
 func holderOf(t *testing.T, node *workload) holder.ClientConfig {
-	return holder.ClientConfig{Socket: strings.TrimPrefix(ref.Socket(t), "unix://"), Underlay: node.Handle, Logger: quiet}
+	return holder.ClientConfig{Socket: strings.TrimPrefix(ref.Socket(t), "unix://"), Underlay: node.Handle, Logger: ours.Quiet}
 }
 
 // endHolder ends the process that keeps userspace devices, which would outlive
