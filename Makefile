@@ -26,7 +26,7 @@ unit: ## go test of every package, nothing else
 lint: ## gofmt, go vet, staticcheck
 	@test/all.sh build lint
 
-interop: ## our parts and the reference's, together
+interop: ## our parts and the reference's, together and side by side
 	@test/all.sh build interop
 
 vm-test: ## the kernel's WireGuard, in a virtual machine
@@ -34,6 +34,7 @@ vm-test: ## the kernel's WireGuard, in a virtual machine
 
 bench: build ## measure, print ratios and write them to docs/performance.md; SHORT=1 only shows that it works
 	go run ./test/bench $(if $(SHORT),-short,-doc docs/performance.md) $(BENCHFLAGS)
+	cd test/bench/control && go run . $(if $(SHORT),-short,-doc ../../../docs/performance.md) $(CONTROLFLAGS)
 
 heal-report: build ## make everything fail, measure how long wires are interrupted and write it to docs/heal.md
 	go run ./test/heal -doc docs/heal.md $(HEALFLAGS)

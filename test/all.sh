@@ -12,6 +12,7 @@ set -u
 cd "$(dirname "$0")/.."
 root=$PWD
 tools=$root/.cache/tools
+nested='test/interop test/bench/control' # modules that need the reference
 summary=
 failed=
 
@@ -48,14 +49,20 @@ lint() {
 	status=0
 	unformatted=$("$(go env GOROOT)/bin/gofmt" -l $(git ls-files -co --exclude-standard '*.go')) || status=1
 	[ -z "$unformatted" ] || { echo "gofmt would change:" $unformatted; status=1; }
-	for module in . test/interop; do
+	for module in . $nested; do
 		(cd $module && go vet ./... && "$tools/staticcheck" ./...) || status=1
 	done
 	return $status
 }
 
 unit() { "$tools/gotest" $flags -timeout 15m ./...; }
-interop() { (cd test/interop && "$tools/gotest" $flags -timeout 15m ./...); }
+interop() {
+	status=0
+	for module in $nested; do
+		(cd "$module" && "$tools/gotest" $flags -timeout 15m ./...) || status=1
+	done
+	return $status
+}
 
 vm() {
 	mkdir -p .cache
@@ -76,7 +83,7 @@ benches() {
 }
 
 # packages_with prints the packages whose tests contain a pattern.
-packages_with() { git grep -lE "$1" -- '*_test.go' ':!test/interop' | xargs -n1 dirname | sort -u | sed 's|^|./|'; }
+packages_with() { git grep -lE "$1" -- '*_test.go' ':!test/interop' ':!test/bench/control' | xargs -n1 dirname | sort -u | sed 's|^|./|'; }
 
 # missing prints which of the given commands are not there.
 missing() {
@@ -109,7 +116,7 @@ for s in $steps; do
 	build) step build "bin/nsm and the tools of the tests" build ;;
 	lint) step lint "gofmt, go vet, staticcheck" lint ;;
 	unit) step unit "go test of every package: units, whole meshes in one process, the real kernel" unit ;;
-	interop) step interop "our parts and the reference's, together" interop ;;
+	interop) step interop "our parts and the reference's, together and side by side" interop ;;
 	bench) step bench "every benchmark, once: they run; make bench measures" benches ;;
 	vm)
 		lacking=$(missing qemu-system-x86_64 cpio depmod xz apt-get)

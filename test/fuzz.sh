@@ -8,9 +8,9 @@ set -u
 cd "$(dirname "$0")/.."
 time=${1:-1m}
 found=
-targets=$(git grep -hnoE '^func Fuzz[A-Za-z0-9_]*' -- '*_test.go' ':!test/interop' | wc -l)
+targets=$(git grep -hnoE '^func Fuzz[A-Za-z0-9_]*' -- '*_test.go' ':!test/interop' ':!test/bench/control' | wc -l)
 echo "$targets targets, $time each"
-for file in $(git grep -lE '^func Fuzz' -- '*_test.go' ':!test/interop'); do
+for file in $(git grep -lE '^func Fuzz' -- '*_test.go' ':!test/interop' ':!test/bench/control'); do
 	for target in $(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/p' "$file"); do
 		echo "== ./$(dirname "$file") $target"
 		go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$(dirname "$file")" || found="$found $target"

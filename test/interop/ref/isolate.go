@@ -43,10 +43,7 @@ func Isolate() error {
 	if os.Getenv(isolated) == "" {
 		os.Exit(runIsolated())
 	}
-	if os.Getenv(talkative) != "all" {
-		sdklog.SetGlobalLogger(sdklog.Empty())
-		logrus.SetOutput(io.Discard)
-	}
+	Silence()
 	if err := loopbackUp(); err != nil {
 		return fmt.Errorf("bring up loopback: %w", err)
 	}
@@ -59,6 +56,14 @@ func Isolate() error {
 		}
 	}
 	return nil
+}
+
+// Silence lets nothing of the reference's log through, unless it is asked for.
+func Silence() {
+	if os.Getenv(talkative) != "all" {
+		sdklog.SetGlobalLogger(sdklog.Empty())
+		logrus.SetOutput(io.Discard)
+	}
 }
 
 func runIsolated() int {

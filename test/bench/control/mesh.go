@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+
+	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/openvwire/nsm/forwarder"
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/test/interop/ours"
+	"github.com/openvwire/nsm/test/interop/ref"
+	"github.com/openvwire/nsm/test/report"
+)
+
+// The two makes, and the order of them in every pair of figures.
+var makes = [2]string{"reference", "ours"}
+
+// setting is what is measured.
+type setting struct {
+	Secure bool // mutual TLS, tokens that are checked, default policies
+	Nodes  int  // 1 or 2
+}
+
+func (s setting) String() string {
+	return fmt.Sprintf("%s, %s", s.security(), []string{1: "1 node", 2: "2 nodes"}[s.Nodes])
+}
+
+func (s setting) security() string {
+	if s.Secure {
+		return "mutual TLS"
+	}
+	return "plaintext"
+}
+
+// place is where a mesh is to be called, and as who.
+type place struct {
+	Manager  string // URL of the client's node's
+	Registry string
+	SVID     []byte // PEM, with the key
+	Bundle   []byte // PEM
+	Secure   bool
+}
+
+// service is the one there is.
+const service = "echo"
+
+// serverQuestion is a question to a "server" child: one of its fields is set.
+type serverQuestion struct {
+	Start *setting
+	Usage bool
+}
+
+type serverAnswer struct {
+	Place place // of Start
+	Usage usage
+}
+
+// usage is what the process has, once it has collected its garbage.
+type usage struct {
+	Resident   int64 // bytes
+	Goroutines int
+}
+
+// serverRole is the process with all servers of a mesh of one make.
+func serverRole(args []string) error {
+	ref.Silence()
+	p := new(process)
+	defer p.end()
+	return report.Answer(func(q serverQuestion) (a serverAnswer, err error) {
+		if q.Start != nil {
+			a.Place, err = start(p, args[0], *q.Start)
+			return a, err
+		}
+		a.Usage, err = usageNow()
+		return a, err
+	})
+}
+
+// start starts a mesh: a registry, of each node a manager and a forwarder, and an
+// endpoint on the last node. The client's is the first.
+func start(t testing.TB, make string, s setting) (place, error) {
+	ca := ref.NewCA(t, "example.org")
+	as := func(name string) ref.Security {
+		if s.Secure {
+			return ca.MutualTLS(t, name)
+		}
+		return ca.Plain(t, name)
+	}
+	parts := assemblers[make]
+	p := place{Secure: s.Secure, Registry: parts.registry(t, as("registry"))}
+	var manager string
+	for _, node := range []string{"a", "b"}[:s.Nodes] {
+		manager = parts.manager(t, as("manager-"+node), "manager-"+node, p.Registry)
+		parts.forwarder(t, as("forwarder-"+node), "forwarder-"+node, manager)
+		if p.Manager == "" {
+			p.Manager = manager
+		}
+	}
+	parts.endpoint(t, as("endpoint"), manager)
+
+	certs, key, err := as("client").SVID.Marshal()
+	if err != nil {
+		return p, err
+	}
+	p.SVID = append(certs, key...)
+	p.Bundle, err = ca.Bundle().Marshal()
+	return p, err
+}
+
+// identity is who calls the mesh.
+func (p place) identity() (ref.Security, error) {
+	svid, err := x509svid.Parse(p.SVID, p.SVID)
+	if err != nil {
+		return ref.Security{}, err
+	}
+	bundle, err := x509bundle.Parse(spiffeid.RequireTrustDomainFromString("example.org"), p.Bundle)
+	return ref.Security{SVID: svid, Bundle: bundle, Checked: p.Secure}, err
+}
+
+// assembler assembles the parts of a make. URLs are what the next takes.
+type assembler struct {
+	registry  func(t testing.TB, s ref.Security) (url string)
+	manager   func(t testing.TB, s ref.Security, name, registry string) (url string)
+	forwarder func(t testing.TB, s ref.Security, name, manager string)
+	endpoint  func(t testing.TB, s ref.Security, manager string)
+}
+
+// cidr has enough addresses for all connections.
+const cidr = "10.0.0.0/8"
+
+var assemblers = map[string]assembler{
+	"reference": {
+		registry: func(t testing.TB, s ref.Security) string { return ref.Registry(t, s, ref.Loopback).URL() },
+		manager: func(t testing.TB, s ref.Security, name, registry string) string {
+			return ref.Manager(t, s, ref.ManagerConfig{Name: name, Registry: registry}).URL()
+		},
+		forwarder: func(t testing.TB, s ref.Security, name, manager string) {
+			ref.Forwarder(t, s, ref.ForwarderConfig{Name: name, Manager: manager})
+		},
+		endpoint: func(t testing.TB, s ref.Security, manager string) {
+			ref.RegisterService(t, s, manager, theService())
+			ref.Endpoint(t, s, ref.EndpointConfig{Name: "endpoint", Service: service, CIDR: cidr, Manager: manager})
+		},
+	},
+	"ours": {
+		registry: func(t testing.TB, s ref.Security) string {
+			return ours.Registry(t, s, ref.DefaultExpiry, ref.Loopback).URL
+		},
+		manager: func(t testing.TB, s ref.Security, name, registry string) string {
+			p, _ := ours.Manager(t, s, ours.ManagerConfig{Name: name, Registry: registry})
+			return p.URL
+		},
+		forwarder: func(t testing.TB, s ref.Security, name, manager string) {
+			namespaces, err := netns.NewTable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours.Forwarder(t, s, ours.ForwarderConfig{
+				Name: name, Manager: manager, TunnelIP: netip.MustParseAddr("127.0.0.1"), Kernel: noKernel{}, Namespaces: namespaces,
+			})
+		},
+		endpoint: func(t testing.TB, s ref.Security, manager string) {
+			space, err := netns.New()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours.Endpoint(t, s, ours.EndpointConfig{Name: "endpoint", Service: theService(), CIDR: cidr, Manager: manager, NetNS: space})
+		},
+	},
+}
+
+func theService() *api.NetworkService { return &api.NetworkService{Name: service, Payload: "IP"} }
+
+// noKernel makes a forwarder a pass-through one: it is told what is wanted, and
+// does nothing.
+type noKernel struct{}
+
+var _ forwarder.Kernel = noKernel{}
+
+func (noKernel) Apply(context.Context, plan.Wire) ([]plan.Step, error) { return nil, nil }
+func (noKernel) Remove(context.Context, plan.Wire) error               { return nil }
+func (noKernel) Observe(context.Context, plan.Wire) (plan.Observed, error) {
+	return plan.Observed{}, nil
+}
+func (noKernel) WireGuardKey(context.Context, string, string) (key [32]byte, port uint16, ok bool) {
+	return key, 0, false
+}
+func (noKernel) FindLinks(context.Context) ([]plan.Found, error) { return nil, nil }
+func (noKernel) UnderlayMTU(netip.Addr) (int, error)             { return 1500, nil }
+func (noKernel) UnderlayPrefix(a netip.Addr) (netip.Prefix, error) {
+	return netip.PrefixFrom(a, a.BitLen()), nil
+}
+func (noKernel) PortFree(uint16) bool { return true }
+
+func usageNow() (u usage, err error) {
+	runtime.GC() // what pools hold goes with the second
+	debug.FreeOSMemory()
+	u.Goroutines = runtime.NumGoroutine()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return u, err
+	}
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	_, err = fmt.Sscan(rest, &u.Resident)
+	u.Resident <<= 10
+	return u, err
+}
