@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/openvwire/nsm/forwarder/plan"
 )
@@ -40,13 +43,31 @@ func BenchmarkVXLAN(b *testing.B) {
 	})
 }
 
+// BenchmarkNothingToDo is what a look at a wire costs that is as it should be: alone in
+// its namespaces, and one of 100. It is what a forwarder does most.
 func BenchmarkNothingToDo(b *testing.B) {
-	n := newNode(b, "fwd")
-	w := vethWire("u1", n.workload(), n.workload(), plan.IP, 4, 6)
-	mustApply(b, n, w)
-	for b.Loop() {
-		mustApply(b, n, w)
+	for _, many := range []int{1, 100} {
+		b.Run(fmt.Sprint("of=", many), func(b *testing.B) {
+			n := newNode(b, "fwd")
+			client, endpoint := n.workload(), n.workload()
+			for i := range many {
+				mustApply(b, n, numberedWire(i, client, endpoint))
+			}
+			last := numberedWire(many-1, client, endpoint)
+			begun := cpu()
+			for b.Loop() {
+				mustApply(b, n, last)
+			}
+			b.ReportMetric(float64((cpu()-begun).Microseconds())/float64(b.N), "CPU-µs/op")
+		})
 	}
+}
+
+// cpu is the processor time of the process so far.
+func cpu() time.Duration {
+	var r unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &r)
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 // benchmark measures Apply of wires made by wire. It removes them unmeasured,

@@ -29,9 +29,10 @@ type call struct {
 
 // site is a namespace as one call works with it.
 type site struct {
-	ns  *netns.Handle
-	nl  *netlink.Handle
-	ctl int // datagram socket for ioctls, -1: none, as in a brief call
+	ns     *netns.Handle
+	nl     *netlink.Handle
+	ofLink ofLink
+	ctl    int // datagram socket for ioctls, -1: none, as in a brief call
 
 	ipv6 bool // the wire has something of IPv6 here
 
@@ -75,6 +76,9 @@ func (s *site) enter(w plan.Wire, brief bool) (err error) {
 	}
 	if brief {
 		return s.read(w)
+	}
+	if s.ofLink, err = newOfLink(); err != nil {
+		return err
 	}
 	if s.ctl, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return err
@@ -155,6 +159,7 @@ func (c *call) close() {
 		if s.nl != nil {
 			s.nl.Close()
 		}
+		s.ofLink.close()
 		if s.ctl >= 0 {
 			unix.Close(s.ctl)
 		}

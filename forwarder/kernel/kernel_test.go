@@ -5,6 +5,7 @@ package kernel_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -410,4 +411,55 @@ func TestRemoveAfterNamespaceDied(t *testing.T) {
 	if err := n.Remove(t.Context(), w); err != nil {
 		t.Errorf("with no namespace left: %v", err)
 	}
+}
+
+// An address that has a peer is the address, not its peer's network.
+func TestAddressWithPeer(t *testing.T) {
+	n := newNode(t, "fwd")
+	w := vethWire("u1", n.workload(), n.workload(), plan.IP, 4)
+	mustApply(t, n, w)
+	n.inside(w.Ends[0].NetNS, func(h *netlink.Handle) error {
+		l, err := h.LinkByName("nsm-c")
+		if err != nil {
+			return err
+		}
+		_, peer, _ := net.ParseCIDR("10.4.0.0/24")
+		return h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 3, 0, 1), Mask: net.CIDRMask(32, 32)}, Peer: peer})
+	})
+	seen, err := n.Observe(t.Context(), w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := seen.Ends[0].Addrs; !slices.Contains(got, netip.MustParsePrefix("10.3.0.1/32")) || len(got) != 2 {
+		t.Errorf("observed %v", got)
+	}
+}
+
+// A look at a wire costs the same alone and beside others: what is read of a namespace
+// with many is no more than what is the wire's.
+func TestLookAmongMany(t *testing.T) {
+	n := newNode(t, "fwd")
+	client, endpoint := n.workload(), n.workload()
+	first := numberedWire(0, client, endpoint)
+	mustApply(t, n, first)
+	look := func() float64 { return testing.AllocsPerRun(5, func() { mustApply(t, n, first) }) }
+	alone := look()
+	for i := range 50 {
+		mustApply(t, n, numberedWire(i+1, client, endpoint))
+	}
+	if many := look(); many > 1.1*alone {
+		t.Errorf("%v allocations beside 50 others, %v alone", many, alone)
+	}
+}
+
+// numberedWire is a wire of its own addresses between two namespaces.
+func numberedWire(i int, client, endpoint string) plan.Wire {
+	w := vethWire(fmt.Sprint("u", i), client, endpoint, plan.IP)
+	for side := range w.Ends {
+		e := &w.Ends[side]
+		e.Name = fmt.Sprint(e.Name, i)
+		e.Addrs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 80, byte(i), byte(side)}), 32)}
+		e.Routes = []plan.Route{{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 80, byte(i), byte(1 - side)}), 32)}}
+	}
+	return w
 }

@@ -84,13 +84,13 @@ func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *r
 			o.PeerRx, o.PeerTx = uint64(status.RxBytes), uint64(status.TxBytes)
 		}
 	}
-	if o.Addrs, err = s.addrs(l, e.Addrs); err != nil {
+	if o.Addrs, err = s.addrs(a.Index, e.Addrs); err != nil {
 		return err
 	}
 	if o.Neighbors, err = s.neighbors(a.Index); err != nil {
 		return err
 	}
-	routes, err := r.routes()
+	routes, err := r.routes(a.Index)
 	for _, route := range routes {
 		if route.table == plan.Main && route.link == a.Index {
 			o.Routes = append(o.Routes, route.Route)
@@ -108,25 +108,22 @@ func linkKind(l netlink.Link) string {
 	return l.Type()
 }
 
-// addrs returns the link's addresses, without those that the kernel made
+// addrs returns the addresses of a link, without those that the kernel made
 // (link-local ones, unless desired, and those learned from a router).
-func (s *site) addrs(l netlink.Link, desired []netip.Prefix) ([]netip.Prefix, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return s.nl.AddrList(l, unix.AF_UNSPEC) })
-	var addrs []netip.Prefix
+func (s *site) addrs(link int, desired []netip.Prefix) (addrs []netip.Prefix, err error) {
+	list, err := s.ofLink.addresses(link)
 	for _, a := range list {
-		p := prefixOf(a.IPNet)
-		kernelMade := p.Addr().IsLinkLocalUnicast() && p.Addr().Is6() && !slices.Contains(desired, p)
-		if a.Flags&unix.IFA_F_PERMANENT != 0 && !kernelMade {
-			addrs = append(addrs, p)
+		kernelMade := a.Addr().IsLinkLocalUnicast() && a.Addr().Is6() && !slices.Contains(desired, a.Prefix)
+		if a.permanent && !kernelMade {
+			addrs = append(addrs, a.Prefix)
 		}
 	}
 	return addrs, err
 }
 
 // neighbors returns the link's permanent neighbours.
-func (s *site) neighbors(link int) ([]plan.Neighbor, error) {
-	list, err := dump(func() ([]netlink.Neigh, error) { return s.nl.NeighList(link, unix.AF_UNSPEC) })
-	var neighbors []plan.Neighbor
+func (s *site) neighbors(link int) (neighbors []plan.Neighbor, err error) {
+	list, err := s.ofLink.neighbors(link)
 	for _, n := range list {
 		if n.State&netlink.NUD_PERMANENT != 0 && (n.Family == unix.AF_INET || n.Family == unix.AF_INET6) {
 			neighbors = append(neighbors, plan.Neighbor{IP: addrOf(n.IP), MAC: n.HardwareAddr})
@@ -135,12 +132,11 @@ func (s *site) neighbors(link int) ([]plan.Neighbor, error) {
 	return neighbors, err
 }
 
-// routing reads the routes and rules of a site, each once and only if needed.
+// routing reads the routes and rules of a site, only if needed.
 type routing struct {
 	site   *site
-	link   int // index of the wire's link; 0: none
-	cached []ownedRoute
-	loaded bool
+	link   int                  // index of the wire's link; 0: none
+	cached map[int][]ownedRoute // by link; 0: of all links
 }
 
 // ownedRoute is a route with its place in the kernel.
@@ -149,25 +145,29 @@ type ownedRoute struct {
 	table, link, protocol int
 }
 
-// routes returns all routes of the namespace.
-func (r *routing) routes() ([]ownedRoute, error) {
-	if r.loaded {
-		return r.cached, nil
+// routes returns the routes over a link, or of all links if it is 0. There may be others
+// among the former.
+func (r *routing) routes(link int) ([]ownedRoute, error) {
+	for _, known := range []int{link, 0} {
+		if routes, ok := r.cached[known]; ok {
+			return routes, nil
+		}
 	}
-	r.loaded = true
-	everywhere := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	var routes []ownedRoute
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		list, err := dump(func() ([]netlink.Route, error) {
-			return r.site.nl.RouteListFiltered(family, everywhere, netlink.RT_FILTER_TABLE)
-		})
+		list, err := routesOf(r.site.nl, link, family)
 		if err != nil {
 			return nil, err
 		}
 		for _, route := range list {
-			r.cached = append(r.cached, ownedRoutes(route, family)...)
+			routes = append(routes, ownedRoutes(route, family)...)
 		}
 	}
-	return r.cached, nil
+	if r.cached == nil {
+		r.cached = make(map[int][]ownedRoute)
+	}
+	r.cached[link] = routes
+	return routes, nil
 }
 
 // ownedRoutes takes a route apart: IPv6 routes of different links to the same
@@ -210,7 +210,11 @@ func (r *routing) tables(orphans, rulesOnly bool) ([]plan.PolicyTable, error) {
 	if err != nil || (len(rules) == 0 && (r.link == 0 || rulesOnly)) {
 		return nil, err
 	}
-	routes, err := r.routes()
+	link := r.link
+	if len(rules) > 0 {
+		link = 0 // one may lead to a table that other links use, or none
+	}
+	routes, err := r.routes(link)
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +280,7 @@ func ruleOf(r netlink.Rule, family int) plan.Rule {
 // used returns the numbers of all tables that hold a route or that a rule,
 // whoever's, leads to.
 func (r *routing) used() ([]int, error) {
-	routes, err := r.routes()
+	routes, err := r.routes(0)
 	if err != nil {
 		return nil, err
 	}
