@@ -14,10 +14,12 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/internal/backoff"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/query"
+	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/watch"
 )
 
@@ -56,11 +58,17 @@ func newView[T query.Object](groups func(T) []string) *view[T] {
 	return &view[T]{objects: watch.New[string, T](), groups: groups, ready: make(chan struct{}), byGroup: make(map[string]map[string]struct{})}
 }
 
+// put takes in what the registry tells. With every watch that is opened it tells all
+// that it has: what is known already is no news for those who watch the view.
 func (v *view[T]) put(object T) {
 	name := object.GetName()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if old, ok := v.objects.Get(name); ok {
+	old, known := v.objects.Get(name)
+	if known && proto.Equal(old, object) {
+		return
+	}
+	if known {
 		v.unindex(old)
 	}
 	for _, g := range v.groups(object) {
@@ -141,22 +149,22 @@ func (v *view[T]) lost(name string) bool {
 }
 
 // finder is how one kind of object is got from a registry.
-type finder[T query.Object] func(ctx context.Context, watch bool) (stream[T], error)
+type finder[T query.Object] func(ctx context.Context, watch bool, opts ...grpc.CallOption) (stream[T], error)
 
 // stream gives one object after the other; deleted is only set when watching.
 type stream[T query.Object] func() (object T, deleted bool, err error)
 
 func findServices(cc grpc.ClientConnInterface) finder[*registry.NetworkService] {
 	client := registry.NewNetworkServiceRegistryClient(cc)
-	return finderOf(func(ctx context.Context, watching bool) (received[*registry.NetworkServiceResponse], error) {
-		return client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{}, Watch: watching})
+	return finderOf(func(ctx context.Context, watching bool, opts ...grpc.CallOption) (received[*registry.NetworkServiceResponse], error) {
+		return client.Find(ctx, &registry.NetworkServiceQuery{NetworkService: &registry.NetworkService{}, Watch: watching}, opts...)
 	}, (*registry.NetworkServiceResponse).GetNetworkService)
 }
 
 func findEndpoints(cc grpc.ClientConnInterface) finder[*registry.NetworkServiceEndpoint] {
 	client := registry.NewNetworkServiceEndpointRegistryClient(cc)
-	return finderOf(func(ctx context.Context, watching bool) (received[*registry.NetworkServiceEndpointResponse], error) {
-		return client.Find(ctx, &registry.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{}, Watch: watching})
+	return finderOf(func(ctx context.Context, watching bool, opts ...grpc.CallOption) (received[*registry.NetworkServiceEndpointResponse], error) {
+		return client.Find(ctx, &registry.NetworkServiceEndpointQuery{NetworkServiceEndpoint: &registry.NetworkServiceEndpoint{}, Watch: watching}, opts...)
 	}, (*registry.NetworkServiceEndpointResponse).GetNetworkServiceEndpoint)
 }
 
@@ -167,9 +175,9 @@ type received[R any] interface {
 }
 
 // finderOf makes a finder of a Find that asks for everything.
-func finderOf[T query.Object, R interface{ GetDeleted() bool }](find func(ctx context.Context, watching bool) (received[R], error), object func(R) T) finder[T] {
-	return func(ctx context.Context, watching bool) (stream[T], error) {
-		s, err := find(ctx, watching)
+func finderOf[T query.Object, R interface{ GetDeleted() bool }](find func(ctx context.Context, watching bool, opts ...grpc.CallOption) (received[R], error), object func(R) T) finder[T] {
+	return func(ctx context.Context, watching bool, opts ...grpc.CallOption) (stream[T], error) {
+		s, err := find(ctx, watching, opts...)
 		if err != nil {
 			return nil, err
 		}
@@ -212,9 +220,14 @@ func follow[T query.Object](ctx context.Context, log *slog.Logger, kind string, 
 	var breaks nserr.Book
 	for attempt := 0; ; attempt++ {
 		began := time.Now()
-		err := followOnce(ctx, v, find)
+		watching, cancel := context.WithCancelCause(ctx)
+		err := followOnce(watching, v, find, rpc.EndSuperseded(cancel))
+		cancel(nil)
 		if ctx.Err() != nil {
 			return
+		}
+		if context.Cause(watching) == rpc.ErrSuperseded {
+			continue
 		}
 		if time.Since(began) >= steady {
 			attempt = 0
@@ -227,11 +240,10 @@ func follow[T query.Object](ctx context.Context, log *slog.Logger, kind string, 
 }
 
 // followOnce opens a watch, then takes a complete snapshot, then applies what
-// the watch tells: in this order nothing falls between the two.
-func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T]) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	changes, err := find(ctx, true)
+// the watch tells: in this order nothing falls between the two. The streams end with
+// ctx.
+func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T], watchOptions ...grpc.CallOption) error {
+	changes, err := find(ctx, true, watchOptions...)
 	if err != nil {
 		return err
 	}

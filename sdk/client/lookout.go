@@ -149,12 +149,17 @@ func (l *lookout) close() {
 func (l *lookout) routineWatch(ctx context.Context, service string, p *post) {
 	known := make(map[string]*registry.NetworkServiceEndpoint)
 	for attempt := 0; ; attempt++ {
-		opened, err := l.follow(ctx, service, p, known)
+		watching, cancel := context.WithCancelCause(ctx)
+		opened, err := l.follow(watching, service, p, known, rpc.EndSuperseded(cancel))
+		cancel(nil)
 		l.mu.Lock()
 		p.since = time.Time{}
 		l.mu.Unlock()
 		if ctx.Err() != nil {
 			return
+		}
+		if context.Cause(watching) == rpc.ErrSuperseded {
+			continue
 		}
 		if opened {
 			attempt = 0
@@ -170,10 +175,8 @@ func (l *lookout) routineWatch(ctx context.Context, service string, p *post) {
 
 // follow looks at what is there, then at what comes, until the stream breaks. known
 // is what it has seen before: where it comes back after a while, what is different
-// has come.
-func (l *lookout) follow(ctx context.Context, service string, p *post, known map[string]*registry.NetworkServiceEndpoint) (opened bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// has come. The stream ends with ctx.
+func (l *lookout) follow(ctx context.Context, service string, p *post, known map[string]*registry.NetworkServiceEndpoint, watchOptions ...grpc.CallOption) (opened bool, err error) {
 	client := registry.NewNetworkServiceEndpointRegistryClient(l.registry())
 	query := func(watch bool) *registry.NetworkServiceEndpointQuery {
 		return &registry.NetworkServiceEndpointQuery{
@@ -185,7 +188,7 @@ func (l *lookout) follow(ctx context.Context, service string, p *post, known map
 			return false, err
 		}
 	}
-	stream, err := client.Find(ctx, query(true))
+	stream, err := client.Find(ctx, query(true), watchOptions...)
 	if err != nil {
 		return false, err
 	}

@@ -4,7 +4,6 @@ package peer
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -225,33 +224,57 @@ func (m *monitor) pause(ctx context.Context, d time.Duration) bool {
 // follow opens a stream and dispatches its events until it fails, or the peer says
 // nothing at all. With patient it waits for a connection: who knows that the peer is
 // lost wants to know the moment that it is back.
+//
+// When the connection of the stream is superseded another stream takes its place with
+// its first event, which is all that the peer knows: what the old one has not told by
+// then is part of that.
 func (m *monitor) follow(ctx context.Context, p *Peer, patient bool) error {
 	conn := p.Conn()
 	ctx, cancel := context.WithCancel(ctx)
-	events := make(chan *networkservice.ConnectionEvent)
-	failed := make(chan error, 1)
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	running.Go(func() {
-		failed <- routineReceive(ctx, networkservice.NewMonitorConnectionClient(conn), m.name, events, grpc.WaitForReady(patient))
-	})
+	open := func(patient bool) *feed {
+		f, ctx := newFeed(ctx)
+		running.Go(func() {
+			f.routineReceive(ctx, networkservice.NewMonitorConnectionClient(conn), m.name, grpc.WaitForReady(patient))
+		})
+		return f
+	}
+	feed, next := open(patient), noFeed
+	failures := 0 // of next, in a row
+	again := newStoppedTimer()
+	defer again.Stop()
 
 	young := time.NewTimer(settle)
 	defer young.Stop()
-	settled := time.NewTimer(0)
-	settled.Stop() // until there is something to settle
+	settled := newStoppedTimer() // until there is something to settle
 	defer settled.Stop()
 	pulse := newPulse(conn)
 	defer pulse.stop()
+	take := func(e *networkservice.ConnectionEvent) {
+		pulse.heard()
+		before := m.live
+		if m.dispatch(e); m.live && !before {
+			settled.Reset(steady)
+		}
+	}
 	for {
 		select {
-		case e := <-events:
-			pulse.heard()
-			before := m.live
-			if m.dispatch(e); m.live && !before {
-				settled.Reset(steady)
-			}
+		case e := <-feed.events:
+			take(e)
+		case <-feed.superseded:
+			next = open(true)
+		case e := <-next.events:
+			feed.end()
+			feed, next, failures = next, noFeed, 0
+			take(e)
+		case <-next.failed:
+			next = noFeed
+			again.Reset(retry.Delay(failures))
+			failures++
+		case <-again.C:
+			next = open(true)
 		case <-m.wake:
 			m.greet()
 		case <-young.C:
@@ -265,7 +288,7 @@ func (m *monitor) follow(ctx context.Context, p *Peer, patient bool) error {
 			if !pulse.judge(answered) {
 				return nserr.PeerDown.Errorf("%s has not answered for %v", p.url, 2*probeLimit)
 			}
-		case err := <-failed:
+		case err := <-feed.failed:
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
@@ -276,28 +299,10 @@ func (m *monitor) follow(ctx context.Context, p *Peer, patient bool) error {
 	}
 }
 
-// routineReceive passes the events of one stream on.
-func routineReceive(ctx context.Context, client networkservice.MonitorConnectionClient, name string, events chan<- *networkservice.ConnectionEvent, opts ...grpc.CallOption) error {
-	stream, err := client.MonitorConnections(ctx, &networkservice.MonitorScopeSelector{
-		PathSegments: []*networkservice.PathSegment{{Name: name}},
-	}, append(opts, grpc.MaxCallRecvMsgSize(maxState))...)
-	if err != nil {
-		return err
-	}
-	for {
-		e, err := stream.Recv()
-		if err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF // a peer has no reason to end a stream in peace
-			}
-			return err
-		}
-		select {
-		case events <- e:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+func newStoppedTimer() *time.Timer {
+	t := time.NewTimer(0)
+	t.Stop()
+	return t
 }
 
 // becomeLost tells subscribers that have not been told. The log has the first time,

@@ -171,6 +171,70 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// A stream that is open when the SVID changes is told with the next call, once, unless
+// it has ended by then.
+func TestSuperseded(t *testing.T) {
+	a := newAuthority(t, "example.org")
+	server, client := a.source(t, "/server"), a.source(t, "/client")
+	_, serverCreds := MutualTLS(server, server)
+	clientCreds, _ := MutualTLS(client, client)
+	impl := &service{
+		request: func(_ context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+			return r.GetConnection(), nil
+		},
+		monitor: func(_ *networkservice.MonitorScopeSelector, s networkservice.MonitorConnection_MonitorConnectionsServer) error {
+			if err := s.Send(&networkservice.ConnectionEvent{}); err != nil {
+				return err
+			}
+			<-s.Context().Done()
+			return nil
+		},
+	}
+	cc := dial(t, serve(t, unixURL(t), ServerOptions{Credentials: serverCreds}, impl.register), DialOptions{Credentials: clientCreds})
+	open := func(ctx context.Context, option grpc.CallOption) networkservice.MonitorConnection_MonitorConnectionsClient {
+		t.Helper()
+		stream, err := networkservice.NewMonitorConnectionClient(cc).MonitorConnections(ctx, &networkservice.MonitorScopeSelector{}, option)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	var told, toldLate atomic.Int64
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	open(ctx, WhenSuperseded(func() { told.Add(1) }))
+	short, end := context.WithCancel(t.Context())
+	ended := open(short, WhenSuperseded(func() { toldLate.Add(1) }))
+	end()
+	_, _ = ended.Recv()
+	again, cancelAgain := context.WithCancelCause(t.Context())
+	defer cancelAgain(nil)
+	watch := open(again, EndSuperseded(cancelAgain))
+
+	client.current.Store(a.issue(t, "/client"))
+	if n := told.Load(); n != 0 {
+		t.Errorf("told %d times before there was a call", n)
+	}
+	for range 2 {
+		if _, err := request(t.Context(), cc); err != nil {
+			t.Fatal(err)
+		}
+		client.current.Store(a.issue(t, "/client"))
+	}
+	if n := told.Load(); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	if n := toldLate.Load(); n != 0 {
+		t.Errorf("a stream that had ended was told %d times", n)
+	}
+	if _, err := watch.Recv(); !errors.Is(err, context.Canceled) || context.Cause(again) != ErrSuperseded {
+		t.Errorf("the watch has ended with %v, since %v", err, context.Cause(again))
+	}
+}
+
 func TestTokenMetadata(t *testing.T) {
 	when := time.Date(2030, 1, 2, 3, 4, 5, 678, time.UTC)
 	good := when.Format(time.RFC3339Nano)

@@ -5,6 +5,7 @@ package rpc
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"net"
 	"sync"
 	"syscall"
@@ -29,8 +30,9 @@ type DialOptions struct {
 }
 
 // Dial returns a client connection to unix:///path or tcp://host:port. It connects
-// with the first call, again after failures with back-off, and once the own SVID has
-// changed: then calls that are under way finish on the old connection. Errors of
+// with the first call, again after failures with back-off, and with the first call
+// after the own SVID has changed: then calls that are under way finish on the old
+// connection, and streams that would not finish are told (WhenSuperseded). Errors of
 // calls are decoded by DecodeError.
 func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 	a, err := parseAddress(rawURL)
@@ -122,9 +124,32 @@ type redialer struct {
 
 // epoch is the time of one SVID.
 type epoch struct {
-	number int
-	leaf   *x509.Certificate
-	begun  chan struct{} // closed when new calls no longer go to the previous connection
+	number  int
+	leaf    *x509.Certificate
+	begun   chan struct{}          // closed when new calls no longer go to the previous connection
+	streams map[*superseded]func() // what tells those of its end that want to know; nil then; guarded by redialer.mu
+}
+
+// WhenSuperseded is an option for a stream that stays open for long: f is called once
+// when new calls go over another connection than the stream's, since the own SVID has
+// changed. The old connection stays open as long as there is a stream on it, so whoever
+// goes on watching opens another stream, then ends this one. f must not block. It is not
+// called once the context of the call has ended, which is to end with the stream, nor
+// where no connection is ever replaced: in process and without TLS.
+func WhenSuperseded(f func()) grpc.CallOption { return &superseded{f: f} }
+
+type superseded struct {
+	grpc.EmptyCallOption
+	f func()
+}
+
+// ErrSuperseded is why a context has ended that was given to EndSuperseded.
+var ErrSuperseded = errors.New("calls go over another connection, since the own SVID has changed")
+
+// EndSuperseded is WhenSuperseded for a stream that may have a gap: it cancels the
+// context of the call, and whoever watches opens another stream at once.
+func EndSuperseded(cancel context.CancelCauseFunc) grpc.CallOption {
+	return WhenSuperseded(func() { cancel(ErrSuperseded) })
 }
 
 const redialScheme = "nsm"
@@ -157,42 +182,82 @@ func (r *redialer) state(number int) resolver.State {
 }
 
 // prepare makes sure that the next call goes over a connection that shows the
-// current SVID.
-func (r *redialer) prepare() {
+// current SVID. It returns the epoch of that, nil if there is none.
+func (r *redialer) prepare() *epoch {
 	if r.leaf == nil {
-		return
+		return nil
 	}
 	leaf := r.leaf()
 	if leaf == nil {
-		return // the handshake or the token will say why
+		return nil // the handshake or the token will say why
 	}
-	e, cc := r.epoch(leaf)
-	if cc != nil {
-		_ = cc.UpdateState(r.state(e.number)) // fails only for a closed channel
-		close(e.begun)
+	e, previous := r.epoch(leaf)
+	if previous != nil {
+		r.supersede(previous, e)
 	}
 	<-e.begun
+	return e
 }
 
-// epoch returns the epoch of leaf, and the channel to announce it to if it is new.
-// A channel that is idle yet learns the number when it builds its resolver.
-func (r *redialer) epoch(leaf *x509.Certificate) (*epoch, resolver.ClientConn) {
+// epoch returns the epoch of leaf, and if it has just begun the one before it.
+func (r *redialer) epoch(leaf *x509.Certificate) (e, previous *epoch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.latest != nil && r.latest.leaf.Equal(leaf) {
-		return r.latest, nil
+	previous = r.latest
+	if previous != nil && previous.leaf.Equal(leaf) {
+		return previous, nil
 	}
-	e := &epoch{leaf: leaf, begun: make(chan struct{})}
-	if r.latest != nil {
-		e.number = r.latest.number + 1
-	}
-	cc := r.cc
-	if r.latest == nil || cc == nil {
+	e = &epoch{leaf: leaf, begun: make(chan struct{}), streams: make(map[*superseded]func())}
+	if previous == nil {
 		close(e.begun)
-		cc = nil
+	} else {
+		e.number = previous.number + 1
 	}
 	r.latest = e
-	return e, cc
+	return e, previous
+}
+
+// supersede has calls go over a connection of e's from now on. A channel that is idle
+// yet learns the number when it builds its resolver.
+func (r *redialer) supersede(previous, e *epoch) {
+	r.mu.Lock()
+	cc := r.cc
+	r.mu.Unlock()
+	if cc != nil {
+		_ = cc.UpdateState(r.state(e.number)) // fails only for a closed channel
+	}
+	close(e.begun)
+	r.mu.Lock()
+	told := previous.streams
+	previous.streams = nil
+	r.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+}
+
+// tell has s told of the end of e, which may be over, until ctx ends.
+func (r *redialer) tell(ctx context.Context, e *epoch, s *superseded) {
+	f := func() {
+		if ctx.Err() == nil {
+			s.f()
+		}
+	}
+	r.mu.Lock()
+	over := e.streams == nil
+	if !over {
+		e.streams[s] = f
+	}
+	r.mu.Unlock()
+	if over {
+		f()
+		return
+	}
+	context.AfterFunc(ctx, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(e.streams, s)
+	})
 }
 
 func (r *redialer) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
@@ -203,7 +268,13 @@ func (r *redialer) unary(ctx context.Context, method string, req, reply any, cc 
 
 func (r *redialer) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	r.prepare()
+	if e := r.prepare(); e != nil {
+		for _, o := range opts {
+			if s, ok := o.(*superseded); ok {
+				r.tell(ctx, e, s)
+			}
+		}
+	}
 	s, err := open(ctx, desc, cc, method, opts...)
 	if err != nil {
 		return nil, DecodeError(err)
