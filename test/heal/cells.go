@@ -109,6 +109,10 @@ var control = []component{registry, localManager, remoteManager, localForwarder,
 // long is longer than any keepalive waits.
 const long = 20 * time.Second
 
+// moved is what it costs at most that a wire moves while both ends are well. A packet
+// that is under way then may be lost, and some devices are made anew.
+const moved = 200 * time.Millisecond
+
 // back is how soon after the end of a fault that nobody can help packets flow again.
 const back = time.Second
 
@@ -149,6 +153,10 @@ func whileIdle() (cells []cell) {
 		cell{component: client, fault: restart, phase: idle, must: all(none), tested: true},
 		cell{component: client, fault: freeze, phase: idle, must: all(none)},
 
+		cell{component: endpoints, fault: drained, phase: idle, must: all(moved), tested: true},
+		cell{component: endpointsNode, fault: drained, phase: idle, must: remote(moved), tested: true},
+		cell{component: domain, fault: rotateCA, phase: idle, must: all(none)},
+
 		cell{component: clocks, fault: clockStep, phase: idle, must: all(none), lasts: long, elsewhere: elsewhereClock},
 		// A WireGuard session is renewed in this time, which the peer refuses.
 		cell{component: clocks, fault: clockBack, phase: idle, must: must{none, none, 2 * time.Second}, lasts: 200 * time.Second, elsewhere: elsewhereClock},
@@ -170,6 +178,7 @@ func whileRequesting() (cells []cell) {
 		cell{component: endpoints, fault: kill, phase: duringRequest, must: all(time.Second)},
 		cell{component: endpointsNode, fault: gone, phase: duringRequest, must: remote(2 * time.Second), tested: true},
 		cell{component: endpointsNode, fault: dropAll, phase: duringRequest, must: remote(2 * time.Second)},
+		cell{component: domain, fault: rotateCA, phase: duringRequest, must: all(none)},
 	)
 }
 
@@ -188,6 +197,7 @@ func whileRefreshing() (cells []cell) {
 		cell{component: endpointsNode, fault: dropAll, phase: duringRefresh, must: remote(2 * time.Second)},
 		cell{component: endpointsNode, fault: dropTCP, phase: duringRefresh, must: all(none)},
 		cell{component: client, fault: kill, phase: duringRefresh, must: all(none)},
+		cell{component: domain, fault: rotateCA, phase: duringRefresh, must: all(none)},
 		cell{component: client, fault: killAndStart, phase: duringRefresh, must: all(none), tested: true},
 	)
 }

@@ -68,6 +68,7 @@ const (
 	dropTCP      fault = "TCP dropped"
 	diskFull     fault = "disk full"
 	upgrade      fault = "replaced by another build"
+	drained      fault = "drained, then gone"
 	rotateCA     fault = "CA rotated"
 	clockStep    fault = "set forward by an hour"
 	clockBack    fault = "set back by an hour"
@@ -90,7 +91,7 @@ func (m *mesh) inject(ctx context.Context, c component, f fault) (undo, error) {
 		return m.injectHolder(node, f)
 	}
 	if node, ok := nodes[c]; ok {
-		return m.injectNode(m.lab.Node(node), f)
+		return m.injectNode(ctx, m.lab.Node(node), f)
 	}
 	switch c {
 	case endpoints:
@@ -103,6 +104,8 @@ func (m *mesh) inject(ctx context.Context, c component, f fault) (undo, error) {
 			by = -by
 		}
 		return func(context.Context) error { return stepClock(-by) }, stepClock(by)
+	case domain:
+		return m.rotate(ctx)
 	case everything:
 		return nothing, m.upgrade(ctx)
 	}
@@ -147,11 +150,13 @@ func (m *mesh) injectHolder(node string, f fault) (undo, error) {
 	return nil, fmt.Errorf("holder: no fault %s", f)
 }
 
-func (m *mesh) injectNode(n *lab.Node, f fault) (undo, error) {
+func (m *mesh) injectNode(ctx context.Context, n *lab.Node, f fault) (undo, error) {
 	hole := map[fault]blackhole.Kind{dropAll: blackhole.All, dropUDP: blackhole.UDP, dropTCP: blackhole.TCP}
 	switch f {
 	case gone:
 		return nothing, m.destroy(n)
+	case drained:
+		return nothing, m.drainNode(ctx, n)
 	case linkDown:
 		return func(context.Context) error { return n.LinkUp() }, n.LinkDown()
 	case dropAll, dropUDP, dropTCP:
@@ -189,6 +194,8 @@ func (m *mesh) injectEndpoints(ctx context.Context, f fault) (undo, error) {
 		return nothing, m.each(func(w *wire) error { w.first.kill(); return nil })
 	case killAndStart:
 		return nothing, m.each(func(w *wire) error { return w.first.revive(ctx) })
+	case drained:
+		return nothing, m.drainEndpoints(ctx)
 	case freeze:
 		return func(context.Context) error {
 			return m.each(func(w *wire) error { return w.first.process.Thaw() })

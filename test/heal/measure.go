@@ -64,7 +64,10 @@ func (x *measurer) measure(ctx context.Context, c cell) (rounds []round, err err
 
 // prepare makes a mesh for a cell, unless there is one.
 func (x *measurer) prepare(ctx context.Context, c cell) (err error) {
-	want := meshOptions{nsm: x.nsm, newer: x.newer, self: x.self, spares: c.component != everything, stateSize: stateSize(c)}
+	want := meshOptions{
+		nsm: x.nsm, newer: x.newer, self: x.self,
+		spares: c.component != everything, shortLife: c.fault == rotateCA, stateSize: stateSize(c),
+	}
 	if x.mesh != nil && x.made == want {
 		return nil
 	}

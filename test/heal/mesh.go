@@ -86,6 +86,7 @@ type meshOptions struct {
 	newer     string // another build; may be empty
 	self      string // this program
 	spares    bool   // there are endpoints to go to
+	shortLife bool   // of identities and tokens
 	stateSize int64
 	profiles  bool
 }
@@ -93,7 +94,11 @@ type meshOptions struct {
 // newMesh makes a lab with the wires standing.
 func newMesh(ctx context.Context, o meshOptions) (m *mesh, err error) {
 	m = &mesh{newer: o.newer, self: o.self}
-	m.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Nodes: []string{"a", "b", "c"}, StateSize: o.stateSize, Profiles: o.profiles})
+	var env []string
+	if o.shortLife {
+		env = []string{"NSM_SVID_TTL=" + svidLife.String(), "NSM_MAX_TOKEN_LIFETIME=" + tokenLife.String()}
+	}
+	m.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Nodes: []string{"a", "b", "c"}, StateSize: o.stateSize, Profiles: o.profiles, Env: env})
 	if err != nil {
 		return nil, err
 	}
