@@ -237,13 +237,19 @@ func urge(s State, e Event, data Data, now time.Time, random float64) Decision {
 		d.Do, spread = Either, spreadWaiting
 	}
 	d.At = now.Add(time.Duration(random * float64(spread)))
-	if now.Sub(s.UrgedAt) < calm {
-		d.Urged = s.Urged + 1
-		if s.Urged > 0 {
+	// That packets do not flow on another path either, and that they are back, is more
+	// of one event: it is no flapping, and the former has a back-off of its own.
+	goesOn := e == DataLost && s.Dry > 0
+	if s.Urged > 0 && now.Sub(s.UrgedAt) < calm {
+		d.Urged = s.Urged
+		if !goesOn {
 			d.At = later(d.At, s.UrgedAt.Add(backoff(s.Urged-1, maxRetry, random)))
 		}
+		if !goesOn && e != DataBack {
+			d.Urged++
+		}
 	}
-	if e == DataLost && s.Dry > 0 {
+	if goesOn {
 		d.At = later(d.At, s.UrgedAt.Add(backoff(s.Dry, lastRetry, random)))
 	}
 	if !s.Due.At.IsZero() {

@@ -59,3 +59,39 @@ func TestNoPacketsIsShown(t *testing.T) {
 		m.CheckEmpty()
 	})
 }
+
+// While packets flow on no path others are asked for every second at first, and more and
+// more rarely, in the second hole that comes soon after another as in the first: whoever
+// is behind one has a tunnel that was made after its end as soon as that.
+func TestHolesSoonAfterEachOther(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		a, b := m.Node("a"), m.Node("b")
+		for _, name := range []string{"db-1", "db-2"} {
+			b.Serve(Service{Name: "db", Endpoint: name, CIDR: "10.60.0.0/24"})
+		}
+		c := a.Client("web", m.Pings)
+		w := c.Connect("kernel://db/nsm-1")
+		Pass(time.Minute)
+		for range 5 {
+			m.Network.Forget()
+			m.SetHole(a, true)
+			for second := range 4 {
+				Pass(1200 * time.Millisecond)
+				if n := m.Network.CallsBy("web", "Request"); n < second+1 || n > second+2 {
+					t.Errorf("%d Requests after %d s without packets", n, second+1)
+				}
+			}
+			Pass(5 * time.Minute)
+			if n := m.Network.CallsBy("web", "Request"); n > 20 {
+				t.Errorf("%d Requests in five minutes without packets", n)
+			}
+			m.SetHole(a, false)
+			Pass(5 * time.Second)
+			if tries, _, err := w.Status(); tries != 0 || err != nil {
+				t.Errorf("%d tries, %v", tries, err)
+			}
+		}
+		c.Close(w)
+		m.CheckEmpty()
+	})
+}
