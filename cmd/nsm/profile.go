@@ -22,7 +22,7 @@ import (
 type profileConfig struct {
 	managerConfig
 	Seconds uint32 `flag:"seconds" default:"0" help:"for how long to record, at most 300; 0 = what there is now or has been since the process began, 10 s of cpu, mutex, block and trace"`
-	Output  string `flag:"output" short:"o" help:"file to write, - for standard output; default KIND.pprof, or trace.out"`
+	File    string `flag:"file" short:"o" help:"file to write, - for standard output; default KIND.pprof, or trace.out"`
 }
 
 func newProfile(a *app) *cobra.Command {
@@ -59,7 +59,7 @@ func newProfile(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.saveProfile(stream, kind, cfg.Output)
+			return a.saveProfile(stream, kind, cfg.File)
 		})
 	})
 }
