@@ -9,9 +9,11 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -223,15 +225,64 @@ func TestCheckChain(t *testing.T) {
 	}
 }
 
+// FuzzParse compares Parse with the library: what Parse takes for a token the library
+// does, too, and both read the same in it.
 func FuzzParse(f *testing.F) {
 	f.Add("")
 	f.Add("a.b.c")
 	f.Add("eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJzcGlmZmU6Ly9kL2EiLCJleHAiOjF9.AAAA")
+	for _, claims := range []string{
+		`{"sub":"a","aud":"b","exp":1}`, `{"sub":"a","aud":["b","c"],"exp":1.5e9}`, `{"sub":"a","aud":null,"exp":1,"nbf":2}`,
+		`{"exp":1e300}`, `{"exp":-1}`, `{"aud":[null],"exp":1}`, `{"aud":[1],"exp":1}`, `{"SUB":"a","exp":1}`, `[]`, `null`,
+	} {
+		f.Add("eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".")
+	}
+	library := jwt.NewParser()
 	f.Fuzz(func(t *testing.T, raw string) {
 		tok, err := token.Parse(raw)
-		if err == nil && tok.Expires.IsZero() {
-			t.Error("a token without expiry was accepted")
+		if err == nil {
+			var claims jwt.RegisteredClaims
+			parsed, _, err := library.ParseUnverified(raw, &claims)
+			switch {
+			case err != nil:
+				t.Errorf("the library refuses %q: %v", raw, err)
+			case parsed.Method != jwt.SigningMethodES256:
+				t.Errorf("taken, though signed with %v", parsed.Method)
+			case claims.Subject != tok.Subject || !slices.Equal(claims.Audience, tok.Audience) || claims.ExpiresAt == nil || !claims.ExpiresAt.Equal(tok.Expires):
+				t.Errorf("%+v, the library reads %+v", tok, claims)
+			}
 		}
 		_ = token.CheckChain([]string{raw, raw}, time.Now())
 	})
+}
+
+func BenchmarkParse(b *testing.B) {
+	raw, _, err := token.NewGenerator(&source{newSVID(b, alice, p256(b), time.Now().Add(time.Hour))}, time.Minute)(newSVID(b, bob, p256(b), time.Now().Add(time.Hour)).Certificates[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := token.Parse(raw); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkVerifiedBy(b *testing.B) {
+	svid := newSVID(b, alice, p256(b), time.Now().Add(time.Hour))
+	raw, _, err := token.NewGenerator(&source{svid}, time.Minute)(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	tok, err := token.Parse(raw)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := tok.VerifiedBy(svid.Certificates[0]); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
