@@ -46,7 +46,7 @@ func (f *fixture) fill(b *testing.B, n int) {
 	}
 }
 
-func (f *fixture) put(b *testing.B, nse *api.NetworkServiceEndpoint) {
+func (f *fixture) put(b testing.TB, nse *api.NetworkServiceEndpoint) {
 	_, err := f.endpoints.Update(b.Context(), nse.Name, func(*api.NetworkServiceEndpoint) (*api.NetworkServiceEndpoint, error) { return nse, nil })
 	if err != nil {
 		b.Fatal(err)

@@ -4,4 +4,5 @@
 
 package nstest
 
-const raceEnabled = false
+// Race says whether this test binary has the race detector in it.
+const Race = false

@@ -42,7 +42,7 @@ func buildAndRun(pkg string) (code int) {
 	defer os.RemoveAll(dir)
 	program := filepath.Join(dir, path.Base(pkg))
 	args := []string{"build", "-o", program}
-	if raceEnabled {
+	if Race {
 		args = append(args, "-race")
 	}
 	if out, err := exec.Command("go", append(args, pkg)...).CombinedOutput(); err != nil {

@@ -4,4 +4,5 @@
 
 package nstest
 
-const raceEnabled = true
+// Race says whether this test binary has the race detector in it.
+const Race = true
