@@ -39,9 +39,9 @@ func (r *reader) init(raw syscall.RawConn) {
 	// that there is nothing at all; the set itself tells of a wire as long as it has
 	// something.
 	r.wait = func(epoll uintptr) bool {
-		n, _ := unix.EpollWait(int(epoll), r.found[:], 0)
+		n, err := unix.EpollWait(int(epoll), r.found[:], 0)
 		r.n = max(n, 0)
-		return r.n > 0 || len(r.ready) > 0 || !r.unit.empty()
+		return err == unix.EINTR || r.n > 0 || len(r.ready) > 0 || !r.unit.empty()
 	}
 }
 

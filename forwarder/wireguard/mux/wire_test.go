@@ -39,7 +39,7 @@ func TestTraffic(t *testing.T) {
 }
 
 // udpEcho sends a packet from a to b and expects it back.
-func udpEcho(t *testing.T, a, b end, to netip.Addr, size int) {
+func udpEcho(t testing.TB, a, b end, to netip.Addr, size int) {
 	t.Helper()
 	var server, client *net.UDPConn
 	must(t, b.ns.Do(func() (err error) {
