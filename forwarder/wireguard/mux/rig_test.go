@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,7 +35,7 @@ const (
 	ifname    = "nsm-1"
 )
 
-// interfaces is one end of a wire: an interface in a namespace of its own.
+// end is one end of a wire: an interface in a namespace of its own.
 type end struct {
 	ns           *netns.Handle
 	addr4, addr6 netip.Addr
@@ -95,6 +97,9 @@ func (e end) up(t testing.TB, mtu int) {
 			return err
 		}
 		for addr, bits := range map[netip.Addr]int{e.addr4: 24, e.addr6: 64} {
+			if !addr.IsValid() {
+				continue
+			}
 			a := &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, addr.BitLen())}}
 			if addr.Is6() {
 				a.Flags = unix.IFA_F_NODAD
@@ -109,33 +114,47 @@ func (e end) up(t testing.TB, mtu int) {
 
 // side is one WireGuard device.
 type side struct {
-	wg   *wg.Device
-	key  wgtypes.Key
-	ip   string // AllowedIPs of it, as a peer
-	port int
+	wg    *wg.Device
+	key   wgtypes.Key
+	ip    string // AllowedIPs of it, as a peer
+	port  int
+	heard chan struct{} // closed when it has got a keepalive
 }
 
-// join makes two WireGuard devices peers over loopback.
-func join(t testing.TB, a, b tun.Device, ipA, ipB string) (sides [2]*side) {
+// join makes two WireGuard devices peers over loopback and waits for their session.
+// The first one begins it: when both do so at once, WireGuard may lose packets until
+// it tries again after 15 s.
+func join(t testing.TB, a, b tun.Device, ipA, ipB string) {
 	t.Helper()
-	for i, device := range []tun.Device{a, b} {
-		key, err := wgtypes.GeneratePrivateKey()
-		must(t, err)
-		s := &side{wg: wg.NewDevice(device, conn.NewDefaultBind(), wg.NewLogger(wg.LogLevelError, "")), key: key, ip: []string{ipA, ipB}[i]}
-		t.Cleanup(s.wg.Close)
-		must(t, s.wg.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=0\n", hexKey(key))))
-		must(t, s.wg.Up())
-		s.port = listenPort(t, s.wg)
-		sides[i] = s
+	first, second := newSide(t, a, ipA), newSide(t, b, ipB)
+	second.peer(t, first, "")
+	first.peer(t, second, "persistent_keepalive_interval=25\n")
+	<-second.heard
+}
+
+func newSide(t testing.TB, device tun.Device, ip string) *side {
+	t.Helper()
+	key, err := wgtypes.GeneratePrivateKey()
+	must(t, err)
+	s := &side{key: key, ip: ip, heard: make(chan struct{})}
+	var once sync.Once
+	log := wg.NewLogger(wg.LogLevelError, "")
+	log.Verbosef = func(format string, _ ...any) {
+		if strings.Contains(format, "Receiving keepalive packet") {
+			once.Do(func() { close(s.heard) })
+		}
 	}
-	sides[0].peer(t, sides[1])
-	sides[1].peer(t, sides[0])
-	return sides
+	s.wg = wg.NewDevice(device, conn.NewDefaultBind(), log)
+	t.Cleanup(s.wg.Close)
+	must(t, s.wg.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=0\n", hexKey(key))))
+	must(t, s.wg.Up())
+	s.port = listenPort(t, s.wg)
+	return s
 }
 
-func (s *side) peer(t testing.TB, other *side) {
+func (s *side) peer(t testing.TB, other *side, more string) {
 	t.Helper()
-	must(t, s.wg.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=127.0.0.1:%d\nallowed_ip=%s\n", hexKey(other.key.PublicKey()), other.port, other.ip)))
+	must(t, s.wg.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=127.0.0.1:%d\nallowed_ip=%s\n%s", hexKey(other.key.PublicKey()), other.port, other.ip, more)))
 }
 
 func hexKey(k wgtypes.Key) string { return hex.EncodeToString(k[:]) }

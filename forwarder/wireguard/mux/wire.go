@@ -16,6 +16,7 @@ type Wire struct {
 	// FD is the descriptor of a TUN or TAP device, opened with IFF_NO_PI and
 	// IFF_VNET_HDR. It belongs to the Device from the call of Add on, whatever the
 	// outcome. Use a bare one: an os.File would have Go's poller wait for it as well.
+	// As long as it is open the namespace lives in which it was opened.
 	FD       int
 	Ethernet bool   // it is a TAP device
 	Local    uint32 // the number by which packets for this wire arrive
