@@ -5,7 +5,7 @@
 FUZZTIME ?= 1m
 SOAK ?= 10m
 
-.PHONY: help build demo test unit bench heal-report soak fuzz lint interop vm-test proto clean
+.PHONY: help build demo test unit bench profile benchmarks heal-report soak fuzz lint interop vm-test proto clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -35,6 +35,12 @@ vm-test: ## the kernel's WireGuard, in a virtual machine
 bench: build ## measure, print ratios and write them to docs/performance.md; SHORT=1 only shows that it works
 	go run ./test/bench $(if $(SHORT),-short,-doc docs/performance.md) $(BENCHFLAGS)
 	cd test/bench/control && go run . $(if $(SHORT),-short,-doc ../../../docs/performance.md) $(CONTROLFLAGS)
+
+profile: build ## record where daemons spend time and memory under load, into DIR (.cache/profiles); SHORT=1 only shows that it works
+	go run ./test/bench -profile $(or $(DIR),.cache/profiles) $(if $(SHORT),-short) $(BENCHFLAGS)
+
+benchmarks: ## compare Go benchmarks with test/benchmarks.txt; UPDATE=1 writes that anew
+	@test/benchmarks.sh $(if $(UPDATE),update)
 
 heal-report: build ## make everything fail, measure how long wires are interrupted and write it to docs/heal.md
 	go run ./test/heal -doc docs/heal.md $(HEALFLAGS)

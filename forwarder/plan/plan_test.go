@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openvwire/nsm/forwarder/kernel/memkernel"
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -337,4 +338,27 @@ func FuzzParseTag(f *testing.F) {
 			t.Errorf("%q became %+v, which is %q", s, tag, tag)
 		}
 	})
+}
+
+// BenchmarkDiff is a wire that is to be made, and one that is as it should be.
+func BenchmarkDiff(b *testing.B) {
+	w := vethWire()
+	k := memkernel.New(w.Owner)
+	if _, err := k.Apply(b.Context(), w); err != nil {
+		b.Fatal(err)
+	}
+	made, err := k.Observe(b.Context(), w)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, seen := range map[string]plan.Observed{"new": nothing(w), "unchanged": made} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if steps := plan.Diff(w, seen); (len(steps) == 0) != (name == "unchanged") {
+					b.Fatalf("%d steps", len(steps))
+				}
+			}
+		})
+	}
 }

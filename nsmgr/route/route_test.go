@@ -34,3 +34,15 @@ func TestForwarders(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkForwarders(b *testing.B) {
+	p2p := match.Labels{"p2p": "true"}
+	all := []match.Endpoint{{Name: "a", Labels: p2p}, {Name: "b", Labels: p2p}, {Name: "c", Labels: p2p}}
+	matches := []match.Match{{Source: match.Labels{"app": "web"}, Metadata: p2p}, {Metadata: p2p}}
+	b.ReportAllocs()
+	for b.Loop() {
+		if len(Forwarders(matches, match.Labels{"app": "db"}, all, "c")) != 3 {
+			b.Fatal("not all of them")
+		}
+	}
+}

@@ -5,6 +5,7 @@ package memory_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -69,7 +70,7 @@ func BenchmarkFind(b *testing.B) {
 func BenchmarkUpdate(b *testing.B) {
 	for _, path := range []string{"", filepath.Join(b.TempDir(), "endpoints.log")} {
 		b.Run(map[bool]string{true: "memory", false: "file"}[path == ""], func(b *testing.B) {
-			s, err := memory.Open[*api.NetworkServiceEndpoint](memory.Config{Path: path})
+			s, err := memory.Open[*api.NetworkServiceEndpoint](memory.Config{Path: path, Logger: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -168,3 +168,14 @@ func TestFlappingIsNotFollowed(t *testing.T) {
 		})
 	}
 }
+
+func BenchmarkDecide(b *testing.B) {
+	now := time.Unix(1000, 0)
+	s := State{Up: true, Expires: now.Add(time.Minute), Urged: 5, UrgedAt: now.Add(-100 * time.Millisecond)}
+	b.ReportAllocs()
+	for b.Loop() {
+		if d := Decide(s, PathDown, Flowing, now, 0.5); d.Do != Refresh {
+			b.Fatal(d)
+		}
+	}
+}

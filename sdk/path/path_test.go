@@ -114,3 +114,17 @@ func TestExpires(t *testing.T) {
 		t.Errorf("Expires with an unknown segment = %v, want zero", got)
 	}
 }
+
+// BenchmarkEnter is how a hop finds its place in a path of six, as with every refresh.
+func BenchmarkEnter(b *testing.B) {
+	p := Path{Index: 1}
+	for _, name := range []string{"web", "manager-a", "forwarder-a", "manager-b", "forwarder-b", "db"} {
+		p.Segments = append(p.Segments, Segment{Name: name, ID: name + "-0"})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Enter(p, "manager-a-0", "forwarder-a"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -17,15 +17,20 @@ func TestMain(m *testing.M) {
 	nstest.Main(m)
 }
 
+func buildNsm(t *testing.T) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), "nsm")
+	if out, err := exec.Command("go", "build", "-o", program, "../../cmd/nsm").CombinedOutput(); err != nil {
+		t.Fatalf("build nsm: %v\n%s", err, out)
+	}
+	return program
+}
+
 // The benchmark runs, in its short form: every row has figures, and the figures
 // get into the document. It asserts no budget.
 func TestShort(t *testing.T) {
 	dir := t.TempDir()
-	nsm := filepath.Join(dir, "nsm")
-	if out, err := exec.Command("go", "build", "-o", nsm, "../../cmd/nsm").CombinedOutput(); err != nil {
-		t.Fatalf("build nsm: %v\n%s", err, out)
-	}
-	o, err := parse([]string{"-short", "-nsm", nsm})
+	o, err := parse([]string{"-short", "-nsm", buildNsm(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +87,22 @@ func TestShort(t *testing.T) {
 	}
 	if _, err := os.Stat(values); err != nil {
 		t.Error(err)
+	}
+}
+
+// Profiles of every daemon are recorded under load.
+func TestProfiles(t *testing.T) {
+	dir := t.TempDir()
+	o, err := parse([]string{"-short", "-nsm", buildNsm(t), "-profile", dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.pprof"))
+	if err != nil || len(files) != 10 {
+		t.Errorf("%d profiles of 2 managers, 2 forwarders and a registry, want 2 of each: %v, %v", len(files), files, err)
 	}
 }
 

@@ -16,6 +16,9 @@
 // Set-up: a program that uses sdk/client, connected to its manager, makes wires
 // one after the other, each for a new namespace, and sends UDP packets until one
 // comes back.
+//
+// With -profile it records where the daemons spend time and memory under load instead
+// (profile.go).
 package main
 
 import (
@@ -58,6 +61,9 @@ type options struct {
 	round     time.Duration
 	samples   int
 	held      int
+
+	profile string // directory; "" = profiles are not what is wanted
+	seconds int    // of each
 }
 
 func parse(args []string) (o options, err error) {
@@ -71,6 +77,8 @@ func parse(args []string) (o options, err error) {
 	f.DurationVar(&o.round, "round", 400*time.Millisecond, "length of a round, per side")
 	f.IntVar(&o.samples, "samples", 60, "wires of which the set-up is measured")
 	f.IntVar(&o.held, "held", 100, "wires that are up already")
+	f.StringVar(&o.profile, "profile", "", "measure nothing, but record profiles of the daemons under load into this `directory`")
+	f.IntVar(&o.seconds, "seconds", 20, "length of each profile")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -82,6 +90,7 @@ func parse(args []string) (o options, err error) {
 	}
 	if o.short {
 		o.rounds, o.maxRounds, o.round, o.samples, o.held = 2, 2, 50*time.Millisecond, 5, 10
+		o.seconds = 1
 	}
 	return o, nil
 }
@@ -99,6 +108,9 @@ type bench struct {
 }
 
 func (o options) run(ctx context.Context) error {
+	if o.profile != "" {
+		return o.profiles(ctx)
+	}
 	r, err := o.measure(ctx)
 	if r != nil {
 		fmt.Print(r.markdown()) // what there is of it

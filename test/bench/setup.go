@@ -104,12 +104,13 @@ func (b *bench) setUp(ctx context.Context, k kind) (out []SetUp, err error) {
 	return out, nil
 }
 
-// connectTask is a question to a "connect" child. One of the three is set.
+// connectTask is a question to a "connect" child. One of the four is set.
 type connectTask struct {
 	Service string
-	Measure int  // make and close so many wires, one after the other
-	Hold    int  // make so many and hold them
-	Release bool // close those that are held
+	Measure int           // make and close so many wires, one after the other
+	Hold    int           // make so many and hold them
+	Release bool          // close those that are held
+	Churn   time.Duration // make and close wires for so long, as many at a time as parallel says
 }
 
 type connected struct {
@@ -129,7 +130,14 @@ type connector struct {
 // and the identity are.
 func connectRole() error {
 	ctx := context.Background()
-	c, err := client.Open(ctx, client.Config{Manager: os.Getenv("NSM_CONNECT_TO"), Logger: slog.New(slog.DiscardHandler)})
+	config := client.Config{Manager: os.Getenv("NSM_CONNECT_TO"), Logger: slog.New(slog.DiscardHandler)}
+	if life := os.Getenv("NSM_MAX_TOKEN_LIFETIME"); life != "" {
+		var err error
+		if config.TokenLifetime, err = time.ParseDuration(life); err != nil {
+			return err
+		}
+	}
+	c, err := client.Open(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -143,6 +151,8 @@ func (d *connector) do(ctx context.Context, t connectTask) (c connected, err err
 	switch {
 	case t.Release:
 		err = d.release(ctx)
+	case t.Churn > 0:
+		c.Request, err = d.churn(ctx, t.Service, t.Churn)
 	case t.Hold > 0:
 		err = d.hold(ctx, t.Service, t.Hold)
 	default:
@@ -176,6 +186,25 @@ func (d *connector) measure(ctx context.Context, service string, n int) (c conne
 		c.Close = append(c.Close, time.Since(start))
 	}
 	return c, nil
+}
+
+// churn makes and closes wires, and returns how long each has taken to be made.
+func (d *connector) churn(ctx context.Context, service string, during time.Duration) (took []time.Duration, err error) {
+	end := time.Now().Add(during)
+	var mu sync.Mutex
+	err = inParallel(make([]*wire, parallel), func(*wire) error {
+		for time.Now().Before(end) {
+			got, err := d.measure(ctx, service, 1)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			took = append(took, got.Request...)
+			mu.Unlock()
+		}
+		return nil
+	})
+	return took, err
 }
 
 func (d *connector) hold(ctx context.Context, service string, n int) error {
