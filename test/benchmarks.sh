@@ -27,7 +27,7 @@ if grep -n 'FAIL' "$new"; then
 	exit 1
 fi
 if [ "${1:-}" = update ]; then
-	cp "$new" "$baseline"
+	cat "$new" >"$baseline"
 else
 	go tool benchstat "$baseline" "$new"
 fi
