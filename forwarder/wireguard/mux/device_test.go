@@ -128,9 +128,11 @@ func TestReadSeesNewcomers(t *testing.T) {
 	send(t, loud.sender(t), 20)
 	box.read(t, d)
 	send(t, soft.sender(t), 1)
-	for _, h := range box.read(t, d) {
-		if h.wire == 12 {
-			return
+	for range 2 { // the first one only takes what it knows of
+		for _, h := range box.read(t, d) {
+			if h.wire == 12 {
+				return
+			}
 		}
 	}
 	t.Error("a wire waits for another one to be silent")

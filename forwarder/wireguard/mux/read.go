@@ -23,8 +23,9 @@ type reader struct {
 	found [64]unix.EpollEvent      // by wait
 	n     int                      // how many of them
 
-	ready []*wire // had something to read when last seen
+	ready []*wire // have something to read, or had when last seen
 	turn  int     // index in ready of the one that is next
+	full  bool    // the last Read ended because bufs were full
 	gone  []*wire // their interfaces have been deleted
 
 	unit unit  // what is left of it comes next
@@ -39,35 +40,49 @@ func (r *reader) init(raw syscall.RawConn) {
 	// that there is nothing at all; the set itself tells of a wire as long as it has
 	// something.
 	r.wait = func(epoll uintptr) bool {
+		r.n = 0
+		if !r.unit.empty() || len(r.ready) > 0 && !r.full {
+			return true
+		}
 		n, err := unix.EpollWait(int(epoll), r.found[:], 0)
 		r.n = max(n, 0)
-		return err == unix.EINTR || r.n > 0 || len(r.ready) > 0 || !r.unit.empty()
+		return r.n > 0 || len(r.ready) > 0 || err == unix.EINTR
 	}
 }
 
 // Read implements tun.Device: it waits for packets of any wire. Wires that have some
 // have their turns, each with one unit of up to 64 KiB.
+//
+// A system call to see whether a wire has more is worth its while when it has, and
+// keeps a single packet waiting when it has not. So Read takes one unit of each wire
+// that has just become readable, and asks for more only in the next call; if there is
+// some it goes on until there is none.
 func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	d.reader.mu.Lock()
-	defer d.reader.mu.Unlock()
+	r := &d.reader
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for {
-		if err := d.reader.raw.Read(d.reader.wait); err != nil {
+		if err := r.raw.Read(r.wait); err != nil {
 			return 0, os.ErrClosed
 		}
 		d.mu.RLock()
-		d.enqueue()
-		n := d.fill(bufs, sizes, offset)
+		units := len(bufs)
+		if fresh := len(r.ready) == 0; d.enqueue() && fresh {
+			units = len(r.ready)
+		}
+		n := d.fill(bufs, sizes, offset, units)
 		d.mu.RUnlock()
 		d.sweep()
 		if n > 0 {
+			r.full = n == len(bufs)
 			return n, nil
 		}
 	}
 }
 
-// enqueue gives the wires that wait has found a turn. With mu and reader.mu held,
-// as what follows.
-func (d *Device) enqueue() {
+// enqueue gives the wires that wait has found a turn, and reports whether there are
+// some. With mu and reader.mu held, as what follows.
+func (d *Device) enqueue() bool {
 	r := &d.reader
 	for _, e := range r.found[:r.n] {
 		if w := d.wires[uint32(e.Fd)]; w != nil && !w.queued {
@@ -75,15 +90,19 @@ func (d *Device) enqueue() {
 			r.ready = append(r.ready, w)
 		}
 	}
+	return r.n > 0
 }
 
-// fill reads until bufs are full or no wire has anything left, and returns how many
-// packets there are.
-func (d *Device) fill(bufs [][]byte, sizes []int, offset int) (n int) {
+// fill reads until it has that many units, bufs are full or no wire has anything
+// left, and returns how many packets there are.
+func (d *Device) fill(bufs [][]byte, sizes []int, offset, units int) (n int) {
 	r := &d.reader
 	for n < len(bufs) {
-		if r.unit.empty() && !d.pull() {
-			break
+		if r.unit.empty() {
+			if units == 0 || !d.pull() {
+				break
+			}
+			units--
 		}
 		n += d.pack(bufs[n:], sizes[n:], offset)
 	}

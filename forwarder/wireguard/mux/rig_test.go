@@ -145,6 +145,9 @@ func newSide(t testing.TB, device tun.Device, ip string) *side {
 		}
 	}
 	s.wg = wg.NewDevice(device, conn.NewDefaultBind(), log)
+	if l, ok := device.(*lentTUN); ok {
+		l.lend(t, s.wg)
+	}
 	t.Cleanup(s.wg.Close)
 	must(t, s.wg.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=0\n", hexKey(key))))
 	must(t, s.wg.Up())
