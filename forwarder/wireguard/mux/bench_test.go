@@ -65,16 +65,15 @@ func decode(role string) (p probing) {
 
 // run returns what is better the larger it is.
 func (p probing) run() (float64, error) {
-	pids := []int{os.Getpid()}
 	switch p.Probe {
 	case "stream":
-		t, err := probe.Stream(p.To, p.N, p.Time, pids)
+		t, err := probe.Stream(p.To, p.N, p.Time, nil)
 		return t.PerSecond() * 8e-9, err
 	case "ping":
 		t, err := probe.Ping(p.To, p.Time)
 		return 1 / t.P50.Seconds(), err
 	default:
-		t, err := probe.Datagrams(p.To, p.N, p.Time, pids)
+		t, err := probe.Datagrams(p.To, p.N, p.Time, nil)
 		return t.PerSecond(), err
 	}
 }
@@ -124,9 +123,14 @@ func (c candidate) measure(t testing.TB, p probing) (value float64) {
 }
 
 // ownDevice is a wire with a WireGuard device of its own at each end.
-func ownDevice(t testing.TB) candidate {
+func ownDevice(t testing.TB, name string) candidate {
+	ends := tunnel(t)
+	return newCandidate(t, name, ends[0], ends[1])
+}
+
+// tunnel is two TUN devices with a WireGuard device each.
+func tunnel(t testing.TB) (ends [2]end) {
 	const all = "0.0.0.0/0\nallowed_ip=::/0"
-	var ends [2]end
 	var devices [2]tun.Device
 	for i := range ends {
 		var fd int
@@ -137,7 +141,7 @@ func ownDevice(t testing.TB) candidate {
 		devices[i] = d
 	}
 	join(t, devices[0], devices[1], all, all)
-	return newCandidate(t, "own", ends[0], ends[1])
+	return ends
 }
 
 // multiplexed is a wire of a Device.
@@ -148,18 +152,8 @@ func multiplexed(t testing.TB) candidate {
 
 // vxlanInside is a wire as a VXLAN device of the kernel in a tunnel between two nodes.
 func vxlanInside(t testing.TB) candidate {
-	const all = "0.0.0.0/0\nallowed_ip=::/0"
-	var nodes, ends [2]end
-	var devices [2]tun.Device
-	for i := range nodes {
-		var fd int
-		nodes[i], fd = newEnd(t, false, byte(i+1), tunnelMTU)
-		must(t, unix.SetNonblock(fd, true))
-		d, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
-		must(t, err)
-		devices[i] = d
-	}
-	join(t, devices[0], devices[1], all, all)
+	nodes := tunnel(t)
+	var ends [2]end
 	for i := range ends {
 		ends[i] = end{newNamespace(t), netip.AddrFrom4([4]byte{10, 1, 0, byte(i + 1)}), netip.MustParseAddr(fmt.Sprintf("fd01::%d", i+1))}
 		must(t, nodes[i].ns.Do(func() error {
@@ -179,12 +173,13 @@ func vxlanInside(t testing.TB) candidate {
 
 // BenchmarkWire measures one wire in each of the ways to carry it, by turns. What it
 // reports are medians: of the figures, and of their ratios to a wire with a device of
-// its own in the same round.
+// its own in the same round. The control is another one of those: what its ratios are
+// away from 1 is the noise of the machine. Take an odd number of rounds, -benchtime 15x.
 func BenchmarkWire(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skip("makes TUN devices: needs root")
 	}
-	candidates := []candidate{ownDevice(b), multiplexed(b), vxlanInside(b)}
+	candidates := []candidate{ownDevice(b, "own"), multiplexed(b), vxlanInside(b), ownDevice(b, "control")}
 	for _, p := range []struct {
 		name string
 		probing

@@ -12,6 +12,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 )
 
 func lines(s string) iter.Seq[string] { return strings.SplitSeq(s, "\n") }
@@ -32,6 +36,7 @@ func TestTraffic(t *testing.T) {
 						udpEcho(t, a, b, to, size)
 					}
 					tcpEcho(t, a, b, to, 4<<20)
+					ping(t, a, to)
 				})
 			}
 		})
@@ -115,5 +120,35 @@ func tcpEcho(t *testing.T, a, b end, to netip.Addr, size int) {
 	}
 	if !bytes.Equal(back, payload) {
 		t.Errorf("%d bytes came back as %d others", size, len(back))
+	}
+}
+
+// ping sends an echo request from a and waits for the reply of the other kernel.
+func ping(t *testing.T, a end, to netip.Addr) {
+	t.Helper()
+	network, own := "ip4:icmp", a.addr4
+	request, reply := icmp.Type(ipv4.ICMPTypeEcho), icmp.Type(ipv4.ICMPTypeEchoReply)
+	if to.Is6() {
+		network, own, request, reply = "ip6:ipv6-icmp", a.addr6, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
+	}
+	var c *icmp.PacketConn
+	must(t, a.ns.Do(func() (err error) {
+		c, err = icmp.ListenPacket(network, own.String())
+		return err
+	}))
+	defer c.Close()
+	message := icmp.Message{Type: request, Body: &icmp.Echo{ID: 7, Seq: 1, Data: []byte("hello")}}
+	raw, err := message.Marshal(nil) // the kernel makes the checksum of ICMPv6
+	must(t, err)
+	_, err = c.WriteTo(raw, &net.IPAddr{IP: to.AsSlice()})
+	must(t, err)
+	must(t, c.SetDeadline(time.Now().Add(patience)))
+	buf := make([]byte, 1500)
+	for {
+		n, _, err := c.ReadFrom(buf)
+		must(t, err)
+		if got, err := icmp.ParseMessage(reply.Protocol(), buf[:n]); err == nil && got.Type == reply {
+			return
+		}
 	}
 }
