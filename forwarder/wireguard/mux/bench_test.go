@@ -108,18 +108,27 @@ func newCandidate(t testing.TB, name string, client, server end) candidate {
 	return candidate{name, client.ns, netip.AddrPortFrom(server.addr4, probePort)}
 }
 
+// figures are of one measurement: a rate, and the processor time that this process,
+// where all WireGuard devices are, has spent for each thing counted.
+type figures struct{ rate, cost float64 }
+
 // measure runs a probe to its end.
-func (c candidate) measure(t testing.TB, p probing) (value float64) {
+func (c candidate) measure(t testing.TB, p probing) (f figures) {
 	t.Helper()
+	before, err := probe.CPU([]int{0})
+	must(t, err)
 	p.To = c.to
 	role, err := json.Marshal(p)
 	must(t, err)
 	cmd, out := in(t, c.ns, string(role))
 	line, _ := out.ReadString('\n')
 	must(t, cmd.Wait())
-	_, err = fmt.Sscan(line, &value)
+	_, err = fmt.Sscan(line, &f.rate)
 	must(t, err)
-	return value
+	after, err := probe.CPU([]int{0})
+	must(t, err)
+	f.cost = (after - before).Seconds() / f.rate
+	return f
 }
 
 // ownDevice is a wire with a WireGuard device of its own at each end.
@@ -172,9 +181,10 @@ func vxlanInside(t testing.TB) candidate {
 }
 
 // BenchmarkWire measures one wire in each of the ways to carry it, by turns. What it
-// reports are medians: of the figures, and of their ratios to a wire with a device of
-// its own in the same round. The control is another one of those: what its ratios are
-// away from 1 is the noise of the machine. Take an odd number of rounds, -benchtime 15x.
+// reports are medians of ratios to a wire with a device of its own in the same round:
+// of the rate, and of the processor time of this process for each thing carried, which
+// depends less on what else the machine does. The control is a second wire with a device
+// of its own: what its ratios are away from 1 is noise. Take -benchtime 15x.
 func BenchmarkWire(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skip("makes TUN devices: needs root")
@@ -192,22 +202,26 @@ func BenchmarkWire(b *testing.B) {
 	} {
 		b.Run(p.name, func(b *testing.B) {
 			p.Time = 400 * time.Millisecond
-			values := make([][]float64, len(candidates))
+			all := make([][]figures, len(candidates)) // by candidate and round
+			for i := range all {
+				all[i] = make([]figures, b.N)
+			}
 			for round := range b.N {
 				for i := range candidates {
 					which := (round + i) % len(candidates)
-					values[which] = append(values[which], candidates[which].measure(b, p.probing))
+					all[which][round] = candidates[which].measure(b, p.probing)
 				}
 			}
 			for i, c := range candidates {
-				ratios := make([]float64, b.N)
-				for round := range ratios {
-					ratios[round] = values[i][round] / values[0][round]
+				rates, costs := make([]float64, b.N), make([]float64, b.N)
+				for round, f := range all[i] {
+					rates[round], costs[round] = f.rate/all[0][round].rate, f.cost/all[0][round].cost
 				}
-				b.ReportMetric(median(values[i]), c.name)
-				if i > 0 {
-					b.ReportMetric(median(ratios), c.name+"/own")
+				if i == 0 {
+					continue
 				}
+				b.ReportMetric(median(rates), c.name+"/own")
+				b.ReportMetric(median(costs), c.name+"/own-CPU")
 			}
 			b.ReportMetric(0, "ns/op")
 		})

@@ -138,18 +138,64 @@ func TestReadSeesNewcomers(t *testing.T) {
 	t.Error("a wire waits for another one to be silent")
 }
 
+// A wire whose packets are all dropped keeps no other one waiting.
+func TestReadPassesOver(t *testing.T) {
+	d := newDevice(t, Config{NodeID: nodeA, MTU: tunnelMTU})
+	lost, fdLost := quietEnd(t, 1)
+	soft, fdSoft := quietEnd(t, 2)
+	must(t, d.Add(Wire{FD: fdLost, Local: 1}))
+	must(t, d.Add(Wire{FD: fdSoft, Local: 2, Remote: 12, Peer: nodeB}))
+	send(t, lost.sender(t), 20)
+	send(t, soft.sender(t), 1)
+	if got := newInbox(1).read(t, d); got[0].wire != 12 {
+		t.Errorf("%+v", got)
+	}
+	if s, _ := d.Stats(1); s.Dropped.NoPeer > 2 {
+		t.Errorf("%d packets had to be dropped first", s.Dropped.NoPeer)
+	}
+}
+
+// Nor does one whose units never fit into one Read.
+func TestReadSeesNewcomersAmongSegments(t *testing.T) {
+	d := newDevice(t, Config{NodeID: nodeA, MTU: tunnelMTU})
+	loud, fdLoud := quietEnd(t, 1)
+	soft, fdSoft := quietEnd(t, 2)
+	must(t, d.Add(Wire{FD: fdLoud, Local: 1, Remote: 11, Peer: nodeB}))
+	must(t, d.Add(Wire{FD: fdSoft, Local: 2, Remote: 12, Peer: nodeB}))
+	c := loud.sender(t)
+	for range 8 {
+		sendSegments(t, c, 9500)
+	}
+	box := newInbox(4) // of ten in a unit
+	box.read(t, d)
+	send(t, soft.sender(t), 1)
+	for range 8 { // two units more
+		for _, h := range box.read(t, d) {
+			if h.wire == 12 {
+				return
+			}
+		}
+	}
+	t.Error("a wire waits for another one to be silent")
+}
+
+// sendSegments sends UDP packets of 1000 bytes as one unit.
+func sendSegments(t testing.TB, c *net.UDPConn, bytes int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(s uintptr) { err = unix.SetsockoptInt(int(s), unix.SOL_UDP, unix.UDP_SEGMENT, 1000) }))
+	must(t, err)
+	_, err = c.Write(make([]byte, bytes))
+	must(t, err)
+}
+
 // A unit that does not fit into what is left goes on with the next Read.
 func TestReadGoesOn(t *testing.T) {
 	d := newDevice(t, Config{NodeID: nodeA, MTU: tunnelMTU})
 	e, fd := quietEnd(t, 1)
 	must(t, d.Add(Wire{FD: fd, Local: 1, Remote: 11, Peer: nodeB}))
-	c := e.sender(t)
-	raw, err := c.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(s uintptr) { err = unix.SetsockoptInt(int(s), unix.SOL_UDP, unix.UDP_SEGMENT, 1000) }))
-	must(t, err)
-	_, err = c.Write(make([]byte, 9500))
-	must(t, err)
+	sendSegments(t, e.sender(t), 9500)
 	box := newInbox(4)
 	var sizes []int
 	for len(sizes) < 10 {

@@ -25,7 +25,7 @@ type reader struct {
 
 	ready []*wire // have something to read, or had when last seen
 	turn  int     // index in ready of the one that is next
-	full  bool    // the last Read ended because bufs were full
+	fresh bool    // since ready was empty each wire in it has had one turn
 	gone  []*wire // their interfaces have been deleted
 
 	unit unit  // what is left of it comes next
@@ -41,12 +41,12 @@ func (r *reader) init(raw syscall.RawConn) {
 	// something.
 	r.wait = func(epoll uintptr) bool {
 		r.n = 0
-		if !r.unit.empty() || len(r.ready) > 0 && !r.full {
+		if len(r.ready) > 0 && r.fresh {
 			return true
 		}
 		n, err := unix.EpollWait(int(epoll), r.found[:], 0)
 		r.n = max(n, 0)
-		return r.n > 0 || len(r.ready) > 0 || err == unix.EINTR
+		return r.n > 0 || len(r.ready) > 0 || !r.unit.empty() || err == unix.EINTR
 	}
 }
 
@@ -66,23 +66,24 @@ func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			return 0, os.ErrClosed
 		}
 		d.mu.RLock()
-		units := len(bufs)
-		if fresh := len(r.ready) == 0; d.enqueue() && fresh {
-			units = len(r.ready)
+		r.fresh = len(r.ready) == 0
+		d.enqueue()
+		turns := len(bufs)
+		if r.fresh {
+			turns = len(r.ready)
 		}
-		n := d.fill(bufs, sizes, offset, units)
+		n := d.fill(bufs, sizes, offset, turns)
 		d.mu.RUnlock()
 		d.sweep()
 		if n > 0 {
-			r.full = n == len(bufs)
 			return n, nil
 		}
 	}
 }
 
-// enqueue gives the wires that wait has found a turn, and reports whether there are
-// some. With mu and reader.mu held, as what follows.
-func (d *Device) enqueue() bool {
+// enqueue gives the wires that wait has found a turn. With mu and reader.mu held, as
+// what follows.
+func (d *Device) enqueue() {
 	r := &d.reader
 	for _, e := range r.found[:r.n] {
 		if w := d.wires[uint32(e.Fd)]; w != nil && !w.queued {
@@ -90,19 +91,18 @@ func (d *Device) enqueue() bool {
 			r.ready = append(r.ready, w)
 		}
 	}
-	return r.n > 0
 }
 
-// fill reads until it has that many units, bufs are full or no wire has anything
-// left, and returns how many packets there are.
-func (d *Device) fill(bufs [][]byte, sizes []int, offset, units int) (n int) {
+// fill lets wires have that many turns, or fewer if bufs are full or no wire has
+// anything left, and returns how many packets there are.
+func (d *Device) fill(bufs [][]byte, sizes []int, offset, turns int) (n int) {
 	r := &d.reader
 	for n < len(bufs) {
 		if r.unit.empty() {
-			if units == 0 || !d.pull() {
+			if turns == 0 || !d.pull() {
 				break
 			}
-			units--
+			turns--
 		}
 		n += d.pack(bufs[n:], sizes[n:], offset)
 	}
@@ -122,13 +122,13 @@ func (d *Device) pull() bool {
 				continue
 			case err == nil && n > 0:
 				r.turn++
-				if r.unit.parse(r.buf[:n], w.ethernet) {
-					r.from = w
-					return true
+				r.from = w
+				if !r.unit.parse(r.buf[:n], w.ethernet) { // it is empty then
+					w.malformed.Add(1)
 				}
-				w.malformed.Add(1)
-				continue
+				return true
 			case err != unix.EAGAIN: // EBADFD: the interface is gone
+				d.cfg.Logger.Info("interface of a wire is gone", "error", err)
 				r.gone = append(r.gone, w)
 			}
 		}
