@@ -56,7 +56,7 @@ func (r *reader) init(raw syscall.RawConn) {
 // A system call to see whether a wire has more is worth its while when it has, and
 // keeps a single packet waiting when it has not. So Read takes one unit of each wire
 // that has just become readable, and asks for more only in the next call; if there is
-// some it goes on until there is none.
+// some it goes on until there is none. Who sends units of many packets has more.
 func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	r := &d.reader
 	r.mu.Lock()
@@ -93,16 +93,20 @@ func (d *Device) enqueue() {
 	}
 }
 
-// fill lets wires have that many turns, or fewer if bufs are full or no wire has
-// anything left, and returns how many packets there are.
+// fill lets wires have that many turns, as many as there are bufs if they send much, and
+// ends when bufs are full or no wire has anything left. It returns how many packets
+// there are.
 func (d *Device) fill(bufs [][]byte, sizes []int, offset, turns int) (n int) {
 	r := &d.reader
-	for n < len(bufs) {
+	for turn := 0; n < len(bufs); {
 		if r.unit.empty() {
-			if turns == 0 || !d.pull() {
+			if turn >= turns || !d.pull() {
 				break
 			}
-			turns--
+			turn++
+			if r.unit.segment > 0 {
+				turns = len(bufs)
+			}
 		}
 		n += d.pack(bufs[n:], sizes[n:], offset)
 	}
