@@ -74,7 +74,7 @@ func (k *Kernel) hidden(ctx context.Context, found []Found) (hidden []Found) {
 	}
 	for _, d := range devices {
 		tag, ok := plan.ParseTag(d.Tag)
-		if ok && tag.Owner == k.name && !slices.ContainsFunc(found, func(f Found) bool { return f.Tag == tag }) {
+		if ok && tag.Owner == k.name && !slices.ContainsFunc(found, func(f Found) bool { return f.Tag.Device() == tag }) {
 			hidden = append(hidden, Found{Tag: tag, NetNS: d.NetNS, Name: d.Name, LinkKind: "tun", Hidden: true})
 		}
 	}
@@ -137,7 +137,7 @@ func (k *Kernel) WireGuardKey(ctx context.Context, key, wireID string) (private 
 		if f.Tag.ID != wireID {
 			continue
 		}
-		status, exists, err := k.wireguard.Read(ctx, ns, f.Name, f.Tag.String())
+		status, exists, err := k.wireguard.Read(ctx, ns, f.Name, f.Tag.Device().String())
 		if err == nil && exists && status.PrivateKey != [32]byte{} {
 			return status.PrivateKey, status.Port, true
 		}

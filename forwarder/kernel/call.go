@@ -25,6 +25,8 @@ type call struct {
 	wire  plan.Wire
 	sites map[string]*site // by namespace key; the underlay's under ""
 	brief bool             // observe only what plan.Removal needs
+
+	unsettled []plan.Step // executed, see settle
 }
 
 // site is a namespace as one call works with it.
@@ -105,10 +107,12 @@ func (s *site) read(w plan.Wire) error {
 			return err
 		}
 		s.ends[e.Side] = found
-		if found.link != nil {
-			a := found.link.Attrs()
-			s.index[a.Name] = a.Index
-			s.ipv6Off[a.Name] = s.ipv6 && readSysctl("net/ipv6/conf/"+a.Name+"/disable_ipv6") == "1"
+		for _, l := range []netlink.Link{found.link, found.aside} {
+			if l != nil {
+				a := l.Attrs()
+				s.index[a.Name] = a.Index
+				s.ipv6Off[a.Name] = s.ipv6 && readSysctl("net/ipv6/conf/"+a.Name+"/disable_ipv6") == "1"
+			}
 		}
 	}
 	s.newIPv6Off = s.ipv6 && readSysctl("net/ipv6/conf/default/disable_ipv6") == "1"

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/openvwire/nsm/forwarder/netns"
@@ -22,12 +23,27 @@ import (
 func (c *call) doUnlessCancelled(step plan.Step) error {
 	err := c.ctx.Err()
 	if err == nil {
+		if removes(step) {
+			c.settle()
+		}
 		err = c.do(step)
 	}
 	if err != nil {
 		c.ctx = context.WithoutCancel(c.ctx)
+		return err
 	}
-	return err
+	c.unsettled = append(c.unsettled, step)
+	return nil
+}
+
+// removes reports whether a step takes something away that may carry packets until
+// then.
+func removes(step plan.Step) bool {
+	switch step.(type) {
+	case plan.DelLink, plan.DelAddr, plan.DelRoute, plan.DelRule:
+		return true
+	}
+	return false
 }
 
 // do executes one step. What is to be removed and is not there is no error.
@@ -64,6 +80,8 @@ func (c *call) doOnLink(step plan.Step) error {
 	}
 	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index, Name: at.Name}}
 	switch step := step.(type) {
+	case plan.Rename:
+		return s.rename(index, step)
 	case plan.SetAlias:
 		s.known.remember(step.Tag.String(), step.Name)
 		return s.nl.LinkSetAlias(link, step.Tag.String())
@@ -91,6 +109,31 @@ func (c *call) doOnLink(step plan.Step) error {
 		return gone(s.nl.NeighDel(netlinkNeigh(index, step.Neighbor)))
 	}
 	panic("kernel: unknown step " + step.String())
+}
+
+// rename gives a link name and alias by one message, so that nobody who is killed
+// leaves it with one of them.
+func (s *site) rename(index int, r plan.Rename) error {
+	err := s.ns.Do(func() error {
+		request := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+		header := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		header.Index = int32(index)
+		request.AddData(header)
+		request.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(r.To)))
+		request.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(r.Tag.String())))
+		_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	delete(s.index, r.Name)
+	s.index[r.To] = index
+	s.known.remember(r.Tag.String(), r.To)
+	was := r.Tag
+	was.Aside = !was.Aside
+	s.known.forget(was.String())
+	return nil
 }
 
 // addVeth makes both ends where they belong with one RTM_NEWLINK.
@@ -169,8 +212,11 @@ func (s *site) addVXLANIn(ns *netns.Handle, v plan.AddVXLAN) error {
 func (c *call) delLink(d plan.DelLink) error {
 	s := c.sites[d.NetNS]
 	defer delete(s.index, d.Name)
+	if d.Tag.Aside {
+		defer s.known.forget(d.Tag.String())
+	}
 	if d.Kind == plan.KindWireGuard && c.k.wireguard != nil {
-		if err := c.k.wireguard.Delete(c.ctx, s.ns, d.Name, d.Tag.String()); err != nil {
+		if err := c.k.wireguard.Delete(c.ctx, s.ns, d.Name, d.Tag.Device().String()); err != nil {
 			return err
 		}
 		// One that another backend has made may be left.

@@ -27,6 +27,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
@@ -50,6 +53,8 @@ type Kernel struct {
 	underlay   *netns.Handle
 	wireguard  WireGuardBackend
 	log        *slog.Logger
+
+	namesFixed atomic.Bool // see fixNames
 
 	mu sync.Mutex // never held across a system call
 	// tables are the policy tables in use by wire id, so that two calls that
@@ -102,8 +107,19 @@ const maxRounds = 3
 // command that failed; the latter wraps [plan.ErrVNITaken] where another VNI helps.
 //
 // Only the namespaces in w are looked at: whoever moves an end to another
-// namespace removes the wire as it was first.
+// namespace removes what was in the old one.
 func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
+	return k.apply(ctx, w, func(steps []plan.Step) []plan.Step { return steps })
+}
+
+// Switch is Apply that is done as soon as packets take the wire as desired. Links that
+// they took before are left, set aside, since some may be under way there: the next
+// Apply deletes them.
+func (k *Kernel) Switch(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
+	return k.apply(ctx, w, plan.Urgent)
+}
+
+func (k *Kernel) apply(ctx context.Context, w plan.Wire, part func([]plan.Step) []plan.Step) ([]plan.Step, error) {
 	if w.Owner == "" {
 		w.Owner = k.name
 	}
@@ -121,7 +137,13 @@ func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
 
 	var done []plan.Step
 	for range maxRounds {
-		steps, err := k.applyOnce(c, &done)
+		steps, err := k.applyOnce(c, part, &done)
+		if k.fixNames(err) {
+			c.ctx = ctx
+			if err = c.reload(); err == nil {
+				steps, err = k.applyOnce(c, part, &done)
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -132,13 +154,25 @@ func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
 			return nil, err
 		}
 	}
-	c.settle(done)
+	c.settle()
 	return done, nil
 }
 
-// applyOnce observes and executes the difference. It appends the steps to
+// fixNames reports whether err says that this kernel does not rename links that are
+// up, as it does since Linux 6.2, and remembers it: links are then deleted before
+// others take their places.
+func (k *Kernel) fixNames(err error) bool {
+	var failed *plan.StepError
+	if !errors.As(err, &failed) || !errors.Is(failed.Err, unix.EBUSY) {
+		return false
+	}
+	_, rename := failed.Step.(plan.Rename)
+	return rename && k.namesFixed.CompareAndSwap(false, true)
+}
+
+// applyOnce observes and executes a part of the difference. It appends the steps to
 // done, or takes all of done back.
-func (k *Kernel) applyOnce(c *call, done *[]plan.Step) (steps []plan.Step, err error) {
+func (k *Kernel) applyOnce(c *call, part func([]plan.Step) []plan.Step, done *[]plan.Step) (steps []plan.Step, err error) {
 	seen, err := c.observe()
 	if err != nil {
 		return nil, err
@@ -146,7 +180,8 @@ func (k *Kernel) applyOnce(c *call, done *[]plan.Step) (steps []plan.Step, err e
 	if err := plan.Conflict(c.wire, seen); err != nil {
 		return nil, err
 	}
-	steps = k.planAndReserve(c.wire, seen)
+	seen.NamesFixed = k.namesFixed.Load()
+	steps = part(k.planAndReserve(c.wire, seen))
 	if err := plan.Execute(steps, c.doUnlessCancelled); err != nil {
 		k.giveBack(steps, false)
 		failed := new(plan.StepError)

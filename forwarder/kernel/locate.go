@@ -17,6 +17,7 @@ type located struct {
 	link   netlink.Link // nil: nowhere
 	tagged bool         // by its alias; otherwise by its MAC address alone
 	taken  bool         // another link has the end's name
+	aside  netlink.Link // one that was set aside; nil: none
 }
 
 // known is what a Kernel remembers of a namespace, for as long as the table
@@ -51,7 +52,8 @@ func (k *known) hasNone(owner, wireID string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, side := range []plan.Side{plan.Client, plan.Endpoint} {
-		if k.names[plan.Tag{Owner: owner, ID: wireID, Side: side}.String()] != "" {
+		tag := plan.Tag{Owner: owner, ID: wireID, Side: side}
+		if k.names[tag.String()] != "" || k.names[tag.SetAside().String()] != "" {
 			return false
 		}
 	}
@@ -88,33 +90,43 @@ func (k *known) learn(owner string, links []netlink.Link) {
 	}
 }
 
-// locate finds the link of one end.
+// sought is what the links of an end are known by.
+type sought struct {
+	name       string // that it is to have
+	tag, aside string
+	mac        string
+}
+
+// locate finds the links of one end.
 func (s *site) locate(w plan.Wire, e plan.End) (located, error) {
-	tag, mac := w.Tag(e.Side).String(), macOf(w, e)
-	name, listed := s.known.hint(tag, mac)
+	what := sought{name: e.Name, tag: w.Tag(e.Side).String(), aside: w.Tag(e.Side).SetAside().String(), mac: macOf(w, e)}
+	hint, listed := s.known.hint(what.tag, what.mac)
+	aside, _ := s.known.hint(what.aside, "")
 	if listed {
-		found, sure, err := s.locateByName(e.Name, name, tag, mac)
+		found, sure, err := s.locateByName(what, hint, aside)
 		if err != nil || sure {
 			return found, err
 		}
-		s.known.forget(tag, mac)
+		s.known.forget(what.tag, what.aside, what.mac)
 	}
 	links, err := dump(s.nl.LinkList)
 	if err != nil {
 		return located{}, err
 	}
 	s.known.learn(w.Owner, links)
-	return choose(links, e.Name, tag, mac), nil
+	return choose(links, what), nil
 }
 
-// locateByName asks for the two names that the link can have. It is unsure if
-// there was a hint and it was wrong.
-func (s *site) locateByName(wanted, hint, tag, mac string) (found located, sure bool, err error) {
+// locateByName asks for the names that the links can have. It is unsure if there was
+// a hint and it was wrong.
+func (s *site) locateByName(what sought, hint, aside string) (found located, sure bool, err error) {
 	var links []netlink.Link
-	for _, name := range []string{wanted, hint} {
-		if name == "" || (name == wanted && len(links) > 0) {
+	asked := map[string]bool{"": true}
+	for _, name := range []string{what.name, hint, aside} {
+		if asked[name] {
 			continue
 		}
+		asked[name] = true
 		l, err := s.nl.LinkByName(name)
 		if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
 			continue
@@ -124,23 +136,25 @@ func (s *site) locateByName(wanted, hint, tag, mac string) (found located, sure 
 		}
 		links = append(links, l)
 	}
-	found = choose(links, wanted, tag, mac)
-	return found, hint == "" || found.link != nil, nil
+	found = choose(links, what)
+	return found, (hint == "" || found.link != nil) && (aside == "" || found.aside != nil), nil
 }
 
-// choose picks the end's link from links.
-func choose(links []netlink.Link, name, tag, mac string) (found located) {
+// choose picks the end's links from links.
+func choose(links []netlink.Link, what sought) (found located) {
 	for _, l := range links {
 		a := l.Attrs()
 		switch {
-		case a.Alias == tag:
+		case a.Alias == what.tag:
 			found.link, found.tagged = l, true
-		case a.Alias == "" && a.HardwareAddr.String() == mac && !found.tagged:
+		case a.Alias == what.aside:
+			found.aside = l
+		case a.Alias == "" && a.HardwareAddr.String() == what.mac && !found.tagged:
 			found.link = l
 		}
 	}
 	for _, l := range links {
-		if l.Attrs().Name == name && l != found.link {
+		if l.Attrs().Name == what.name && l != found.link {
 			found.taken = true
 		}
 	}

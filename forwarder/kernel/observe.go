@@ -40,29 +40,41 @@ func (c *call) observeEnd(e plan.End, orphans bool) (plan.ObservedEnd, error) {
 	at := s.ends[e.Side]
 	o.Taken = at.taken
 	r := routing{site: s}
-	if at.link != nil {
-		a := at.link.Attrs()
-		r.link = a.Index
-		o.Found, o.Tagged = true, at.tagged
-		o.Name, o.LinkKind, o.MTU, o.MAC = a.Name, linkKind(at.link), a.MTU, a.HardwareAddr
-		if !c.brief {
-			if err := c.observeLink(at.link, e, &o, &r); err != nil {
-				return o, err
-			}
-		}
+	o.Tagged = at.tagged
+	if err := c.observeLink(at.link, e, &o, &r); err != nil {
+		return o, err
 	}
 	var err error
-	o.Tables, err = r.tables(orphans, c.brief)
-	if err == nil && len(e.Policies) > 0 && !c.brief {
+	if o.Tables, err = r.tables(orphans, c.brief); err != nil {
+		return o, err
+	}
+	if at.aside != nil {
+		o.Aside = &plan.ObservedEnd{Tagged: true}
+		if err := c.observeLink(at.aside, e, o.Aside, &r); err != nil {
+			return o, err
+		}
+		if o.Aside.Tables, err = r.tables(false, c.brief); err != nil {
+			return o, err
+		}
+	}
+	if len(e.Policies) > 0 && !c.brief {
 		o.UsedTables, err = r.used()
 	}
 	return o, err
 }
 
-// observeLink fills in what is known about an existing link.
+// observeLink fills in what is known about a link, if there is one.
 func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *routing) (err error) {
+	if l == nil {
+		return nil
+	}
 	s, a := r.site, l.Attrs()
-	o.Name, o.Index, o.LinkKind, o.MTU, o.MAC = a.Name, a.Index, linkKind(l), a.MTU, a.HardwareAddr
+	r.link = a.Index
+	o.Found = true
+	o.Name, o.Index, o.Peer, o.LinkKind, o.MTU, o.MAC = a.Name, a.Index, a.ParentIndex, linkKind(l), a.MTU, a.HardwareAddr
+	if c.brief {
+		return nil
+	}
 	o.Up, o.State = a.Flags&net.FlagUp != 0, a.OperState.String()
 	o.IPv6Off = s.ipv6Off[a.Name]
 	if st := a.Statistics; st != nil {
@@ -135,7 +147,7 @@ func (s *site) neighbors(link int) (neighbors []plan.Neighbor, err error) {
 // routing reads the routes and rules of a site, only if needed.
 type routing struct {
 	site   *site
-	link   int                  // index of the wire's link; 0: none
+	link   int                  // index of the link that is looked at; 0: none
 	cached map[int][]ownedRoute // by link; 0: of all links
 }
 

@@ -18,14 +18,17 @@ import (
 // would have been without waiting.
 const settleTimeout = time.Second
 
-// settle waits until the wire carries its first packet. The kernel finishes
+// settle waits until the wire carries packets over what was made since the last time:
+// before anything goes that it takes the place of, and at the end. The kernel finishes
 // two things in the background after it has said yes:
 //
 //   - the end that was switched on first gets its carrier, and with it its
 //     queue, from a work item; asking for the link state by ethtool runs it now;
 //   - an IPv6 address answers only when the work item of duplicate address
 //     detection, which NODAD makes short, has run; then it is announced.
-func (c *call) settle(done []plan.Step) {
+func (c *call) settle() {
+	done := c.unsettled
+	c.unsettled = nil
 	pending := make(map[*site]map[usable]bool)
 	for _, step := range done {
 		switch step := step.(type) {

@@ -14,6 +14,7 @@ import (
 	"github.com/openvwire/nsm/forwarder/kernel/memkernel"
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/internal/nstest"
 )
 
 // history is a wire's life: each version is applied to what the one before left.
@@ -53,6 +54,9 @@ func TestTwin(t *testing.T) {
 	n := newNode(t, "fwd")
 	client, endpoint := n.workload(), n.workload()
 	twin := memkernel.New("fwd")
+	if !nstest.RenamesUp() {
+		twin.FixNames()
+	}
 	for i, w := range history(client, endpoint) {
 		real, mem := mustApply(t, n, w), mustApply(t, twin, w)
 		if i == 1 && len(real) != 0 {

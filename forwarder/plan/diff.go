@@ -32,13 +32,16 @@ func Conflict(w Wire, seen Observed) error {
 // of conflict (see [Conflict]).
 //
 // New things come before the old ones go, so that a change of address or route
-// leaves no gap. Links are kept if they can be, and made anew if not.
+// leaves no gap. Links are kept if they can be. One that cannot is set aside, carries
+// packets until the new one does, and goes at the very end: what may be still under
+// way then is for the caller to wait for, see [Urgent].
 func Diff(w Wire, seen Observed) []Step {
 	d := differ{
 		wire:    w,
 		ends:    make([]wanted, len(w.Ends)),
 		seen:    append([]ObservedEnd(nil), seen.Ends...),
 		wgKind:  seen.WireGuardKind,
+		fixed:   seen.NamesFixed,
 		used:    make(map[string]map[int]bool),
 		sysctls: make(map[SetSysctl]bool),
 	}
@@ -51,16 +54,26 @@ func Diff(w Wire, seen Observed) []Step {
 			d.used[e.NetNS][table] = true
 		}
 	}
+	d.comeBack()
 	if !d.linksFit() {
-		d.deleteLinks()
+		d.makeWay()
 		d.makeLinks()
 	}
 	for i := range d.ends {
 		d.link(i)
 	}
 	for i := range d.ends {
-		d.addressing(i)
+		d.addresses(i)
 	}
+	policies := make([]changedPolicies, len(d.ends))
+	for i := range slices.Backward(d.ends) { // whom the client reaches can answer
+		policies[i] = d.matchPolicies(i)
+		d.newRoutes(i, policies[i].add)
+	}
+	for i := range d.ends {
+		d.oldAddressing(i, policies[i].remove)
+	}
+	d.retire()
 	return d.steps
 }
 
@@ -76,6 +89,7 @@ type differ struct {
 	ends    []wanted
 	seen    []ObservedEnd           // as the steps so far leave them
 	wgKind  string                  // see Observed
+	fixed   bool                    // see Observed.NamesFixed
 	used    map[string]map[int]bool // by namespace: table numbers not free
 	sysctls map[SetSysctl]bool      // already among the steps
 	steps   []Step
@@ -100,27 +114,55 @@ func (d *differ) linksFit() bool {
 			return false
 		}
 	}
-	return true
+	return d.wire.Kind != KindVeth || isPair(d.seen[0], d.seen[1])
 }
+
+// isPair reports whether two ends are those of one veth.
+func isPair(a, b ObservedEnd) bool { return a.Peer == b.Index && b.Peer == a.Index }
 
 // deleteLinks deletes the rules and then the links that are there. Addresses,
 // routes and neighbours go with the links.
 func (d *differ) deleteLinks() {
 	for i := range d.seen {
-		for _, t := range d.seen[i].Tables {
-			if t.HasRule {
-				d.add(DelRule{NetNS: d.wire.Ends[i].NetNS, Rule: t.Rule})
-			}
-		}
+		d.delRules(i, d.seen[i].Tables)
 		d.seen[i].Tables = nil
 	}
-	pairGone := false
-	for i, s := range d.seen {
-		e := d.wire.Ends[i]
-		if s.Found && !pairGone {
-			kind := kindOf(s.LinkKind)
-			d.add(DelLink{Link: Link{NetNS: e.NetNS, Name: s.Name}, Tag: d.wire.Tag(e.Side), Kind: kind})
-			pairGone = kind == KindVeth
+	for i := range d.seen {
+		d.deleteAside(i)
+		if s := d.seen[i]; s.Found {
+			d.deleteLink(i, s, d.wire.Tag(d.wire.Ends[i].Side))
+			d.seen[i].Found = false
+		}
+	}
+}
+
+func (d *differ) delRules(i int, tables []PolicyTable) {
+	for _, t := range tables {
+		if t.HasRule {
+			d.add(DelRule{NetNS: d.wire.Ends[i].NetNS, Rule: t.Rule})
+		}
+	}
+}
+
+// deleteLink deletes a link of an end, and notes that with one end of a pair the
+// other one goes.
+func (d *differ) deleteLink(i int, l ObservedEnd, tag Tag) {
+	kind := kindOf(l.LinkKind)
+	d.add(DelLink{Link: Link{NetNS: d.wire.Ends[i].NetNS, Name: l.Name}, Tag: tag, Kind: kind})
+	if kind != KindVeth {
+		return
+	}
+	for j := range d.seen {
+		o := &d.seen[j]
+		if j == i {
+			continue
+		}
+		if o.Found && kindOf(o.LinkKind) == KindVeth && isPair(*o, l) {
+			o.Found = false
+		}
+		if a := o.Aside; a != nil && kindOf(a.LinkKind) == KindVeth && isPair(*a, l) {
+			d.delRules(j, a.Tables)
+			o.Aside = nil
 		}
 	}
 }
@@ -133,7 +175,7 @@ func (d *differ) makeLinks() {
 		old := d.seen[i]
 		d.seen[i] = ObservedEnd{
 			Found: true, Name: e.Name, MTU: e.MTU, MAC: e.MAC,
-			IPv6Off: old.NewIPv6Off, PingClosed: old.PingClosed, Tables: old.Tables,
+			IPv6Off: old.NewIPv6Off, PingClosed: old.PingClosed, Tables: old.Tables, Aside: old.Aside,
 		}
 	}
 	switch w := d.wire; w.Kind {
@@ -192,11 +234,9 @@ func (g WireGuard) satisfiedBy(seen WireGuard) bool {
 	return g == seen
 }
 
-// addressing brings what hangs on the link in order.
-func (d *differ) addressing(i int) {
-	e, s, l := d.ends[i], d.seen[i], d.linkOf(i)
-	newPolicies, oldPolicies := d.matchPolicies(i)
-
+// addresses adds the neighbours and addresses that the link has not.
+func (d *differ) addresses(i int) {
+	e, s, l := d.ends[i], &d.seen[i], d.linkOf(i)
 	for _, n := range without(e.Neighbors, s.Neighbors, sameNeighbor) {
 		d.add(AddNeighbor{Link: l, Neighbor: n, Old: macOf(s.Neighbors, n.IP)})
 	}
@@ -211,15 +251,24 @@ func (d *differ) addressing(i int) {
 		}
 		d.add(AddAddr{Link: l, Addr: a})
 	}
+}
+
+// newRoutes adds the routes and rules that are missing.
+func (d *differ) newRoutes(i int, policies []PolicyTable) {
+	e, s, l := d.ends[i], d.seen[i], d.linkOf(i)
 	d.addRoutes(l, Main, without(e.Routes, s.Routes, same))
-	for _, t := range newPolicies {
+	for _, t := range policies {
 		d.addRoutes(l, t.Rule.Table, t.Routes)
 		if t.HasRule {
 			d.add(AddRule{NetNS: l.NetNS, Rule: t.Rule})
 		}
 	}
+}
 
-	for _, t := range oldPolicies {
+// oldAddressing removes what hangs on the link and is not wanted.
+func (d *differ) oldAddressing(i int, policies []PolicyTable) {
+	e, s, l := d.ends[i], d.seen[i], d.linkOf(i)
+	for _, t := range policies {
 		if t.HasRule {
 			d.add(DelRule{NetNS: l.NetNS, Rule: t.Rule})
 		}
@@ -236,10 +285,13 @@ func (d *differ) addressing(i int) {
 	}
 }
 
+// changedPolicies are those that are missing and those that are too many.
+type changedPolicies struct{ add, remove []PolicyTable }
+
 // matchPolicies compares policies and returns what to add and what to remove.
 // A policy whose rule is there keeps its table, with routes added and removed; if
 // its place among the policies has changed the rule is made anew.
-func (d *differ) matchPolicies(i int) (add, remove []PolicyTable) {
+func (d *differ) matchPolicies(i int) (changed changedPolicies) {
 	e, seen := d.ends[i], d.seen[i].Tables
 	kept := make([]bool, len(seen))
 	shared := make(map[int]int) // by priority, hence policy: table of the other family's rule
@@ -253,7 +305,7 @@ func (d *differ) matchPolicies(i int) (add, remove []PolicyTable) {
 				shared[at] = d.freeTable(e.NetNS)
 			}
 			want.Rule.Table = shared[at]
-			add = append(add, want)
+			changed.add = append(changed.add, want)
 			continue
 		}
 		kept[have] = true
@@ -261,8 +313,8 @@ func (d *differ) matchPolicies(i int) (add, remove []PolicyTable) {
 		want.Rule.Table = t.Rule.Table
 		missing, superfluous := without(want.Routes, t.Routes, same), without(t.Routes, want.Routes, same)
 		if t.Rule.Priority == want.Rule.Priority {
-			add = append(add, PolicyTable{Rule: t.Rule, Routes: missing})
-			remove = append(remove, PolicyTable{Rule: t.Rule, Routes: superfluous})
+			changed.add = append(changed.add, PolicyTable{Rule: t.Rule, Routes: missing})
+			changed.remove = append(changed.remove, PolicyTable{Rule: t.Rule, Routes: superfluous})
 			continue
 		}
 		// The rule in the right place may be there too, if whoever made it was killed
@@ -271,15 +323,15 @@ func (d *differ) matchPolicies(i int) (add, remove []PolicyTable) {
 		if other >= 0 {
 			kept[other] = true
 		}
-		add = append(add, PolicyTable{Rule: want.Rule, HasRule: other < 0, Routes: missing})
-		remove = append(remove, PolicyTable{Rule: t.Rule, HasRule: true, Routes: superfluous})
+		changed.add = append(changed.add, PolicyTable{Rule: want.Rule, HasRule: other < 0, Routes: missing})
+		changed.remove = append(changed.remove, PolicyTable{Rule: t.Rule, HasRule: true, Routes: superfluous})
 	}
 	for j, t := range seen {
 		if !kept[j] {
-			remove = append(remove, t)
+			changed.remove = append(changed.remove, t)
 		}
 	}
-	return add, remove
+	return changed
 }
 
 // freeTable takes the first free table number from 1 on (protocol §2.15).

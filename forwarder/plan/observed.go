@@ -29,6 +29,8 @@ type Observed struct {
 	// WireGuardKind is the LinkKind that a WireGuard device has when it is made
 	// now: one that was made in another way cannot be configured. Empty: any.
 	WireGuardKind string
+	// NamesFixed says that the kernel does not rename links that are up.
+	NamesFixed bool
 }
 
 // ObservedEnd is one end as it is. Save for the last group, fields mean
@@ -40,6 +42,7 @@ type ObservedEnd struct {
 	Tagged   bool
 	Name     string
 	Index    int
+	Peer     int    // veth: index of the other end, in its namespace
 	LinkKind string // as rtnetlink names it
 	MTU      int    // bytes
 	MAC      net.HardwareAddr
@@ -56,6 +59,10 @@ type ObservedEnd struct {
 	PeerRx        uint64    // WireGuard: bytes from the peer, its overhead included
 	PeerTx        uint64    // WireGuard: bytes to the peer, likewise
 	Counters      Counters
+
+	// Aside is the link whose place another one takes, or was about to take when
+	// whoever had set it aside was killed. nil: there is none.
+	Aside *ObservedEnd
 
 	// About the namespace, whether or not there is a link:
 
@@ -115,16 +122,29 @@ type Found struct {
 }
 
 // Wires groups the ends found, in whatever order they come, into wires: enough of
-// each to remove it, with the client's end first, as in every Wire.
+// each to remove it, with the client's end first, as in every Wire. A link that was set
+// aside is an end only where no other one has taken its place.
 func Wires(found []Found) []Wire {
 	var wires []Wire
 	index := make(map[string]int) // by wire id
+	found = slices.Clone(found)
+	slices.SortStableFunc(found, func(a, b Found) int { // the ends that links were set aside for come first
+		if a.Tag.Aside == b.Tag.Aside {
+			return 0
+		} else if b.Tag.Aside {
+			return -1
+		}
+		return 1
+	})
 	for _, f := range found {
 		i, ok := index[f.Tag.ID]
 		if !ok {
 			i = len(wires)
 			index[f.Tag.ID] = i
 			wires = append(wires, Wire{ID: f.Tag.ID, Owner: f.Tag.Owner, Kind: kindOf(f.LinkKind)})
+		}
+		if f.Tag.Aside && slices.ContainsFunc(wires[i].Ends, func(e End) bool { return e.NetNS == f.NetNS && e.Side == f.Tag.Side }) {
+			continue
 		}
 		wires[i].Ends = append(wires[i].Ends, End{NetNS: f.NetNS, Name: f.Name, Side: f.Tag.Side})
 	}

@@ -37,7 +37,7 @@ func TestDiffReachesDesiredState(t *testing.T) {
 }
 
 // A failure at any step leaves what was there before, unless links had to be
-// replaced: then nothing is left.
+// deleted first: then nothing is left.
 func TestFailureIsUndone(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k := memkernel.New("fwd")
@@ -60,7 +60,7 @@ func TestFailureIsUndone(t *testing.T) {
 			t.Fatal("no error")
 		}
 		after := observe(t, k, want)
-		if replaced(steps[:at]) {
+		if deleted(steps[:at]) {
 			for i, e := range after.Ends {
 				if e.Found || len(e.Tables) > 0 {
 					t.Fatalf("left behind at end %d: %+v", i, e)
@@ -182,7 +182,7 @@ func sorted[T any](list []T) []T {
 	return list
 }
 
-func replaced(steps []plan.Step) bool {
+func deleted(steps []plan.Step) bool {
 	return slices.ContainsFunc(steps, func(s plan.Step) bool { _, is := s.(plan.DelLink); return is })
 }
 

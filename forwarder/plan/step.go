@@ -86,6 +86,14 @@ type (
 		Kind Kind
 	}
 
+	// Rename gives a link another name and tag in one go: it is set aside, or comes
+	// back. A link that is up stays so, on Linux 6.2 or later.
+	Rename struct {
+		Link
+		To  string
+		Tag Tag // that it has then
+	}
+
 	// SetAlias tags a link.
 	SetAlias struct {
 		Link
@@ -167,6 +175,10 @@ func Inverse(s Step) Step {
 			return nil // there is nothing to go back to
 		}
 		return ConfigureWireGuard{Link: s.Link, Tag: s.Tag, WireGuard: *s.Old, Old: &s.WireGuard}
+	case Rename:
+		tag := s.Tag
+		tag.Aside = !tag.Aside
+		return Rename{Link: Link{NetNS: s.NetNS, Name: s.To}, To: s.Name, Tag: tag}
 	case SetMTU:
 		return SetMTU{Link: s.Link, MTU: s.Old, Old: s.MTU}
 	case SetMAC:
@@ -242,6 +254,9 @@ func (l Link) set(ns namer, what string) string {
 
 func (s DelLink) command(ns namer) string {
 	return fmt.Sprintf("ip -n %s link delete %s", ns(s.NetNS), s.Name)
+}
+func (s Rename) command(ns namer) string {
+	return s.set(ns, fmt.Sprintf("name %s alias %s", s.To, s.Tag))
 }
 func (s SetAlias) command(ns namer) string { return s.set(ns, "alias "+s.Tag.String()) }
 func (s SetMTU) command(ns namer) string   { return s.set(ns, fmt.Sprintf("mtu %d", s.MTU)) }
@@ -353,6 +368,7 @@ func (s AddVXLAN) String() string           { return s.command(byKey) }
 func (s AddWireGuard) String() string       { return s.command(byKey) }
 func (s ConfigureWireGuard) String() string { return s.command(byKey) }
 func (s DelLink) String() string            { return s.command(byKey) }
+func (s Rename) String() string             { return s.command(byKey) }
 func (s SetAlias) String() string           { return s.command(byKey) }
 func (s SetMTU) String() string             { return s.command(byKey) }
 func (s SetMAC) String() string             { return s.command(byKey) }

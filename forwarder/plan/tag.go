@@ -14,16 +14,37 @@ type Tag struct {
 	Owner string // forwarder; has no colon
 	ID    string // wire
 	Side  Side
+	Aside bool // another link takes the place of this one; the ifalias ends in "~"
 }
 
-const tagPrefix = "nsm:"
+const (
+	tagPrefix = "nsm:"
+	asideMark = "~"
+)
 
 // maxTag is the longest ifalias the kernel takes, in bytes (IFALIASZ less the final NUL).
 const maxTag = 255
 
 // String returns the ifalias.
 func (t Tag) String() string {
-	return tagPrefix + t.Owner + ":" + t.ID + ":" + string(t.Side)
+	s := tagPrefix + t.Owner + ":" + t.ID + ":" + string(t.Side)
+	if t.Aside {
+		s += asideMark
+	}
+	return s
+}
+
+// SetAside returns the tag of the link that another one takes the place of.
+func (t Tag) SetAside() Tag {
+	t.Aside = true
+	return t
+}
+
+// Device returns the tag that a WireGuard device has at its backend, which does not know
+// whether the link is set aside.
+func (t Tag) Device() Tag {
+	t.Aside = false
+	return t
 }
 
 // ParseTag reads an ifalias; false means that it is not one of ours.
@@ -40,7 +61,8 @@ func ParseTag(alias string) (Tag, bool) {
 	if last < 0 {
 		return Tag{}, false
 	}
-	t := Tag{Owner: owner, ID: rest[:last], Side: Side(rest[last+1:])}
+	side, aside := strings.CutSuffix(rest[last+1:], asideMark)
+	t := Tag{Owner: owner, ID: rest[:last], Side: Side(side), Aside: aside}
 	if t.Owner == "" || t.ID == "" || (t.Side != Client && t.Side != Endpoint) {
 		return Tag{}, false
 	}

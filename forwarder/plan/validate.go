@@ -19,7 +19,7 @@ func (w Wire) Validate() error {
 	if w.ID == "" || w.Owner == "" || strings.Contains(w.Owner, ":") {
 		return nserr.BadRequest.Errorf("wire %q of owner %q needs an id, and an owner without colon", w.ID, w.Owner)
 	}
-	if tag := w.Tag(Client).String(); len(tag) > maxTag || strings.ContainsFunc(tag, isControl) {
+	if tag := w.Tag(Client).SetAside().String(); len(tag) > maxTag || strings.ContainsFunc(tag, isControl) {
 		return nserr.BadRequest.Errorf("wire id %.40q… does not fit the ifalias of a link", w.ID)
 	}
 	if err := w.checkShape(); err != nil {

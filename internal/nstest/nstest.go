@@ -57,6 +57,18 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
+// RenamesUp reports whether this kernel renames links that are up, as it does since
+// Linux 6.2. Where it does not, wires are interrupted when their links are replaced.
+func RenamesUp() bool {
+	var u unix.Utsname
+	var major, minor int
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 2)
+}
+
 // enter starts the binary again in fresh namespaces.
 func enter() {
 	runtime.LockOSThread()

@@ -36,6 +36,8 @@ type Kernel struct {
 	Fail func(plan.Step) error
 
 	mu         sync.Mutex
+	links      int // made so far
+	namesFixed bool
 	namespaces map[string]*namespace
 	wireguard  string // link kind of WireGuard devices to come
 
@@ -51,6 +53,7 @@ type namespace struct {
 }
 
 type link struct {
+	index     int
 	kind      string
 	alias     string
 	mtu       int
@@ -62,8 +65,9 @@ type link struct {
 	neighbors []plan.Neighbor
 	vxlan     *plan.VXLAN
 	wireguard *plan.WireGuard
+	device    plan.Tag  // of WireGuard: what its backend knows it by
 	handshake time.Time // last with the WireGuard peer
-	peer      plan.Link // veth only
+	peer      *link     // veth only: the other end
 }
 
 type route struct {
@@ -110,6 +114,13 @@ func (k *Kernel) RemoveLink(key, name string) {
 	delete(k.namespace(key).links, name)
 }
 
+// FixNames has links that are up keep their names, as before Linux 6.2.
+func (k *Kernel) FixNames() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.namesFixed = true
+}
+
 // SetIPv6Off sets disable_ipv6 for links to come.
 func (k *Kernel) SetIPv6Off(key string, off bool) {
 	k.mu.Lock()
@@ -120,6 +131,15 @@ func (k *Kernel) SetIPv6Off(key string, off bool) {
 // Apply is like the real one: it checks, observes, and executes the difference
 // or nothing.
 func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
+	return k.apply(ctx, w, func(steps []plan.Step) []plan.Step { return steps })
+}
+
+// Switch is like the real one.
+func (k *Kernel) Switch(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
+	return k.apply(ctx, w, plan.Urgent)
+}
+
+func (k *Kernel) apply(ctx context.Context, w plan.Wire, part func([]plan.Step) []plan.Step) ([]plan.Step, error) {
 	if w.Owner == "" {
 		w.Owner = k.owner
 	}
@@ -135,7 +155,7 @@ func (k *Kernel) Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error) {
 	if err := plan.Conflict(w, seen); err != nil {
 		return nil, err
 	}
-	steps := plan.Diff(w, seen)
+	steps := part(plan.Diff(w, seen))
 	if err := k.execute(steps); err != nil {
 		return nil, err
 	}
@@ -316,6 +336,18 @@ func (k *Kernel) Has(key string, a netip.Addr) bool {
 	return false
 }
 
+// Routes reports whether a link in the namespace has a route to dst in the main table.
+func (k *Kernel) Routes(key string, dst netip.Prefix) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, l := range k.namespace(key).links {
+		if slices.ContainsFunc(l.routes, func(r route) bool { return r.table == plan.Main && r.Dst == dst.Masked() }) {
+			return true
+		}
+	}
+	return false
+}
+
 // Rules returns the number of rules in all namespaces.
 func (k *Kernel) Rules() int {
 	k.mu.Lock()
@@ -340,7 +372,7 @@ func (k *Kernel) observe(ctx context.Context, w plan.Wire) (plan.Observed, error
 	if w.Owner == "" {
 		w.Owner = k.owner
 	}
-	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(w.Ends)), WireGuardKind: k.wireguard}
+	seen := plan.Observed{Ends: make([]plan.ObservedEnd, len(w.Ends)), WireGuardKind: k.wireguard, NamesFixed: k.namesFixed}
 	visited := make(map[string]bool)
 	for i, e := range w.Ends {
 		ns := k.namespace(e.NetNS)
@@ -348,8 +380,10 @@ func (k *Kernel) observe(ctx context.Context, w plan.Wire) (plan.Observed, error
 			return plan.Observed{}, nserr.NoNetNS.Errorf("network namespace %s is gone", e.NetNS)
 		}
 		seen.Ends[i] = ns.observe(w, e, !visited[e.NetNS])
-		if seen.Ends[i].LinkKind != k.wireguard {
-			seen.Ends[i].WireGuard = nil
+		for _, o := range []*plan.ObservedEnd{&seen.Ends[i], seen.Ends[i].Aside} {
+			if o != nil && o.LinkKind != k.wireguard {
+				o.WireGuard = nil
+			}
 		}
 		visited[e.NetNS] = true
 	}
@@ -363,31 +397,45 @@ func (ns *namespace) observe(w plan.Wire, e plan.End, orphans bool) plan.Observe
 	if mac == nil {
 		mac = plan.MAC(w.ID, e.Side)
 	}
-	var mine *link
+	var mine, aside *link
 	for name, l := range ns.links {
 		tagged := l.alias == w.Tag(e.Side).String()
 		untagged := l.alias == "" && slices.Equal(l.mac, mac)
 		if tagged || (untagged && mine == nil) {
 			mine, o.Name, o.Tagged = l, name, tagged
+		} else if l.alias == w.Tag(e.Side).SetAside().String() {
+			aside, o.Aside = l, &plan.ObservedEnd{Name: name, Tagged: true}
 		}
 	}
 	if l, exists := ns.links[e.Name]; exists && l != mine {
 		o.Taken = true
 	}
-	if l := mine; l != nil {
-		o.Found, o.LinkKind, o.MTU, o.MAC, o.Up, o.IPv6Off = true, l.kind, l.mtu, l.mac, l.up, l.ipv6Off
-		o.Addrs = slices.Clone(l.addrs)
-		o.Neighbors = slices.Clone(l.neighbors)
-		o.VXLAN, o.WireGuard, o.LastHandshake = l.vxlan, l.wireguard, l.handshake
-		for _, r := range l.routes {
-			if r.table == plan.Main {
-				o.Routes = append(o.Routes, r.Route)
-			}
-		}
+	if mine != nil {
+		mine.observe(&o)
 	}
 	o.Tables = ns.tables(mine, orphans)
+	if aside != nil {
+		aside.observe(o.Aside)
+		o.Aside.Tables = ns.tables(aside, false)
+	}
 	if len(e.Policies) > 0 {
 		o.UsedTables = ns.usedTables()
 	}
 	return o
+}
+
+// observe fills in what is known about the link.
+func (l *link) observe(o *plan.ObservedEnd) {
+	o.Found, o.Index, o.LinkKind, o.MTU, o.MAC, o.Up, o.IPv6Off = true, l.index, l.kind, l.mtu, l.mac, l.up, l.ipv6Off
+	if l.peer != nil {
+		o.Peer = l.peer.index
+	}
+	o.Addrs = slices.Clone(l.addrs)
+	o.Neighbors = slices.Clone(l.neighbors)
+	o.VXLAN, o.WireGuard, o.LastHandshake = l.vxlan, l.wireguard, l.handshake
+	for _, r := range l.routes {
+		if r.table == plan.Main {
+			o.Routes = append(o.Routes, r.Route)
+		}
+	}
 }

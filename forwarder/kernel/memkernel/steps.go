@@ -3,6 +3,7 @@
 package memkernel
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ func (k *Kernel) do(s plan.Step) error {
 	case plan.AddVXLAN:
 		return k.addVXLAN(s)
 	case plan.AddWireGuard:
-		return k.addLink(plan.NewLink{Link: s.Link, MTU: s.MTU}, &link{kind: k.wireguard})
+		return k.addWireGuard(s)
 	case plan.DelLink:
 		return k.deleteLink(s.Link)
 	case plan.AddRule:
@@ -43,6 +44,16 @@ func (k *Kernel) doOnLink(s plan.Step) error {
 		return syscall.ENODEV
 	}
 	switch s := s.(type) {
+	case plan.Rename:
+		ns := k.namespace(s.NetNS)
+		if k.namesFixed && l.up {
+			return syscall.EBUSY
+		}
+		if _, exists := ns.links[s.To]; exists {
+			return syscall.EEXIST
+		}
+		delete(ns.links, s.Name)
+		ns.links[s.To], l.alias = l, s.Tag.String()
 	case plan.SetAlias:
 		l.alias = s.Tag.String()
 	case plan.ConfigureWireGuard:
@@ -104,15 +115,18 @@ func (k *Kernel) addLink(n plan.NewLink, l *link) error {
 	if l.mtu == 0 {
 		l.mtu = 1500
 	}
-	ns.links[n.Name] = l
+	k.links++
+	ns.links[n.Name], l.index = l, k.links
 	return nil
 }
 
 func (k *Kernel) addVeth(s plan.AddVeth) error {
-	if err := k.addLink(s.A, &link{kind: "veth", peer: s.B.Link}); err != nil {
+	a, b := &link{kind: "veth"}, &link{kind: "veth"}
+	a.peer, b.peer = b, a
+	if err := k.addLink(s.A, a); err != nil {
 		return err
 	}
-	if err := k.addLink(s.B, &link{kind: "veth", peer: s.A.Link}); err != nil {
+	if err := k.addLink(s.B, b); err != nil {
 		delete(k.namespace(s.A.NetNS).links, s.A.Name)
 		return err
 	}
@@ -132,6 +146,19 @@ func (k *Kernel) addVXLAN(s plan.AddVXLAN) error {
 	return k.addLink(s.NewLink, &link{kind: "vxlan", vxlan: &s.VXLAN})
 }
 
+// addWireGuard refuses a second device of one end of a wire: the backend of the first
+// would take it for that.
+func (k *Kernel) addWireGuard(s plan.AddWireGuard) error {
+	for _, ns := range k.namespaces {
+		for _, l := range ns.links {
+			if l.device == s.Tag && l.kind == k.wireguard {
+				return syscall.EEXIST
+			}
+		}
+	}
+	return k.addLink(plan.NewLink{Link: s.Link, MTU: s.MTU}, &link{kind: k.wireguard, device: s.Tag})
+}
+
 func (k *Kernel) deleteLink(at plan.Link) error {
 	links := k.namespace(at.NetNS).links
 	l, ok := links[at.Name]
@@ -139,8 +166,8 @@ func (k *Kernel) deleteLink(at plan.Link) error {
 		return syscall.ENODEV
 	}
 	delete(links, at.Name)
-	if l.kind == "veth" {
-		delete(k.namespace(l.peer.NetNS).links, l.peer.Name)
+	for _, ns := range k.namespaces {
+		maps.DeleteFunc(ns.links, func(_ string, other *link) bool { return other == l.peer })
 	}
 	return nil
 }
