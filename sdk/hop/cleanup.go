@@ -66,9 +66,9 @@ func (c *Cleanup) hold(url string) (p *peer.Peer, release func()) {
 	}
 }
 
-// close sends a Close that survives the caller's giving up. done is closed when it
-// was answered, or has failed.
-func (c *Cleanup) close(ctx context.Context, at *peer.Peer, conn *networkservice.Connection) (done <-chan struct{}) {
+// close sends a Close after a while, which survives the caller's giving up. done is
+// closed when it was answered, or has failed.
+func (c *Cleanup) close(ctx context.Context, at *peer.Peer, conn *networkservice.Connection, after time.Duration) (done <-chan struct{}) {
 	where := place{conn.GetId(), at.URL()}
 	p, release := c.hold(at.URL())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -81,7 +81,13 @@ func (c *Cleanup) close(ctx context.Context, at *peer.Peer, conn *networkservice
 	c.underway[where] = one
 	c.mu.Unlock()
 	c.closing.Go(func() {
-		_ = closeUntil(ctx, p, conn)
+		if after > 0 {
+			select {
+			case <-time.After(after):
+			case <-ctx.Done():
+			}
+		}
+		_ = closeUntil(ctx, p, conn) // which is nothing if ctx has ended
 		release()
 		c.mu.Lock()
 		if c.underway[where] == one {
@@ -174,7 +180,7 @@ func (a *Asking) forget(url string) bool {
 // End has everything closed that was built in vain.
 func (a *Asking) End(ctx context.Context) {
 	for _, l := range a.left {
-		a.cleanup.close(ctx, l.peer, l.conn)
+		a.cleanup.close(ctx, l.peer, l.conn, 0)
 		l.release()
 	}
 	a.left = nil

@@ -196,6 +196,30 @@ func TestOvertakenInVain(t *testing.T) {
 	})
 }
 
+// A Close that is for later is sent then, unless the hop is asked again before.
+func TestCloseLater(t *testing.T) {
+	cleaning(t, func(t *testing.T, n *nextHop, c *Cleanup, p *peer.Peer) {
+		later := func() <-chan struct{} {
+			next := Next{Peer: c.peers.Get(p.URL()), Conn: firstRequest().Connection, unsubscribe: func() {}}
+			return next.CloseLater(t.Context(), nil, time.Second, c)
+		}
+		done := later()
+		time.Sleep(time.Second - 1)
+		expect(t, n)
+		time.Sleep(time.Nanosecond)
+		expect(t, n, "close")
+		<-done
+
+		done = later()
+		if err := tryFor(t.Context(), c, p, time.Second); err != nil {
+			t.Error(err)
+		}
+		<-done
+		time.Sleep(time.Minute)
+		expect(t, n, "request")
+	})
+}
+
 // Stop does not wait for who says nothing.
 func TestCleanupStops(t *testing.T) {
 	cleaning(t, func(t *testing.T, n *nextHop, c *Cleanup, p *peer.Peer) {

@@ -125,7 +125,7 @@ func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, cl
 		return true
 	}
 	n.unsubscribe() // first: that this path ends says nothing of the one that takes its place
-	done := cleanup.close(ctx, n.Peer, n.lastWith(call))
+	done := cleanup.close(ctx, n.Peer, n.lastWith(call), 0)
 	n.Drop()
 	select {
 	case <-done:
@@ -133,6 +133,16 @@ func (n *Next) CloseSoon(ctx context.Context, call *Call, wait time.Duration, cl
 	case <-time.After(wait):
 		return false
 	}
+}
+
+// CloseLater is Close that is sent after a while, in the background, unless the hop is
+// asked again before: what is still under way there may arrive until then. done is
+// closed when it was answered, or will not be sent.
+func (n *Next) CloseLater(ctx context.Context, call *Call, after time.Duration, cleanup *Cleanup) (done <-chan struct{}) {
+	n.unsubscribe()
+	done = cleanup.close(ctx, n.Peer, n.lastWith(call), after)
+	n.Drop()
+	return done
 }
 
 // CloseAt sends a Close that survives the caller's giving up.
