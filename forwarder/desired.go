@@ -231,19 +231,25 @@ func neighborOf(n *networkservice.IpNeighbor) (plan.Neighbor, error) {
 // equalWires reports whether the kernel needs nothing to get from a to b.
 func equalWires(a, b plan.Wire) bool { return reflect.DeepEqual(a, b) }
 
-// inPlace reports whether b can be made from a in place: both are of one kind, and
-// each end of a stands where one of b's is to. Of an adopted wire that need not be
-// all: the namespace of an end may not have been found.
-func inPlace(a, b plan.Wire) bool {
-	stays := func(end plan.End) bool {
+// leaving is a wire of those ends of a that stand where b has none.
+func leaving(a, b plan.Wire) plan.Wire {
+	a.Ends = slices.DeleteFunc(slices.Clone(a.Ends), func(end plan.End) bool {
 		return slices.ContainsFunc(b.Ends, func(e plan.End) bool { return e.NetNS == end.NetNS && e.Side == end.Side })
+	})
+	return a
+}
+
+// besides reports whether the ends that a wire leaves can stand beside the wanted ones
+// for a while: those of two VXLAN devices with one VNI cannot, nor two WireGuard
+// devices of one wire, which have one key and port.
+func besides(leaving, want plan.Wire) bool {
+	switch {
+	case len(leaving.Ends) == 0 || leaving.Kind != want.Kind:
+		return true
+	case want.Kind == plan.KindVXLAN:
+		return leaving.VXLAN != nil && leaving.VXLAN.VNI != want.VXLAN.VNI
 	}
-	for _, end := range a.Ends {
-		if !stays(end) {
-			return false
-		}
-	}
-	return a.Kind == b.Kind
+	return want.Kind == plan.KindVeth
 }
 
 func parseMAC(text string) (net.HardwareAddr, error) {

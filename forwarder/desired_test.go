@@ -5,6 +5,7 @@ package forwarder
 import (
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -240,26 +241,41 @@ func FuzzDesired(f *testing.F) {
 	})
 }
 
-// A wire that an earlier life has left is made whole in place, in whatever order
-// its ends were found and even if one was not; one that has moved is not.
-func TestInPlace(t *testing.T) {
+// What a wire leaves is known in whatever order its ends were found and even if one was
+// not; and whether it may stay until packets take another way.
+func TestLeaving(t *testing.T) {
 	client, endpoint := plan.End{NetNS: "4:1", Side: plan.Client}, plan.End{NetNS: "4:2", Side: plan.Endpoint}
 	moved := plan.End{NetNS: "4:3", Side: plan.Endpoint}
-	veth := func(ends ...plan.End) plan.Wire { return plan.Wire{Kind: plan.KindVeth, Ends: ends} }
-	want := veth(client, endpoint)
+	swapped := []plan.End{{NetNS: "4:2", Side: plan.Client}, {NetNS: "4:1", Side: plan.Endpoint}}
+	wire := func(kind plan.Kind, ends ...plan.End) plan.Wire { return plan.Wire{Kind: kind, Ends: ends} }
+	vxlan := func(vni uint32, end plan.End) plan.Wire {
+		return plan.Wire{Kind: plan.KindVXLAN, VXLAN: &plan.VXLAN{VNI: vni}, Ends: []plan.End{end}}
+	}
+	want := wire(plan.KindVeth, client, endpoint)
 	for name, tt := range map[string]struct {
-		has  plan.Wire
-		stay bool
+		has, want plan.Wire
+		leaves    []plan.End
+		besides   bool
 	}{
-		"the same":             {want, true},
-		"in another order":     {veth(endpoint, client), true},
-		"one end not found":    {veth(endpoint), true},
-		"an end has moved":     {veth(client, moved), false},
-		"the sides have":       {veth(plan.End{NetNS: "4:2", Side: plan.Client}, plan.End{NetNS: "4:1", Side: plan.Endpoint}), false},
-		"another kind of wire": {plan.Wire{Kind: plan.KindVXLAN, Ends: []plan.End{client}}, false},
+		"the same":                  {want, want, nil, true},
+		"in another order":          {wire(plan.KindVeth, endpoint, client), want, nil, true},
+		"one end not found":         {wire(plan.KindVeth, endpoint), want, nil, true},
+		"an end has moved":          {wire(plan.KindVeth, client, moved), want, []plan.End{moved}, true},
+		"the sides have":            {wire(plan.KindVeth, swapped...), want, swapped, true},
+		"another kind of wire":      {wire(plan.KindVXLAN, client), want, nil, true},
+		"another kind, elsewhere":   {wire(plan.KindWireGuard, moved), want, []plan.End{moved}, true},
+		"VXLAN elsewhere":           {vxlan(1, moved), vxlan(2, endpoint), []plan.End{moved}, true},
+		"with its VNI":              {vxlan(1, moved), vxlan(1, endpoint), []plan.End{moved}, false},
+		"with a VNI not known":      {wire(plan.KindVXLAN, moved), vxlan(1, endpoint), []plan.End{moved}, false},
+		"WireGuard elsewhere":       {wire(plan.KindWireGuard, moved), wire(plan.KindWireGuard, endpoint), []plan.End{moved}, false},
+		"WireGuard where it stands": {wire(plan.KindWireGuard, moved), wire(plan.KindWireGuard, moved), nil, true},
 	} {
-		if got := inPlace(tt.has, want); got != tt.stay {
-			t.Errorf("%s: %v", name, got)
+		rest := leaving(tt.has, tt.want)
+		if !reflect.DeepEqual(rest.Ends, tt.leaves) && len(rest.Ends)+len(tt.leaves) > 0 {
+			t.Errorf("%s: it leaves %+v", name, rest.Ends)
+		}
+		if got := besides(rest, tt.want); got != tt.besides {
+			t.Errorf("%s: besides is %v", name, got)
 		}
 	}
 }

@@ -48,6 +48,9 @@ type Kernel interface {
 	// Apply makes the kernel have w, whatever it has now, or leaves it as it was.
 	// It returns what it did.
 	Apply(ctx context.Context, w plan.Wire) ([]plan.Step, error)
+	// Switch is Apply that leaves links which packets took before, set aside, for the
+	// next Apply to delete.
+	Switch(ctx context.Context, w plan.Wire) ([]plan.Step, error)
 	// Remove removes all of w. What is gone already is no error.
 	Remove(ctx context.Context, w plan.Wire) error
 	// Observe returns what the kernel has of w.
@@ -112,7 +115,9 @@ type Forwarder struct {
 	suspects suspects
 	cleanup  *hop.Cleanup   // at endpoints
 	removals sync.WaitGroup // of wires, from the kernel
-	damaged  nserr.Book     // what was found wrong with wires in the kernel, by connection
+	ending   chan struct{}  // closed by end
+	end      func()
+	damaged  nserr.Book // what was found wrong with wires in the kernel, by connection
 
 	graceEnds atomic.Pointer[time.Time] // for what an earlier life has made; nil before Adopt
 }
@@ -126,6 +131,7 @@ type wire struct {
 	right   mechanism.Mechanism // as the next hop answered
 	desired plan.Wire           // what the kernel has
 	holds   holdings            // namespaces, sockets, numbers
+	lingers time.Time           // until then some of what it was before is there beside it, see retire
 
 	// adopted wires are links without a connection: an earlier life of this forwarder
 	// has made them, or they could not be removed. No more is known of them: only
@@ -158,7 +164,9 @@ func New(c Config) (*Forwarder, error) {
 		monitor: hop.NewMonitor(c.Policy),
 		numbers: newNumbers(c.WireGuardPort, c.Kernel.PortFree),
 		cleanup: hop.NewCleanup(c.Peers, c.Sockets),
+		ending:  make(chan struct{}),
 	}
+	f.end = sync.OnceFunc(func() { close(f.ending) })
 	f.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: f.monitor}
 	f.turns.name = c.Name
 	f.wires = conn.NewTable[wire](f.expire)
@@ -203,6 +211,7 @@ func (f *Forwarder) Usage() Usage {
 // Stop ends the forwarder's work. Wires stay in the kernel: packets flow on, and
 // whoever comes after this forwarder adopts them.
 func (f *Forwarder) Stop() {
+	f.end()
 	for _, id := range f.wires.IDs() {
 		_ = f.wires.Do(context.Background(), id, func(t *conn.Turn[wire]) error {
 			if t.Record != nil {

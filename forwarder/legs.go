@@ -34,6 +34,7 @@ type leg struct {
 	local, remote netip.AddrPort
 	mtu           int // inside the tunnel
 	vni           uint32
+	offered       bool // left: the client's forwarder has named the VNI
 	private, peer mechanism.Key
 }
 
@@ -145,7 +146,7 @@ func (f *Forwarder) checkSpace(space string, senders ...string) error {
 }
 
 // openLeftVXLAN answers a client's forwarder: this side chooses the VNI, and
-// keeps it for as long as the wire lives, its own restart included.
+// keeps it for as long as the wire lives, its own restart included (but see finishLeft).
 func (f *Forwarder) openLeftVXLAN(l *leg, known *wire) error {
 	v, err := l.mech.VXLAN()
 	if err != nil {
@@ -154,7 +155,7 @@ func (f *Forwarder) openLeftVXLAN(l *leg, known *wire) error {
 	if !v.Src.IsValid() {
 		return nserr.BadMechanism.Errorf("VXLAN: src_ip is missing")
 	}
-	v.Dst = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
+	v.Dst, l.offered = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort), v.VNI != 0
 	if v.VNI == 0 && known != nil && known.desired.VXLAN != nil && known.desired.VXLAN.Remote == v.Src.Addr() {
 		v.VNI = known.desired.VXLAN.VNI // the client's forwarder has forgotten it
 	}
@@ -230,6 +231,9 @@ func (f *Forwarder) finishLeft(ctx context.Context, known *wire, left, right *le
 	if !left.isLocal() && !right.isLocal() {
 		return nserr.Unsupported.Errorf("neither the client nor the endpoint is on this node")
 	}
+	if left.mech.Type == mechanism.TypeVXLAN {
+		return f.renumber(left, known, right.space)
+	}
 	if left.mech.Type != mechanism.TypeWireGuard {
 		return nil
 	}
@@ -242,6 +246,24 @@ func (f *Forwarder) finishLeft(ctx context.Context, known *wire, left, right *le
 	}
 	w.Dst, w.DstKey, w.MTU = left.local, left.private.Public(), left.mtu
 	left.mech = w.With(left.mech)
+	return nil
+}
+
+// renumber gives a wire that goes to another namespace of this node another VNI, unless
+// it is the client's forwarder that has named the one it has: so the old device can
+// carry packets until that one knows of the new.
+func (f *Forwarder) renumber(l *leg, known *wire, space string) error {
+	if known == nil || known.desired.VXLAN == nil || known.desired.VXLAN.VNI != l.vni || spaceOf(known) == space || l.offered {
+		return nil
+	}
+	v, err := l.mech.VXLAN()
+	if err != nil {
+		return err
+	}
+	var release func()
+	v.VNI, release = f.numbers.chooseVNI(v.Parity())
+	l.holds.add(release)
+	l.vni, l.mech = v.VNI, v.With(l.mech)
 	return nil
 }
 

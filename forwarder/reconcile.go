@@ -95,7 +95,7 @@ func (f *Forwarder) onTurn(ctx context.Context, id string, do func(t *conn.Turn[
 // is made whole by the next refresh, or removed when none comes.
 func (f *Forwarder) repair(ctx context.Context, id string) bool {
 	return f.onTurn(ctx, id, func(t *conn.Turn[wire]) {
-		if t.Record == nil || t.Record.adopted || t.Record.desired.Kind == "" {
+		if t.Record == nil || t.Record.adopted || t.Record.desired.Kind == "" || time.Now().Before(t.Record.lingers) {
 			return
 		}
 		steps, err := f.config.Kernel.Apply(ctx, t.Record.desired)

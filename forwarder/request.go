@@ -138,8 +138,7 @@ func (f *Forwarder) connectTwice(ctx, limited context.Context, r *task, c *candi
 
 // connect tries one endpoint: ask it for the right leg, make the wire, remember
 // it. The endpoint's answer is waited for as long as limited lasts. Whatever it made
-// for a failed attempt is undone; a wire that stood before stays as it was, unless the
-// kernel fails where apply could not change it in place.
+// for a failed attempt is undone; a wire that stood before stays as it was, but see apply.
 func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate) (*networkservice.Connection, error) {
 	t, known, call, left := r.turn, r.known, r.call, r.left
 	right, err := f.offerRight(ctx, r, c)
@@ -188,11 +187,15 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.apply(ctx, t, want); err != nil {
+	rest, err := f.apply(ctx, t, want)
+	if err != nil {
 		return nil, err
 	}
 	u.Keep()
 	w := &wire{binding: call.Binding, left: left.mech, right: right.mech, desired: want}
+	if rest {
+		w.lingers = time.Now().Add(linger)
+	}
 	w.holds.take(&left.holds, &right.holds, &c.holds)
 	return f.establish(ctx, t, w, call, p, got), nil
 }
@@ -214,42 +217,46 @@ func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceReques
 	return &networkservice.NetworkServiceRequest{Connection: out, MechanismPreferences: []*networkservice.Mechanism{offer}}
 }
 
-// apply brings the kernel to what is wanted. A refresh that changes nothing
-// makes no system call. What cannot be changed in place goes first: if what is to
-// follow fails then, nothing is left (docs/adr/0006).
-func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wire) error {
+// apply brings the kernel to what is wanted. A refresh that changes nothing makes no
+// system call. What stood before stays if this fails, and if not until retire takes the
+// rest of it, if there is any; but for what cannot be there at the same time
+// (docs/adr/0006).
+func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wire) (rest bool, err error) {
+	if t.Record != nil && equalWires(t.Record.desired, want) {
+		return false, nil
+	}
+	if err := f.spare(want); err != nil {
+		return false, err
+	}
+	change := f.config.Kernel.Apply
 	if t.Record != nil {
-		if equalWires(t.Record.desired, want) {
-			return nil
-		}
-		if err := f.spare(want); err != nil {
-			return err
-		}
-		if !inPlace(t.Record.desired, want) { // a link in a namespace that the wire leaves is not seen from the new ones
-			if err := f.config.Kernel.Remove(ctx, t.Record.desired); err != nil {
-				return err
+		left := leaving(t.Record.desired, want)
+		rest = len(left.Ends) > 0
+		if !besides(left, want) {
+			if err := f.config.Kernel.Remove(ctx, left); err != nil {
+				return false, err
 			}
 			t.Record.desired = plan.Wire{ID: want.ID, Owner: want.Owner} // nothing, until the next succeeds
 		}
-	} else if err := f.spare(want); err != nil {
-		return err
+		change = f.config.Kernel.Switch
 	}
-	steps, err := f.config.Kernel.Apply(ctx, want)
+	steps, err := change(ctx, want)
 	if err != nil {
-		return err
+		return false, err
 	}
 	f.log.Debug("kernel changed", "connection", t.ID, "steps", len(steps))
-	return nil
+	return rest || plan.SetsAside(steps), nil
 }
 
 // establish puts w in the place of what was remembered, and publishes it.
 func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, call *hop.Call, p *hoppeer.Peer, got *networkservice.Connection) *networkservice.Connection {
 	if t.Record != nil {
+		var closed <-chan struct{}
 		w.next = t.Record.next
 		if w.next.Peer != nil && w.next.Peer != p { // the client wants another endpoint, or it has moved
-			w.next.CloseSoon(f.withSpace(ctx, spaceOf(t.Record)), call, 0, f.cleanup) // nobody waits for it
+			closed = w.next.CloseLater(f.withSpace(ctx, spaceOf(t.Record)), call, linger, f.cleanup) // nobody waits for it
 		}
-		t.Record.holds.release()
+		f.retire(t.ID, t.Record, w, closed)
 	} else {
 		f.log.Info("wire up", "connection", t.ID, "service", got.GetNetworkService(), "owner", call.Binding.Owner,
 			"endpoint", got.GetNetworkServiceEndpointName(), "left", w.left.String(), "right", w.right.String())

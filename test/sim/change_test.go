@@ -61,7 +61,7 @@ func TestChangedRequests(t *testing.T) {
 				if got, err = web.Request(a.ManagerURL(), again); err != nil {
 					t.Fatal(err)
 				}
-				Settle()
+				Pass(time.Second) // what is left of the old path lingers
 				name := got.GetNetworkServiceEndpointName()
 				if tt.want != "" && name != tt.want {
 					t.Errorf("endpoint %s, want %s", name, tt.want)
