@@ -58,17 +58,19 @@ func newView[T query.Object](groups func(T) []string) *view[T] {
 	return &view[T]{objects: watch.New[string, T](), groups: groups, ready: make(chan struct{}), byGroup: make(map[string]map[string]struct{})}
 }
 
-// put takes in what the registry tells. With every watch that is opened it tells all
-// that it has: what is known already is no news for those who watch the view.
+// learn takes in what the registry tells. It tells all that it has whenever a watch is
+// opened: what is known already is no news for those who watch the view.
+func (v *view[T]) learn(object T) {
+	if old, known := v.objects.Get(object.GetName()); !known || !proto.Equal(old, object) {
+		v.put(object)
+	}
+}
+
 func (v *view[T]) put(object T) {
 	name := object.GetName()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	old, known := v.objects.Get(name)
-	if known && proto.Equal(old, object) {
-		return
-	}
-	if known {
+	if old, ok := v.objects.Get(name); ok {
 		v.unindex(old)
 	}
 	for _, g := range v.groups(object) {
@@ -120,7 +122,7 @@ func (v *view[T]) replace(all []T) {
 	keep := make(map[string]bool, len(all))
 	for _, object := range all {
 		keep[object.GetName()] = true
-		v.put(object)
+		v.learn(object)
 	}
 	dropped := make(map[string]bool)
 	for name := range v.objects.All() {
@@ -271,7 +273,7 @@ func followOnce[T query.Object](ctx context.Context, v *view[T], find finder[T],
 		case deleted:
 			v.delete(object.GetName())
 		default:
-			v.put(object)
+			v.learn(object)
 		}
 	}
 }
