@@ -78,23 +78,29 @@ func (m *Manager) request(ctx context.Context, t *conn.Turn[wire], call *hop.Cal
 	reselect := hop.Anew(last, call.Conn)
 	m.describeClient(call.Conn)
 
-	candidates, err := m.candidates(ctx, call.Conn, known, reselect)
-	if err != nil {
-		return nil, m.failed(ctx, t, call, err)
-	}
 	r := &task{turn: t, call: call, prefs: req.GetMechanismPreferences(), files: files, asking: m.cleanup.Asking()}
 	defer r.asking.End(ctx)
 	var out *networkservice.Connection
-	failures := hop.InTurn(ctx, len(candidates), patience, func(limited context.Context, i int) (err error) {
-		f := candidates[i]
-		m.leave(ctx, t, f, call)
-		if out, err = m.ask(ctx, limited, r, f); err != nil {
-			return fmt.Errorf("%s: %w", f.nse.GetName(), err)
+	for deadline := time.Now().Add(absence); ; {
+		candidates, err := m.candidates(ctx, call.Conn, known, reselect)
+		if err != nil {
+			return nil, m.failed(ctx, t, call, err)
 		}
-		return nil
-	}, worthAnother)
-	if len(failures) > 0 {
-		return nil, m.failed(ctx, t, call, hop.AllFailed(nserr.ForwardersFailed, "all forwarders have failed", failures))
+		failures := hop.InTurn(ctx, len(candidates), patience, func(limited context.Context, i int) (err error) {
+			f := candidates[i]
+			m.leave(ctx, t, f, call)
+			if out, err = m.ask(ctx, limited, r, f); err != nil {
+				return fmt.Errorf("%s: %w", f.nse.GetName(), err)
+			}
+			return nil
+		}, worthAnother)
+		if len(failures) == 0 {
+			break
+		}
+		died := !slices.ContainsFunc(failures, func(err error) bool { return !errors.Is(err, nserr.PeerDown) })
+		if !died || !m.awaitReturn(ctx, candidates, deadline) {
+			return nil, m.failed(ctx, t, call, hop.AllFailed(nserr.ForwardersFailed, "all forwarders have failed", failures))
+		}
 	}
 	if known == nil || reselect {
 		m.ruled.note(call.Conn, m.chooses(call.Conn))

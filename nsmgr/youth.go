@@ -50,6 +50,38 @@ func (m *Manager) awaitForwarder(ctx context.Context, c *networkservice.Connecti
 	})
 }
 
+// absence is how long a Request waits, in all, for a forwarder that has died and is
+// started again. The client would ask again and again, with more and more time in
+// between, and notice late that it is back.
+const absence = 4 * time.Second
+
+// awaitReturn waits, if nobody listens any more where the forwarders were that have
+// been asked in vain and there are no others, until one of them registers again. It
+// reports whether one has by the deadline.
+func (m *Manager) awaitReturn(ctx context.Context, asked []forwarder, deadline time.Time) bool {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	for {
+		changed := m.locals.changes()
+		for _, f := range m.locals.forwarders(time.Now()) {
+			i := slices.IndexFunc(asked, func(a forwarder) bool { return a.nse.GetName() == f.nse.GetName() })
+			switch {
+			case i < 0: // there is another one
+				return false
+			case asked[i].nse != f.nse:
+				return ctx.Err() == nil
+			case !m.config.Abandoned(ctx, f.url):
+				return false
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // awaitEndpoints waits for what the registry has told of the node's endpoints, and
 // then, if none of those that are asked for can be reached, for one of them that is
 // of this node and has yet to register again.

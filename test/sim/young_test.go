@@ -166,3 +166,60 @@ func TestYoungManagerWithoutRegistry(t *testing.T) {
 		m.StartRegistry()
 	})
 }
+
+// A Request waits for the forwarder of its node that has died, as long as one takes to
+// be started again, unless there is another one.
+func TestRequestWaitsForForwarder(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		a := m.Node("a")
+		a.Serve(Service{Name: "db"})
+		web := m.Raw("web")
+		req := web.Message("db")
+		for _, tt := range []struct {
+			name  string
+			after time.Duration // until it is there again
+			took  time.Duration
+			want  *nserr.Reason
+		}{
+			{"is there", 0, 0, nil},
+			{"is back in time", 3 * time.Second, 3 * time.Second, nil},
+			{"is back too late", 5 * time.Second, 4 * time.Second, nserr.ForwardersFailed},
+		} {
+			if tt.after > 0 {
+				a.Forwarder().Stop()
+			}
+			start, done := time.Now(), make(chan struct{})
+			var got *networkservice.Connection
+			var err error
+			var took time.Duration
+			go func() {
+				defer close(done)
+				got, err = web.Request(a.ManagerURL(), req)
+				took = time.Since(start)
+			}()
+			if tt.after > 0 {
+				Pass(tt.after)
+				a.StartForwarder("forwarder-a", map[string]string{"p2p": "true"})
+			}
+			<-done
+			if took < tt.took || took > tt.took+100*time.Millisecond || tt.want == nil && err != nil || tt.want != nil && !errors.Is(err, tt.want) {
+				t.Errorf("%s: took %v, %v", tt.name, took, err)
+			}
+			if err == nil {
+				if err := web.Close(a.ManagerURL(), got); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		got, err := web.Request(a.ManagerURL(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.StartForwarder("forwarder-2", map[string]string{"p2p": "true"})
+		a.Forwarder().Stop()
+		start := time.Now()
+		if _, err := web.Request(a.ManagerURL(), Again(req, got)); err == nil || time.Since(start) > 0 {
+			t.Errorf("with another forwarder a refresh took %v: %v", time.Since(start), err)
+		}
+	})
+}
