@@ -15,21 +15,28 @@ import (
 )
 
 // moves prints how much of a ping was lost by a number of moves, and fails if that is
-// more than may be: one packet each, which was under way for very long. More is lost by
-// a kernel that deletes links before it makes others, and where there is one WireGuard
-// device for both places.
+// more than may be: one packet each, which was under way for very long. Where a WireGuard
+// device gets another peer it is all that was under way, on a machine that has much else
+// to do, and where one has to be deleted before another can be made all that comes until
+// then; that is so for all links on a kernel that does not rename those that are up.
 func moves(t *testing.T, what string, n int, stop func() (sent, lost int)) {
 	t.Helper()
 	sent, lost := stop()
 	fmt.Printf("MEASURED: %d move(s) of a wire (%s) cost %d of %d packets, one each %v\n", n, what, lost, sent, pingInterval)
-	most := n
-	if !nstest.RenamesUp() || what == "IP on another node" {
-		most = n * int(time.Second/pingInterval)
+	may := pingInterval
+	switch {
+	case !nstest.RenamesUp(), what == "IP on another node":
+		may = time.Second
+	case what == "IP between other nodes", what == endpointEnds:
+		may = 100 * time.Millisecond
 	}
-	if lost > most || sent == 0 {
+	if most := n * int(may/pingInterval); lost > most || sent == 0 {
 		t.Errorf("%d of %d packets lost, at most %d may be", lost, sent, most)
 	}
 }
+
+// endpointEnds is the move of a wire whose endpoint, behind a WireGuard device, ends.
+const endpointEnds = "IP, the endpoint ends"
 
 // What is drained moves its wires while packets flow, an endpoint or all of a node. Each
 // move has the client's device made anew, or only its peer, or only the far end of it.
@@ -126,7 +133,7 @@ func TestServeMovesAway(t *testing.T) {
 		t.Errorf("ended with %d:\n%s", first.ExitCode(), first.Output())
 	}
 	eventually(t, 20*time.Second, func() error { return transfer(web, namespaces[other], w.far[0]) })
-	moves(t, "IP, the endpoint ends", 1, stop)
+	moves(t, endpointEnds, 1, stop)
 	if wires, err := a.Nsm(t.Context(), "get", "wires"); err != nil || !strings.Contains(wires, other) {
 		t.Errorf("%v: the wire is not at %s:\n%s", err, other, wires)
 	}
