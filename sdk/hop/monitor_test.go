@@ -246,3 +246,37 @@ func TestTakeOverKeepsTheMTU(t *testing.T) {
 		t.Errorf("told of no context: %v", own.GetContext())
 	}
 }
+
+// A refresh makes every hop tell its neighbour the same again, with later tokens only.
+func TestAsTold(t *testing.T) {
+	own := connection(t, 1, "web/w-1/web", "fwd/f1/fwd", "db/e1/db")
+	own.State, own.Context = networkservice.State_UP, &networkservice.ConnectionContext{MTU: 1440}
+	for _, tt := range []struct {
+		name   string
+		change func(*networkservice.Connection, *networkservice.PathSegment)
+		want   bool
+	}{
+		{"nothing", func(*networkservice.Connection, *networkservice.PathSegment) {}, true},
+		{"a later token", func(_ *networkservice.Connection, s *networkservice.PathSegment) { s.Expires = timestamppb.Now() }, true},
+		{"a larger MTU", func(c *networkservice.Connection, _ *networkservice.PathSegment) { c.Context.MTU = 1500 }, true},
+		{"a smaller MTU", func(c *networkservice.Connection, _ *networkservice.PathSegment) { c.Context.MTU = 1280 }, false},
+		{"another state", func(c *networkservice.Connection, _ *networkservice.PathSegment) { c.State = networkservice.State_DOWN }, false},
+		{"another hop", func(_ *networkservice.Connection, s *networkservice.PathSegment) { s.Id = "x" }, false},
+		{"something that the hop says of itself", func(_ *networkservice.Connection, s *networkservice.PathSegment) {
+			s.Metrics = map[string]string{"a": "b"}
+		}, false},
+		{"one hop more", func(c *networkservice.Connection, s *networkservice.PathSegment) {
+			c.Path.PathSegments = append(c.Path.PathSegments, s)
+		}, false},
+	} {
+		event := proto.CloneOf(own)
+		event.Path.Index = 2
+		tt.change(event, event.Path.PathSegments[2])
+		if got := asTold(own, event); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+		if got := takeOver(proto.CloneOf(own), event); got == tt.want {
+			t.Errorf("%s: taken over: %v", tt.name, got)
+		}
+	}
+}

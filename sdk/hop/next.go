@@ -5,6 +5,8 @@ package hop
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -166,6 +168,8 @@ func (m *Monitor) relay(p *peer.Peer, id string) (cancel func()) {
 		switch {
 		case e.Kind == peer.Lost, e.Kind == peer.Down && e.Conn.GetPath() == nil:
 			m.Down(id)
+		case e.Kind == peer.Update && m.asTold(id, e.Conn):
+			// As with most events: a refresh has passed here, and its answer said more.
 		case e.Kind == peer.Down, e.Kind == peer.Update:
 			var wrong string
 			m.Amend(id, func(c *networkservice.Connection) bool {
@@ -216,19 +220,40 @@ func older(own, told []*networkservice.PathSegment, index int) bool {
 	return is != nil && was != nil && was.AsTime().Before(is.AsTime())
 }
 
+// asTold reports whether the connection is what an event of the next hop that fits
+// says.
+func (m *Monitor) asTold(id string, event *networkservice.Connection) bool {
+	v, ok := m.Get(id)
+	return ok && misfit(v.Conn, event) == "" && asTold(v.Conn, event)
+}
+
+// asTold reports whether an event that fits makes no difference to own. Until when
+// tokens behind this hop are good makes none: they change with every refresh, whose
+// answer says so.
+func asTold(own, event *networkservice.Connection) bool {
+	index := int(own.GetPath().GetIndex())
+	return own.GetState() == event.GetState() &&
+		slices.EqualFunc(own.GetPath().GetPathSegments()[index+1:], event.GetPath().GetPathSegments()[index+1:], func(a, b *networkservice.PathSegment) bool {
+			return sameSegment(a, b) && maps.Equal(a.GetMetrics(), b.GetMetrics())
+		}) &&
+		proto.Equal(own.GetContext(), narrowed(event.GetContext(), own.GetContext().GetMTU()))
+}
+
 // takeOver changes own to what an event of the next hop that fits says, and reports
 // whether that makes a difference.
 func takeOver(own, event *networkservice.Connection) bool {
+	if asTold(own, event) {
+		return false
+	}
 	index := int(own.GetPath().GetIndex())
-	before := proto.Clone(own).(*networkservice.Connection)
-	event = proto.Clone(event).(*networkservice.Connection)
+	event = proto.CloneOf(event)
 	own.Path.PathSegments = append(own.Path.PathSegments[:index+1], event.Path.PathSegments[index+1:]...)
 	for _, s := range own.Path.PathSegments {
 		s.Token = "" // not ours to show
 	}
 	own.Context = narrowed(event.GetContext(), own.GetContext().GetMTU())
 	own.State = event.GetState()
-	return !proto.Equal(before, own)
+	return true
 }
 
 // narrowed is what a hop makes of the context it is told: its own limit, where
@@ -237,7 +262,7 @@ func narrowed(c *networkservice.ConnectionContext, mtu uint32) *networkservice.C
 	if mtu == 0 || c.GetMTU() != 0 && c.GetMTU() <= mtu {
 		return c
 	}
-	if c == nil {
+	if c = proto.CloneOf(c); c == nil {
 		c = &networkservice.ConnectionContext{}
 	}
 	c.MTU = mtu
