@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/openvwire/nsm/test/bench/probe"
@@ -21,16 +23,20 @@ type side struct {
 // start starts both sides.
 func (o options) start(s setting) (sides [2]*side, err error) {
 	for i, make := range makes {
-		if sides[i], err = startSide(make, s); err != nil {
+		if sides[i], err = o.startSide(make, s); err != nil {
 			return sides, errors.Join(fmt.Errorf("%s: %w", make, err), stop(sides))
 		}
 	}
 	return sides, nil
 }
 
-func startSide(make string, s setting) (x *side, err error) {
+func (o options) startSide(make string, s setting) (x *side, err error) {
 	x = &side{make: make}
-	if x.server, err = child("server", make); err != nil {
+	role := []string{"server", make}
+	if o.profiles != "" {
+		role = append(role, filepath.Join(o.profiles, fmt.Sprintf("%s-%s-%d", make, strings.ReplaceAll(s.security(), " ", "-"), s.Nodes)))
+	}
+	if x.server, err = child(role...); err != nil {
 		return x, err
 	}
 	at, err := report.Ask[serverAnswer](x.server, serverQuestion{Start: &s})
@@ -202,6 +208,7 @@ var mustKiB = map[int]float64{1: 40, 2: 80}
 
 // hold measures what open connections cost.
 func (o options) hold(ctx context.Context, s setting) (h *Held, err error) {
+	o.profiles = "" // they are of the calls that are compared
 	sides, err := o.start(s)
 	if err != nil {
 		return nil, err

@@ -62,6 +62,15 @@ func TestShort(t *testing.T) {
 			t.Errorf("%s, %d nodes: %+v", h.Security, h.Nodes, h)
 		}
 	}
+	t.Logf("\n%s", r.registryTable())
+	if len(r.Lookups) != 10 || r.Growth == nil {
+		t.Errorf("%d operations of the registry, growth %v; want 10 and one", len(r.Lookups), r.Growth)
+	}
+	for _, l := range r.Lookups {
+		if l.Endpoints[1] < o.endpoints[0] || len(l.P50.A) == 0 || l.P50.A[0] <= 0 || l.P50.B[0] <= 0 {
+			t.Errorf("%s has no figures: %+v", l.Do, l)
+		}
+	}
 	if err := o.to.Write(r, r.tables()); err != nil {
 		t.Fatal(err)
 	}

@@ -36,9 +36,9 @@ func main() {
 	})
 }
 
-var roles = report.Roles{"server": serverRole, "load": loadRole}
+var roles = report.Roles{"server": serverRole, "load": loadRole, "registry-load": registryLoadRole}
 
-// rows are what -rows may name.
+// rows are what -rows may name, besides the registry.
 var rows = map[string]setting{
 	"plaintext-1": {Nodes: 1},
 	"plaintext-2": {Nodes: 2},
@@ -47,8 +47,9 @@ var rows = map[string]setting{
 }
 
 const (
-	allRows   = "plaintext-1,plaintext-2,tls-1,tls-2"
-	shortRows = "plaintext-2,tls-1"
+	registryRow = "registry"
+	allRows     = "plaintext-1,plaintext-2,tls-1,tls-2,registry"
+	shortRows   = "plaintext-2,tls-1,registry"
 )
 
 type options struct {
@@ -57,11 +58,13 @@ type options struct {
 	short bool
 	to    report.Output
 
-	inFlight []int
-	rounds   int
-	round    time.Duration
-	held     int
-	ramp     time.Duration
+	inFlight  []int
+	rounds    int
+	round     time.Duration
+	held      int
+	endpoints []int
+	ramp      time.Duration
+	profiles  string
 }
 
 func parse(args []string) (o options, err error) {
@@ -72,14 +75,15 @@ func parse(args []string) (o options, err error) {
 	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison")
 	f.DurationVar(&o.round, "round", 400*time.Millisecond, "length of a round, per side and operation")
 	f.IntVar(&o.held, "held", 1000, "connections of which the memory is measured")
-	f.DurationVar(&o.ramp, "ramp", time.Minute, "how long they may take to be made")
+	f.DurationVar(&o.ramp, "ramp", time.Minute, "how long they may take to be made, and endpoints to be registered")
+	f.StringVar(&o.profiles, "profiles", "", "write profiles of the servers, CPU and allocations, into this `directory`")
 	o.to.Flags(f)
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	o.inFlight = []int{1, 8, 64}
+	o.inFlight, o.endpoints = []int{1, 8, 64}, []int{1000, 10_000, 100_000}
 	if o.short {
-		o.inFlight, o.rounds, o.round, o.held, o.ramp = []int{4}, 1, 50*time.Millisecond, 20, 5*time.Second
+		o.inFlight, o.endpoints, o.rounds, o.round, o.held, o.ramp = []int{4}, []int{100, 200}, 1, 50*time.Millisecond, 20, 5*time.Second
 	}
 	switch {
 	case *chosen == "" && o.short:
@@ -89,7 +93,7 @@ func parse(args []string) (o options, err error) {
 	}
 	o.rows = strings.Split(*chosen, ",")
 	for _, r := range o.rows {
-		if _, ok := rows[r]; !ok {
+		if _, ok := rows[r]; !ok && r != registryRow {
 			return o, fmt.Errorf("-rows: %q is none of %s", r, allRows)
 		}
 	}
@@ -98,7 +102,7 @@ func parse(args []string) (o options, err error) {
 
 func (o options) run(ctx context.Context) error {
 	r, err := o.measure(ctx)
-	fmt.Print(r.callsTable()) // what there is of it
+	fmt.Print(r.callsTable(), "\n", r.registryTable()) // what there is of it
 	if err != nil {
 		return err
 	}
@@ -108,6 +112,13 @@ func (o options) run(ctx context.Context) error {
 func (o options) measure(ctx context.Context) (*Report, error) {
 	r := &Report{Machine: report.Describe(ctx, o.nsm), Rounds: o.rounds, RoundMS: o.round.Milliseconds()}
 	for _, row := range o.rows {
+		if row == registryRow {
+			var err error
+			if r.Lookups, r.Growth, err = o.registries(ctx); err != nil {
+				return r, err
+			}
+			continue
+		}
 		s := rows[row]
 		o.progress("%v", s)
 		calls, err := o.compare(ctx, s)

@@ -9,8 +9,10 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"strings"
 	"testing"
+	"time"
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -31,7 +33,7 @@ var makes = [2]string{"reference", "ours"}
 // setting is what is measured.
 type setting struct {
 	Secure bool // mutual TLS, tokens that are checked, default policies
-	Nodes  int  // 1 or 2
+	Nodes  int  // 1 or 2; 0: nothing but a registry
 }
 
 func (s setting) String() string {
@@ -79,6 +81,13 @@ func serverRole(args []string) error {
 	ref.Silence()
 	p := new(process)
 	defer p.end()
+	if len(args) > 1 {
+		end, err := profile(args[1])
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
 	return report.Answer(func(q serverQuestion) (a serverAnswer, err error) {
 		if q.Start != nil {
 			a.Place, err = start(p, args[0], *q.Start)
@@ -100,7 +109,11 @@ func start(t testing.TB, make string, s setting) (place, error) {
 		return ca.Plain(t, name)
 	}
 	parts := assemblers[make]
-	p := place{Secure: s.Secure, Registry: parts.registry(t, as("registry"))}
+	expiry := ref.DefaultExpiry
+	if s.Nodes == 0 {
+		expiry = time.Hour // nobody renews what is registered
+	}
+	p := place{Secure: s.Secure, Registry: parts.registry(t, as("registry"), expiry)}
 	var manager string
 	for _, node := range []string{"a", "b"}[:s.Nodes] {
 		manager = parts.manager(t, as("manager-"+node), "manager-"+node, p.Registry)
@@ -109,7 +122,9 @@ func start(t testing.TB, make string, s setting) (place, error) {
 			p.Manager = manager
 		}
 	}
-	parts.endpoint(t, as("endpoint"), manager)
+	if s.Nodes > 0 {
+		parts.endpoint(t, as("endpoint"), manager)
+	}
 
 	certs, key, err := as("client").SVID.Marshal()
 	if err != nil {
@@ -132,7 +147,7 @@ func (p place) identity() (ref.Security, error) {
 
 // assembler assembles the parts of a make. URLs are what the next takes.
 type assembler struct {
-	registry  func(t testing.TB, s ref.Security) (url string)
+	registry  func(t testing.TB, s ref.Security, expiry time.Duration) (url string)
 	manager   func(t testing.TB, s ref.Security, name, registry string) (url string)
 	forwarder func(t testing.TB, s ref.Security, name, manager string)
 	endpoint  func(t testing.TB, s ref.Security, manager string)
@@ -143,7 +158,9 @@ const cidr = "10.0.0.0/8"
 
 var assemblers = map[string]assembler{
 	"reference": {
-		registry: func(t testing.TB, s ref.Security) string { return ref.Registry(t, s, ref.Loopback).URL() },
+		registry: func(t testing.TB, s ref.Security, expiry time.Duration) string {
+			return ref.RegistryExpiring(t, s, expiry, ref.Loopback).URL()
+		},
 		manager: func(t testing.TB, s ref.Security, name, registry string) string {
 			return ref.Manager(t, s, ref.ManagerConfig{Name: name, Registry: registry}).URL()
 		},
@@ -156,8 +173,8 @@ var assemblers = map[string]assembler{
 		},
 	},
 	"ours": {
-		registry: func(t testing.TB, s ref.Security) string {
-			return ours.Registry(t, s, ref.DefaultExpiry, ref.Loopback).URL
+		registry: func(t testing.TB, s ref.Security, expiry time.Duration) string {
+			return ours.Registry(t, s, expiry, ref.Loopback).URL
 		},
 		manager: func(t testing.TB, s ref.Security, name, registry string) string {
 			p, _ := ours.Manager(t, s, ours.ManagerConfig{Name: name, Registry: registry})
@@ -217,4 +234,26 @@ func usageNow() (u usage, err error) {
 	_, err = fmt.Sscan(rest, &u.Resident)
 	u.Resident <<= 10
 	return u, err
+}
+
+// profile writes profiles of the processor and of allocations until end is called.
+func profile(name string) (end func(), err error) {
+	runtime.MemProfileRate = 64 << 10
+	cpu, err := os.Create(name + ".cpu.pprof")
+	if err != nil {
+		return nil, err
+	}
+	allocs, err := os.Create(name + ".allocs.pprof")
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(cpu); err != nil {
+		return nil, err
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = cpu.Close()
+		_ = pprof.Lookup("allocs").WriteTo(allocs, 0)
+		_ = allocs.Close()
+	}, nil
 }

@@ -12,15 +12,45 @@ import (
 // Report is what a run has found.
 type Report struct {
 	report.Machine
-	Rounds  int    `json:"rounds"`
-	RoundMS int64  `json:"round_ms"`
-	Calls   []Call `json:"calls,omitempty"`
-	Held    []Held `json:"held,omitempty"`
+	Rounds  int      `json:"rounds"`
+	RoundMS int64    `json:"round_ms"`
+	Calls   []Call   `json:"calls,omitempty"`
+	Held    []Held   `json:"held,omitempty"`
+	Lookups []Lookup `json:"lookups,omitempty"`
+	Growth  *Growth  `json:"growth,omitempty"`
 }
 
 // tables are what the document has, by marker.
 func (r *Report) tables() map[string]string {
-	return map[string]string{"bench:control-plane": r.callsTable()}
+	return map[string]string{"bench:control-plane": r.callsTable(), "bench:registry": r.registryTable()}
+}
+
+func (r *Report) heading() string {
+	if r.Busy() {
+		return r.Heading() + "**The machine was busy with other things.** Times are longer than on an idle one; ratios and CPU suffer less.\n\n"
+	}
+	return r.Heading()
+}
+
+func (r *Report) registryTable() string {
+	if len(r.Lookups) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString(r.heading())
+	fmt.Fprintf(&b, "%d rounds of %d ms; Register once, for as long as it takes.\n\n", r.Rounds, r.RoundMS)
+	b.WriteString("| endpoints | | per second | ratio | 95 % | p50, ms | p99, ms | CPU of the registry, ms | ratio | 95 % |\n|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, l := range r.Lookups {
+		rate, cpu := l.Rate.Ratio(), l.CPU.Ratio()
+		fmt.Fprintf(&b, "| %d / %d | %s | %s | %.1f | %.1f – %.1f | %s | %s | %s | %.3f | %.3f – %.3f |\n", l.Endpoints[0], l.Endpoints[1], l.Do,
+			both(l.Rate), rate.Median, rate.Low, rate.High, both(l.P50), both(l.P99), both(l.CPU), cpu.Median, cpu.Low, cpu.High)
+	}
+	if g := r.Growth; g != nil {
+		grown := g.P50.Ratio()
+		fmt.Fprintf(&b, "\nOurs, Find of %d among %d against among %d, both there at the same time: %.3f times as long (%.3f – %.3f); must be ≤ %.1f: %s.\n",
+			perService, g.To, g.From, grown.Median, grown.Low, grown.High, g.Must, report.Verdict(grown.Median <= g.Must))
+	}
+	return b.String()
 }
 
 func (r *Report) callsTable() string {
@@ -28,10 +58,7 @@ func (r *Report) callsTable() string {
 		return ""
 	}
 	var b strings.Builder
-	b.WriteString(r.Heading())
-	if r.Busy() {
-		b.WriteString("**The machine was busy with other things.** Times are longer than on an idle one; ratios and CPU suffer less.\n\n")
-	}
+	b.WriteString(r.heading())
 	fmt.Fprintf(&b, "%d rounds of %d ms per side and operation. Each pair of figures is the reference's and ours, the medians of the rounds; "+
 		"a ratio is the median of the rounds' with its 95 %% confidence interval.\n\n", r.Rounds, r.RoundMS)
 	b.WriteString("| | nodes | at a time | | per second | ratio | 95 % | p50, ms | p99, ms | CPU of all servers, ms | ratio | 95 % | must | |\n")
