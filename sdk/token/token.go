@@ -46,13 +46,16 @@ func (t Token) For(id string) bool {
 
 // Parse decodes a token without verifying its signature. It fails with
 // nserr.NoToken for "" and nserr.BadToken for what is not a JWT with a subject
-// and an expiry.
+// and an expiry. Whoever gets a token must not change its Audience.
 func Parse(raw string) (Token, error) {
 	if raw == "" {
 		return Token{}, nserr.NoToken.Errorf("token is empty")
 	}
 	if len(raw) > MaxLength {
 		return Token{}, nserr.BadToken.Errorf("token has %d bytes, at most %d are allowed", len(raw), MaxLength)
+	}
+	if t, ok := parsed.get(raw); ok {
+		return t, nil
 	}
 	c, err := decode(raw)
 	if err != nil {
@@ -61,7 +64,9 @@ func Parse(raw string) (Token, error) {
 	if c.Expires == nil {
 		return Token{}, nserr.BadToken.Errorf("token of %q has no expiry", c.Subject)
 	}
-	return Token{Raw: raw, Subject: c.Subject, Audience: c.Audience, Expires: time.Unix(int64(*c.Expires), 0)}, nil
+	t := Token{Raw: raw, Subject: c.Subject, Audience: c.Audience, Expires: time.Unix(int64(*c.Expires), 0)}
+	parsed.put(t)
+	return t, nil
 }
 
 // VerifiedBy checks the token's signature against the key of cert, as a peer

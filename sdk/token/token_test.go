@@ -11,8 +11,10 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -283,6 +285,32 @@ func BenchmarkVerifiedBy(b *testing.B) {
 	for b.Loop() {
 		if err := tok.VerifiedBy(svid.Certificates[0]); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// What was decoded before is the same again, whatever has come between.
+func TestParseAgain(t *testing.T) {
+	key := p256(t)
+	src := &source{newSVID(t, alice, key, time.Now().Add(time.Hour))}
+	first, _, err := token.NewGenerator(src, time.Minute)(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := token.Parse(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	header, rest, _ := strings.Cut(first, ".")
+	claims, signature, _ := strings.Cut(rest, ".")
+	for i := range 2000 {
+		// Another signature makes another token.
+		other, err := token.Parse(header + "." + claims + "." + signature[:len(signature)-4] + fmt.Sprintf("%04d", i))
+		if err != nil || other.Subject != want.Subject || other.Raw == want.Raw {
+			t.Fatalf("%+v, %v", other, err)
+		}
+		if again, err := token.Parse(first); err != nil || !reflect.DeepEqual(again, want) {
+			t.Fatalf("%+v, %v; want %+v", again, err, want)
 		}
 	}
 }

@@ -68,8 +68,8 @@ func relevant(function string) bool {
 // of a wire. Across nodes manager and forwarder are passed twice, and the count is of
 // both.
 var ceilings = map[string]map[string][3]int64{ // by shape and hop
-	"local": {"client": {180, 215, 50}, "manager": {345, 315, 215}, "forwarder": {625, 425, 260}, "endpoint": {290, 290, 150}},
-	"VXLAN": {"client": {215, 260, 50}, "manager": {780, 745, 500}, "forwarder": {1250, 975, 585}, "endpoint": {330, 345, 175}},
+	"local": {"client": {125, 155, 50}, "manager": {285, 260, 160}, "forwarder": {540, 345, 195}, "endpoint": {210, 210, 65}},
+	"VXLAN": {"client": {135, 180, 50}, "manager": {645, 615, 370}, "forwarder": {1080, 810, 430}, "endpoint": {230, 240, 70}},
 }
 
 // tooMany says what to do.
