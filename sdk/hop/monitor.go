@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/peer"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/watch"
 )
@@ -29,7 +31,8 @@ type Monitor struct {
 	policy Policy
 	conns  *watch.Map[string, *View]
 
-	changing sync.Mutex // held from reading a connection to storing its change
+	changing  sync.Mutex // held from reading a connection to storing its change
+	revisions uint64     // given out; guarded by changing
 }
 
 // View is a connection as watchers see it. It is shared and not to be changed.
@@ -40,6 +43,7 @@ type View struct {
 	// changes nothing: the connection is as it was.
 	Changed time.Time
 
+	revision   uint64 // the same as before where a refresh has brought nothing but later tokens
 	identities func() []string
 }
 
@@ -75,10 +79,45 @@ func (m *Monitor) Publish(c *networkservice.Connection) {
 	})
 	m.changing.Lock()
 	defer m.changing.Unlock()
-	if old, ok := m.conns.Get(c.GetId()); ok {
+	old, ok := m.conns.Get(c.GetId())
+	if ok {
 		v.Since, v.Changed = old.Since, old.changed(v.Conn, now)
 	}
+	if ok && sameButTokens(old.Conn, v.Conn) {
+		v.revision = old.revision
+	} else {
+		v.revision = m.nextRevision()
+	}
 	m.conns.Put(c.GetId(), v)
+}
+
+// nextRevision is called with changing held.
+func (m *Monitor) nextRevision() uint64 {
+	m.revisions++
+	return m.revisions
+}
+
+// sameButTokens reports whether two connections that watchers see differ in nothing
+// but until when tokens are good.
+func sameButTokens(a, b *networkservice.Connection) bool {
+	return a.GetId() == b.GetId() && a.GetState() == b.GetState() &&
+		a.GetNetworkService() == b.GetNetworkService() && a.GetNetworkServiceEndpointName() == b.GetNetworkServiceEndpointName() &&
+		a.GetPayload() == b.GetPayload() && maps.Equal(a.GetLabels(), b.GetLabels()) &&
+		a.GetPath().GetIndex() == b.GetPath().GetIndex() && samePath(a.GetPath().GetPathSegments(), b.GetPath().GetPathSegments()) &&
+		sameMechanism(a.GetMechanism(), b.GetMechanism()) && proto.Equal(a.GetContext(), b.GetContext())
+}
+
+// sameMechanism is proto.Equal at a tenth of its price.
+func sameMechanism(a, b *networkservice.Mechanism) bool {
+	return a.GetCls() == b.GetCls() && a.GetType() == b.GetType() && maps.Equal(a.GetParameters(), b.GetParameters())
+}
+
+// samePath reports whether segments are of the same hops, which say the same of
+// themselves.
+func samePath(a, b []*networkservice.PathSegment) bool {
+	return slices.EqualFunc(a, b, func(a, b *networkservice.PathSegment) bool {
+		return sameSegment(a, b) && maps.Equal(a.GetMetrics(), b.GetMetrics())
+	})
 }
 
 // Amend publishes a connection with a change of what a hop further on has told,
@@ -93,7 +132,10 @@ func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool)
 	}
 	c := proto.Clone(old.Conn).(*networkservice.Connection)
 	if change(c) {
-		m.conns.Put(id, &View{Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()), identities: old.identitiesOn(c.GetPath())})
+		m.conns.Put(id, &View{
+			Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()),
+			revision: m.nextRevision(), identities: old.identitiesOn(c.GetPath()),
+		})
 	}
 }
 
@@ -324,12 +366,13 @@ func (m *Monitor) MonitorConnections(sel *networkservice.MonitorScopeSelector, s
 	if len(sel.GetPathSegments()) > maxSelected || len(sel.GetNetworkServices()) > maxSelected {
 		return nserr.BadRequest.Errorf("the monitor selector has more than %d entries", maxSelected)
 	}
+	told := newTold(stream.Context())
 	return m.Follow(stream.Context(), Identity(rpc.CallerFrom(stream.Context())), func(initial bool, changes []Change) error {
 		updated := make(map[string]*networkservice.Connection)
 		deleted := make(map[string]*networkservice.Connection)
 		for _, c := range changes {
 			switch {
-			case !c.Conn.MatchesMonitorScopeSelector(sel):
+			case !c.Conn.MatchesMonitorScopeSelector(sel) || told.already(c):
 			case c.Deleted:
 				deleted[c.Conn.GetId()] = c.Conn
 			default:
@@ -344,6 +387,32 @@ func (m *Monitor) MonitorConnections(sel *networkservice.MonitorScopeSelector, s
 		}
 		return sendSome(stream, networkservice.ConnectionEventType_DELETE, deleted)
 	})
+}
+
+// told are the revisions that a watcher of changes only has been told of, by the id of
+// the connection. It is nil for one that wants every refresh.
+type told map[string]uint64
+
+func newTold(ctx context.Context) told {
+	if len(metadata.ValueFromIncomingContext(ctx, peer.ChangesOnly)) == 0 {
+		return nil
+	}
+	return make(told)
+}
+
+// already reports whether the watcher knows it all, and notes that it does now.
+func (t told) already(c Change) bool {
+	if t == nil {
+		return false
+	}
+	id := c.Conn.GetId()
+	if c.Deleted {
+		delete(t, id)
+		return false
+	}
+	before, ok := t[id]
+	t[id] = c.revision
+	return ok && before == c.revision
 }
 
 func sendSome(stream networkservice.MonitorConnection_MonitorConnectionsServer, typ networkservice.ConnectionEventType, conns map[string]*networkservice.Connection) error {

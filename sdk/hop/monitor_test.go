@@ -3,6 +3,7 @@
 package hop
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -19,10 +20,13 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/peer"
 	"github.com/openvwire/nsm/sdk/token"
 )
 
@@ -278,5 +282,80 @@ func TestAsTold(t *testing.T) {
 		if got := takeOver(proto.CloneOf(own), event); got == tt.want {
 			t.Errorf("%s: taken over: %v", tt.name, got)
 		}
+	}
+}
+
+// events is a stream to a watcher.
+type events struct {
+	grpc.ServerStream
+	ctx  context.Context
+	sent chan *networkservice.ConnectionEvent
+}
+
+func (e events) Context() context.Context { return e.ctx }
+
+func (e events) Send(event *networkservice.ConnectionEvent) error {
+	e.sent <- event
+	return nil
+}
+
+// open is a policy that shows everything to everybody.
+type open struct{ Strict }
+
+func (open) MayObserve(string, []string) bool { return true }
+
+// A watcher that asks for it is spared what changes nothing but tokens, and nothing
+// else; one that does not ask gets a sign of life with each refresh.
+func TestChangesOnly(t *testing.T) {
+	steps := []struct {
+		name    string
+		do      func(m *Monitor, c *networkservice.Connection)
+		changes bool // told to a watcher of changes only
+	}{
+		{"the first", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
+		{"a refresh", func(m *Monitor, c *networkservice.Connection) {
+			c.Path.PathSegments[2].Expires, c.Path.PathSegments[2].Token = timestamppb.Now(), "later"
+			m.Publish(c)
+		}, false},
+		{"another state", func(m *Monitor, c *networkservice.Connection) { m.Down(c.GetId()) }, true},
+		{"a refresh after it", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
+		{"an address", func(m *Monitor, c *networkservice.Connection) {
+			c.Context = &networkservice.ConnectionContext{IpContext: &networkservice.IPContext{SrcIpAddrs: []string{"10.0.0.1/32"}}}
+			m.Publish(c)
+		}, true},
+		{"a parameter", func(m *Monitor, c *networkservice.Connection) {
+			c.Mechanism = &networkservice.Mechanism{Parameters: map[string]string{"a": "b"}}
+			m.Publish(c)
+		}, true},
+		{"a label", func(m *Monitor, c *networkservice.Connection) { c.Labels = map[string]string{"a": "b"}; m.Publish(c) }, true},
+		{"a metric", func(m *Monitor, c *networkservice.Connection) { SetMetric(c, "a", "b"); m.Publish(c) }, true},
+		{"another way", func(m *Monitor, c *networkservice.Connection) { c.Path.PathSegments[2].Id = "e2"; m.Publish(c) }, true},
+		{"the end", func(m *Monitor, c *networkservice.Connection) { m.Delete(c.GetId()) }, true},
+		{"the same again", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
+	}
+	for _, sparing := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if sparing {
+				ctx = metadata.NewIncomingContext(ctx, metadata.Pairs(peer.ChangesOnly, "1"))
+			}
+			m, c := NewMonitor(open{}), connection(t, 1, "web/w-1/web", "fwd/f1/fwd", "db/e1/db")
+			c.State = networkservice.State_UP
+			stream := events{ctx: ctx, sent: make(chan *networkservice.ConnectionEvent, len(steps)+1)}
+			go func() { _ = m.MonitorConnections(&networkservice.MonitorScopeSelector{}, stream) }()
+			synctest.Wait()
+			<-stream.sent // the first state
+			for _, step := range steps {
+				step.do(m, c)
+				synctest.Wait()
+				if got, want := len(stream.sent), step.changes || !sparing; got > 1 || (got == 1) != want {
+					t.Errorf("sparing %v: %s: %d events", sparing, step.name, got)
+				}
+				for len(stream.sent) > 0 {
+					<-stream.sent
+				}
+			}
+		})
 	}
 }

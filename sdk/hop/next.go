@@ -5,8 +5,6 @@ package hop
 import (
 	"context"
 	"errors"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -233,9 +231,7 @@ func (m *Monitor) asTold(id string, event *networkservice.Connection) bool {
 func asTold(own, event *networkservice.Connection) bool {
 	index := int(own.GetPath().GetIndex())
 	return own.GetState() == event.GetState() &&
-		slices.EqualFunc(own.GetPath().GetPathSegments()[index+1:], event.GetPath().GetPathSegments()[index+1:], func(a, b *networkservice.PathSegment) bool {
-			return sameSegment(a, b) && maps.Equal(a.GetMetrics(), b.GetMetrics())
-		}) &&
+		samePath(own.GetPath().GetPathSegments()[index+1:], event.GetPath().GetPathSegments()[index+1:]) &&
 		proto.Equal(own.GetContext(), narrowed(event.GetContext(), own.GetContext().GetMTU()))
 }
 

@@ -34,6 +34,11 @@ const (
 	maxState = 64 << 20
 )
 
+// ChangesOnly is a metadata key with which a watcher says that it has no use for events
+// of refreshes that change nothing but tokens. Our hops heed it, others do not know it:
+// whoever sends refreshes through a peer gets its answers, which say more.
+const ChangesOnly = "nsm-changes-only"
+
 // Kind says what an Event means.
 type Kind int
 
