@@ -68,7 +68,7 @@ func (r *Report) callsTable() string {
 		b.WriteString(c.row())
 		for i, n := range c.Failed {
 			if n > 0 {
-				failures = append(failures, fmt.Sprintf("* %s, %d nodes, %d at a time: %d × %s of %s, such as %.200q\n", c.Security, c.Nodes, c.InFlight, n, c.Do, makes[i], c.Why[i]))
+				failures = append(failures, fmt.Sprintf("* %s, nodes: %d, at a time: %d: %d × %s of %s, such as %.200q\n", c.Security, c.Nodes, c.InFlight, n, c.Do, makes[i], c.Why[i]))
 			}
 		}
 	}
