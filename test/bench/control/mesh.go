@@ -207,8 +207,9 @@ type noKernel struct{}
 
 var _ forwarder.Kernel = noKernel{}
 
-func (noKernel) Apply(context.Context, plan.Wire) ([]plan.Step, error) { return nil, nil }
-func (noKernel) Remove(context.Context, plan.Wire) error               { return nil }
+func (noKernel) Apply(context.Context, plan.Wire) ([]plan.Step, error)  { return nil, nil }
+func (noKernel) Switch(context.Context, plan.Wire) ([]plan.Step, error) { return nil, nil }
+func (noKernel) Remove(context.Context, plan.Wire) error                { return nil }
 func (noKernel) Observe(context.Context, plan.Wire) (plan.Observed, error) {
 	return plan.Observed{}, nil
 }
