@@ -31,6 +31,7 @@ import (
 	"github.com/openvwire/nsm/nsmgr/admin"
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/conn"
+	"github.com/openvwire/nsm/sdk/gate"
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
@@ -78,6 +79,9 @@ type Config struct {
 	// MayProfile reports whether an identity may record profiles of this process. nil
 	// means that nobody may.
 	MayProfile func(id string) bool
+	// Gate bounds how many Requests are worked on at once. nil means as many as suit the
+	// machine.
+	Gate *gate.Gate
 	// EndpointExpiry is the longest time for which an endpoint is registered.
 	// Default 1 min (protocol.md §4.4).
 	EndpointExpiry time.Duration
@@ -104,6 +108,7 @@ type Manager struct {
 
 	failures nserr.Book // why Requests have failed, by connection
 	deaths   nserr.Book // which endpoints were found dead, and came back, by name
+	overload nserr.Book // that Requests were not let in
 	absence  nserr.Book // which endpoints the registry does not know since it is away, by name
 
 	cancel  context.CancelFunc
@@ -137,6 +142,9 @@ func New(c Config) (*Manager, error) {
 	}
 	if c.Abandoned == nil {
 		c.Abandoned = c.Sockets.Refused
+	}
+	if c.Gate == nil {
+		c.Gate = gate.New(0)
 	}
 	if c.MayDrain == nil {
 		c.MayDrain = func(string) bool { return false }
@@ -177,7 +185,7 @@ func New(c Config) (*Manager, error) {
 
 // Register puts the manager's services on a server.
 func (m *Manager) Register(s grpc.ServiceRegistrar) {
-	rpc.RegisterNetworkService(s, m)
+	rpc.RegisterNetworkService(s, gated{m})
 	rpc.RegisterMonitorConnection(s, m.monitor)
 	regpath.RegisterServices(s, &serviceRegistry{m: m})
 	regpath.RegisterEndpoints(s, &endpointRegistry{m: m})

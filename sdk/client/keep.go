@@ -164,7 +164,7 @@ func (w *Wire) attempt(ctx context.Context) error {
 	moved, err := w.act(ctx, do)
 	switch {
 	case err == nil:
-		w.stale, w.givenUp = 0, false
+		w.stale, w.givenUp, w.hint = 0, false, 0
 		if moved {
 			w.prober.end() // what it has said is of the old path
 			w.inbox.drop(conn.DataLost, conn.DataBack)
@@ -184,6 +184,7 @@ func (w *Wire) attempt(ctx context.Context) error {
 	default:
 		w.why = err.Error()
 		w.count(err)
+		w.hint = nserr.From(err).Retry
 		event := failure(err)
 		if w.hasEnded() {
 			w.expire() // which says why
@@ -241,7 +242,7 @@ func (w *Wire) state() conn.State {
 	defer w.mu.Unlock()
 	return conn.State{
 		Expires: w.ends, Attempts: w.attempts, Stale: w.stale, Up: w.up, Over: w.over, GivenUp: w.givenUp, Dry: w.dry.paths,
-		Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt, Watched: watched,
+		Hint: w.hint, Due: w.due, Urged: w.urged, UrgedAt: w.urgedAt, Watched: watched,
 	}
 }
 

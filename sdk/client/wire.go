@@ -70,6 +70,7 @@ type Wire struct {
 	urged      int           // see conn.State
 	urgedAt    time.Time
 	stale      int
+	hint       time.Duration // conn.State.Hint
 	givenUp    bool
 	complaints nserr.Book // why attempts have failed
 	complained bool       // aloud, since the last success

@@ -14,10 +14,11 @@ type State struct {
 	GivenUp  bool      // its endpoint was, since the last success
 	Dry      int       // paths in a row that were asked for since packets had stopped, and that carry none either
 
-	Due     Decision  // what was decided before and is not done yet; zero if nothing is
-	Urged   int       // Requests that events have asked for, one soon after the other
-	UrgedAt time.Time // when the last of them was made
-	Watched bool      // somebody is going to tell when there is an endpoint to ask for
+	Due     Decision      // what was decided before and is not done yet; zero if nothing is
+	Urged   int           // Requests that events have asked for, one soon after the other
+	UrgedAt time.Time     // when the last of them was made
+	Hint    time.Duration // after what time whoever refused the last attempt wants to be asked again; 0 = it has not said
+	Watched bool          // somebody is going to tell when there is an endpoint to ask for
 }
 
 // Event is what made the originator decide.
@@ -128,6 +129,8 @@ const calm = 10 * time.Second
 //     packets flow or it is too early to tell, then on another one. The same
 //     path is still asked first: what was away may be back, and packets may have
 //     flowed all the time;
+//   - a hop has too much to do: the same path when it says, so that those who come do
+//     not come again at once;
 //   - an attempt failed and packets have stopped: another path at once;
 //   - the endpoint is gone: another path after the time that a restart takes, even
 //     if packets flow. It is the kernel of its namespace that answers. That stays so
@@ -156,7 +159,7 @@ func retry(s State, e Event, data Data, now time.Time, random float64) Decision 
 	if s.Watched || s.Over {
 		limit = lastRetry
 	}
-	wait := backoff(s.Attempts-s.Stale, limit, random)
+	wait := max(backoff(s.Attempts-s.Stale, limit, random), hinted(s, now, random))
 	switch {
 	case s.over(now) && !s.Over:
 		return Decision{Do: Anew, At: now.Add(backoff(1, limit, random))} // this has a back-off of its own
@@ -173,10 +176,21 @@ func retry(s State, e Event, data Data, now time.Time, random float64) Decision 
 		return Decision{Do: Either, At: now, GivesUp: true}
 	case s.GivenUp:
 		return Decision{Do: Either, At: now.Add(min(wait, s.Expires.Sub(now)))}
-	case data == Flowing || s.Attempts <= samePathTries:
+	case data == Flowing || s.Attempts <= samePathTries || s.Hint > 0: // who has too much to do is there
 		return Decision{Do: Refresh, At: now.Add(min(wait, s.Expires.Sub(now)))}
 	}
 	return Decision{Do: Either, At: now.Add(min(wait, s.Expires.Sub(now)))}
+}
+
+// hinted is the pause that a hop asks for which has too much to do, and up to half as
+// much again by chance: those whom it has refused at one time come by and by. A wire that is
+// up does not wait for more than a quarter of the life it has left.
+func hinted(s State, now time.Time, random float64) time.Duration {
+	wait := s.Hint + time.Duration(float64(s.Hint)*0.5*random)
+	if s.Up && !s.over(now) {
+		wait = min(wait, s.Expires.Sub(now)/4)
+	}
+	return wait
 }
 
 // urge decides what an event from outside changes.

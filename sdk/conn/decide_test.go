@@ -43,6 +43,14 @@ func TestDecide(t *testing.T) {
 		{"an event does not weaken what is due", State{Up: true, Expires: minute, Due: urged(Reselect, ms(70), 3)}, PathDown, Unknown, 0, urged(Reselect, now, 1)},
 		{"what should have been done is done now", State{Up: true, Expires: minute, Due: do(Refresh, ms(-50))}, PathDown, Flowing, 0.9, do(Refresh, now)},
 
+		{"a hop has too much to do: when it says", State{Attempts: 1, Hint: time.Second}, Failed, Unknown, 0, do(Reselect, ms(1000))},
+		{"and not all at once", State{Attempts: 1, Hint: time.Second}, Failed, Unknown, 1, do(Reselect, ms(1500))},
+		{"or later, if it has failed for long", State{Attempts: 6, Hint: time.Second}, Failed, Unknown, 0, do(Reselect, ms(5000))},
+		{"which is no reason to give the path up", State{Up: true, Attempts: 7, Hint: time.Second, Expires: minute}, Failed, Unknown, 0, do(Refresh, ms(5000))},
+		{"unless packets have stopped", State{Up: true, Attempts: 7, Hint: time.Second, Expires: minute}, Failed, Stopped, 0, dry(do(Reselect, ms(5000)))},
+		{"a wire that is up does not wait for its end", State{Up: true, Attempts: 1, Hint: time.Minute, Expires: in(4 * time.Second)}, Failed, Flowing, 1, do(Refresh, ms(1000))},
+		{"but when it says if there is time", State{Up: true, Attempts: 1, Hint: time.Second, Expires: minute}, Failed, Flowing, 0.5, do(Refresh, ms(1250))},
+
 		{"a second event soon after the first: a pause", State{Up: true, Expires: minute, Urged: 1, UrgedAt: ms(-20)}, PathDown, Unknown, 0, urged(Refresh, ms(80), 2)},
 		{"a path that flaps: longer and longer", State{Up: true, Expires: minute, Urged: 5, UrgedAt: ms(-100)}, PathDown, Flowing, 0, urged(Refresh, ms(1500), 6)},
 		{"with jitter", State{Up: true, Expires: minute, Urged: 5, UrgedAt: ms(-100)}, PathDown, Flowing, 1, urged(Refresh, ms(1020), 6)},

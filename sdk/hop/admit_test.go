@@ -24,7 +24,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/openvwire/nsm/sdk/gate"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/path"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
 )
@@ -285,6 +287,66 @@ func FuzzAdmit(f *testing.F) {
 		}
 		if reply := call.Reply(proto.CloneOf(call.Conn)); reply.GetPath().GetIndex()+1 != call.Conn.GetPath().GetIndex() {
 			t.Errorf("reply %v", reply)
+		}
+	})
+}
+
+// A gate is told that a Request is a refresh only if it is of a connection that is the
+// caller's, and that it has passed a hop only if who may say so does.
+func TestVisit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		web, other, self := newParty(t, "web"), newParty(t, "other"), newParty(t, "manager")
+		end := time.Now().Add(time.Hour)
+		h := Hop{Name: "manager", Tokens: token.NewGenerator(self, time.Hour), Monitor: NewMonitor(nil)}
+		ctx := func(p *party) context.Context { return p.calling(t, p.says(t, p.id, self.id, end), end) }
+		call, err := h.Admit(ctx(web), first("w-0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Monitor.Publish(call.Conn)
+		refresh := call.Reply(proto.CloneOf(call.Conn))
+		id := call.Binding.id(h.Name, path.Segment{Name: "web", ID: "w-0"})
+
+		// through is the connection of somebody as a hop of other's name sends it on.
+		through := func(before ...*networkservice.PathSegment) *networkservice.Connection {
+			return &networkservice.Connection{Id: "o", Path: &networkservice.Path{
+				Index: uint32(len(before)), PathSegments: append(before, &networkservice.PathSegment{Name: "other", Id: "o"}),
+			}}
+		}
+		webs := web.says(t, web.id, other.id, end)
+		nobody := func(string) bool { return false }
+		everybody := func(string) bool { return true }
+		for _, tt := range []struct {
+			name   string
+			by     *party
+			conn   *networkservice.Connection
+			relays func(string) bool
+			class  gate.Class
+			of     string
+		}{
+			{"a refresh", web, refresh, nobody, gate.Refresh, id},
+			{"one after the client has forgotten", web, first("w-0"), nobody, gate.Refresh, id},
+			{"another connection", web, first("w-1"), nobody, gate.Fresh, ""},
+			{"somebody else's refresh", other, refresh, everybody, gate.Fresh, ""},
+			{"on behalf of another", other, through(&networkservice.PathSegment{Name: "web", Id: "w-0", Token: webs}), nobody, gate.Fresh, ""},
+			{"and may do so", other, through(&networkservice.PathSegment{Name: "web", Id: "w-0", Token: webs}), everybody, gate.Transit, ""},
+			{"everybody may do so", other, through(&networkservice.PathSegment{Name: "web", Id: "w-0", Token: webs}), nil, gate.Transit, ""},
+			{"as the first", other, first("w-0"), everybody, gate.Fresh, ""},
+			{"by way of a pass-through endpoint", other, through(
+				&networkservice.PathSegment{Name: "web", Id: "w-0", Token: webs}, &networkservice.PathSegment{Name: "manager", Id: id}), nobody, gate.Transit, ""},
+			{"on behalf of nobody, with somebody's id", other, through(
+				&networkservice.PathSegment{Name: "web", Id: "w-0"}, &networkservice.PathSegment{Name: "manager", Id: id}), nobody, gate.Fresh, ""},
+			{"nonsense", web, &networkservice.Connection{Path: &networkservice.Path{Index: 7}}, everybody, gate.Fresh, ""},
+			{"nothing", web, nil, everybody, gate.Fresh, ""},
+		} {
+			before := proto.CloneOf(tt.conn)
+			got := h.Visit(ctx(tt.by), tt.conn, tt.relays)
+			if want := (gate.Visit{Class: tt.class, Caller: tt.by.id, Of: tt.of}); got != want {
+				t.Errorf("%s: %+v, want %+v", tt.name, got, want)
+			}
+			if !proto.Equal(before, tt.conn) {
+				t.Errorf("%s: the connection has changed", tt.name)
+			}
 		}
 	})
 }

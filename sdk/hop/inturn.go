@@ -88,7 +88,7 @@ func waitFor(ctx context.Context, patience time.Duration, others int) time.Durat
 func AllFailed(reason *nserr.Reason, what string, failures []error) error {
 	if len(failures) == 1 {
 		if e := nserr.From(failures[0]); e.Reason != nserr.Internal && e.Reason != nserr.PeerDown {
-			return e.Reason.Errorf("%w", failures[0]).WithFix("%s", e.HowToFix())
+			return e.Reason.Errorf("%w", failures[0]).WithFix("%s", e.HowToFix()).WithRetry(e.Retry)
 		}
 	}
 	texts := make([]string, len(failures))
@@ -97,7 +97,7 @@ func AllFailed(reason *nserr.Reason, what string, failures []error) error {
 	}
 	text := what + ": " + strings.Join(texts, "; ")
 	if e := commonCause(failures); e != nil {
-		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix())
+		return e.Reason.Errorf("%s", text).WithFix("%s", e.HowToFix()).WithRetry(e.Retry)
 	}
 	return reason.Errorf("%s", text)
 }

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 )
@@ -81,12 +82,22 @@ type Error struct {
 	Msg    string // what happened, naming the thing it happened to
 	Fix    string // overrides Reason.Fix when the case allows a better advice
 
+	// Retry is after what time it is worth while to try again; 0 = nobody knows. It
+	// travels as a google.rpc.RetryInfo.
+	Retry time.Duration
+
 	cause error
 }
 
 // WithFix returns e with a fix that suits this case better than the general one.
 func (e *Error) WithFix(format string, args ...any) *Error {
 	e.Fix = fmt.Sprintf(format, args...)
+	return e
+}
+
+// WithRetry returns e with the time after which to try again.
+func (e *Error) WithRetry(after time.Duration) *Error {
+	e.Retry = after
 	return e
 }
 

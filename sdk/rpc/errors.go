@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -26,7 +29,7 @@ const fixKey = "fix"
 const maxErrorText = 4 << 10
 
 // EncodeError turns err into a gRPC status error that carries its reason as a
-// google.rpc.ErrorInfo. A status of somebody else, such as the next hop's, passes
+// google.rpc.ErrorInfo, and as a google.rpc.RetryInfo when to try again. A status of somebody else, such as the next hop's, passes
 // unchanged; an error without a reason becomes nserr.Internal.
 func EncodeError(err error) error {
 	if err == nil {
@@ -52,11 +55,15 @@ func EncodeError(err error) error {
 		text = noPrivileges + text
 	}
 	st := status.New(e.Reason.GRPC, text)
-	st, detailsErr := st.WithDetails(&errdetails.ErrorInfo{
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{
 		Reason:   e.Reason.Code,
 		Domain:   nserr.Domain,
 		Metadata: map[string]string{fixKey: e.HowToFix()},
-	})
+	}}
+	if e.Retry > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.Retry)})
+	}
+	st, detailsErr := st.WithDetails(details...)
 	if detailsErr != nil { // only for codes.OK, which no reason has
 		panic(detailsErr)
 	}
@@ -136,9 +143,22 @@ func reasonSent(st *status.Status) error {
 		if fix != r.Fix {
 			e.Fix = fix
 		}
-		return e
+		return e.WithRetry(retrySent(st))
 	}
 	return nil
+}
+
+// maxRetry bounds what is believed of when to try again.
+const maxRetry = time.Minute
+
+// retrySent returns when to try again, 0 if the status does not say.
+func retrySent(st *status.Status) time.Duration {
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok && info.GetRetryDelay().IsValid() {
+			return min(max(info.GetRetryDelay().AsDuration(), 0), maxRetry)
+		}
+	}
+	return 0
 }
 
 // reasonImplied names the reason of statuses that gRPC itself or the reference
@@ -154,6 +174,9 @@ func reasonImplied(st *status.Status) error {
 	case codes.ResourceExhausted:
 		if strings.Contains(st.Message(), "message larger than max") {
 			return nserr.TooLarge.Errorf("%s", st.Message())
+		}
+		if after := retrySent(st); after > 0 {
+			return nserr.Busy.Errorf("%s", st.Message()).WithRetry(after)
 		}
 	}
 	return nil

@@ -9,10 +9,12 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 )
@@ -47,6 +49,36 @@ func TestErrorFixTravels(t *testing.T) {
 	}
 	if got := nserr.From(DecodeError(EncodeError(nserr.UnknownService))); got.Reason != nserr.UnknownService {
 		t.Errorf("a bare reason arrived as %+v", got)
+	}
+}
+
+// When to try again travels as everybody's clients know it, and is believed within reason.
+func TestRetryTravels(t *testing.T) {
+	wire := EncodeError(nserr.Busy.Errorf("no").WithRetry(1500 * time.Millisecond))
+	var info *errdetails.RetryInfo
+	for _, d := range status.Convert(wire).Details() {
+		if r, ok := d.(*errdetails.RetryInfo); ok {
+			info = r
+		}
+	}
+	if got := info.GetRetryDelay().AsDuration(); got != 1500*time.Millisecond {
+		t.Errorf("travels as %v", got)
+	}
+	got := DecodeError(wire)
+	if e := nserr.From(got); e.Reason != nserr.Busy || e.Retry != 1500*time.Millisecond {
+		t.Errorf("arrives as %+v", e)
+	}
+	if e := nserr.From(DecodeError(EncodeError(got))); e.Retry != 1500*time.Millisecond {
+		t.Errorf("goes on as %+v", e)
+	}
+	for sent, want := range map[time.Duration]time.Duration{-time.Second: 0, time.Hour: maxRetry} {
+		st, err := status.New(codes.ResourceExhausted, "somebody else's").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(sent)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := nserr.From(DecodeError(st.Err())); e.Retry != want {
+			t.Errorf("%v sent by somebody else is taken for %v, want %v", sent, e.Retry, want)
+		}
 	}
 }
 

@@ -21,7 +21,7 @@ type row struct {
 
 var (
 	values    = []string{"sdk/flow", "sdk/ipam", "sdk/match", "sdk/mechanism", "sdk/nserr", "sdk/nsurl", "sdk/path", "sdk/token"}
-	machinery = []string{"sdk/conn", "sdk/hop", "sdk/identity/...", "sdk/peer", "sdk/profile", "sdk/query", "sdk/registration", "sdk/regpath", "sdk/rpc", "sdk/watch"}
+	machinery = []string{"sdk/conn", "sdk/gate", "sdk/hop", "sdk/identity/...", "sdk/peer", "sdk/profile", "sdk/query", "sdk/registration", "sdk/regpath", "sdk/rpc", "sdk/watch"}
 	libraries = []string{"sdk/client", "sdk/endpoint"}
 	pure      = []string{"sdk/flow", "sdk/path", "sdk/match", "sdk/mechanism", "sdk/ipam", "sdk/nsurl", "forwarder/plan", "nsmgr/route"}
 	parts     = []string{"nsmgr/...", "registry/...", "forwarder/..."}

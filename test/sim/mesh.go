@@ -52,6 +52,7 @@ type Mesh struct {
 	files     []*os.File
 	skews     map[string]time.Duration // of clocks, by name of the part
 	underlay  underlay
+	places    int // in the gate of each manager that is started; 0 = as many as suit the machine
 }
 
 // Run runs f in a bubble with a mesh that has a registry and no node yet.

@@ -19,6 +19,7 @@ import (
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/nsmgr"
+	"github.com/openvwire/nsm/sdk/gate"
 	"github.com/openvwire/nsm/sdk/registration"
 )
 
@@ -167,7 +168,7 @@ func (n *Node) StartManager() {
 		MayRelay:   n.mesh.mayRelay,
 		Name:       p.name, URL: n.ManagerURL(), Labels: map[string]string{"nodeName": n.Name},
 		Tokens: p.tokens, Policy: p.policy, Peers: p.peers, Sockets: p.sockets,
-		Registry: p.dial(RegistryURL),
+		Registry: p.dial(RegistryURL), Gate: gate.New(n.mesh.places),
 		Abandoned: func(_ context.Context, url string) bool {
 			return n.abandoned.Load() || n.mesh.Network.nobodyAt(url)
 		},

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nsmgr
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
+
+	"github.com/openvwire/nsm/sdk/gate"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
+)
+
+// gated is the manager as others call it: its Requests pass a gate, which keeps what is
+// worked on at once to what the machine can do (docs/protocol.md, P-96). Closes and
+// watches do not. Forwarders and endpoints have no gates: who asks them is a manager.
+type gated struct{ *Manager }
+
+// Request waits to be let in, and requests.
+func (g gated) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	leave, err := g.config.Gate.Enter(ctx, func() gate.Visit { return g.hop.Visit(ctx, req.GetConnection(), g.config.MayRelay) })
+	if err != nil {
+		g.refused(ctx, req, err)
+		return nil, err
+	}
+	defer leave()
+	return g.Manager.Request(ctx, req)
+}
+
+// refused ends a Request that was not let in. Its descriptors would keep those of others
+// out for a while.
+func (g gated) refused(ctx context.Context, req *networkservice.NetworkServiceRequest, err error) {
+	for _, p := range req.GetMechanismPreferences() {
+		rpc.DiscardFile(ctx, p.GetParameters()["inodeURL"])
+	}
+	rpc.DiscardFile(ctx, req.GetConnection().GetMechanism().GetParameters()["inodeURL"])
+	reason := nserr.From(err).Reason.Code
+	g.log.Log(ctx, g.overload.Level(slog.LevelWarn, "", reason), "a Request was not let in", "error", err)
+}

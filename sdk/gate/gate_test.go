@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func as(class Class, caller string) func() Visit {
+	return func() Visit { return Visit{Class: class, Caller: caller} }
+}
+
+// full returns a gate with all places taken, and what gives one back.
+func full(t *testing.T, limit int) (g *Gate, leave []func()) {
+	t.Helper()
+	g = New(limit)
+	for range limit {
+		l, err := g.Enter(t.Context(), func() Visit { t.Error("asked who it is though there is a place"); return Visit{} })
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave = append(leave, l)
+	}
+	return g, leave
+}
+
+// Those who wait are let in by class, and within a class by turns of the callers.
+func TestOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, leave := full(t, 1)
+		var in []string
+		var entering sync.WaitGroup
+		for _, v := range []struct {
+			class  Class
+			caller string
+		}{
+			{Fresh, "a"}, {Fresh, "a"}, {Fresh, "a"}, {Fresh, "b"}, {Transit, "m"}, {Fresh, "a"}, {Refresh, "a"}, {Fresh, "c"}, {Transit, "m"}, {Refresh, "b"},
+		} {
+			entering.Go(func() {
+				of := fmt.Sprint(v.class, v.caller)
+				l, err := g.Enter(t.Context(), func() Visit { return Visit{v.class, v.caller, of} })
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				in = append(in, of)
+				l()
+			})
+			synctest.Wait()
+		}
+		leave[0]()
+		entering.Wait()
+		if want := []string{"0a", "0b", "1m", "1m", "2a", "2b", "2c", "2a", "2a", "2a"}; !slices.Equal(in, want) {
+			t.Errorf("let in %v, want %v", in, want)
+		}
+		empty(t, g)
+	})
+}
+
+// empty fails the test unless nobody is inside or waits.
+func empty(t *testing.T, g *Gate) {
+	t.Helper()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.inside != 0 || len(g.known) != 0 {
+		t.Errorf("%d inside, %d refreshes wait", g.inside, len(g.known))
+	}
+	for class, q := range g.waiting {
+		if q.len != 0 || len(q.lines) != 0 || len(q.of) != 0 {
+			t.Errorf("class %d: %d wait in %d lines of %d callers", class, q.len, len(q.lines), len(q.of))
+		}
+	}
+}
+
+// Who would wait for too long is refused, and told when to try again; a refresh is not.
+func TestPatience(t *testing.T) {
+	for _, tt := range []struct {
+		class Class
+		waits time.Duration // until it is refused; 0 = it is let in in the end
+	}{{Fresh, patience[Fresh]}, {Transit, patience[Transit]}, {Refresh, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			g := New(1)
+			var blocked sync.WaitGroup
+			stop := make(chan struct{})
+			for _, x := range []string{"x", "y"} { // take the place by turns, before all others
+				blocked.Go(func() {
+					for {
+						leave, err := g.Enter(t.Context(), func() Visit { return Visit{Refresh, x, x} })
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						select {
+						case <-stop:
+						case <-time.After(time.Millisecond):
+						}
+						leave()
+						select {
+						case <-stop:
+							return
+						default:
+						}
+					}
+				})
+			}
+			time.Sleep(time.Millisecond / 2)
+			start := time.Now()
+			if tt.class == Refresh {
+				time.AfterFunc(10*time.Second, func() { close(stop) })
+			}
+			leave, err := g.Enter(t.Context(), func() Visit { return Visit{tt.class, "a", "a"} })
+			took := time.Since(start)
+			if tt.waits == 0 {
+				if err != nil {
+					t.Fatal(err)
+				}
+				leave()
+			} else {
+				if e := nserr.From(err); !errors.Is(err, nserr.Busy) || e.Retry != retry || took != tt.waits {
+					t.Errorf("class %d: %v after %v, to be tried again after %v", tt.class, err, took, e.Retry)
+				}
+				close(stop)
+			}
+			blocked.Wait()
+			synctest.Wait()
+			empty(t, g)
+		})
+	}
+}
+
+// Who takes long waits for somebody else, and does not keep others out.
+func TestSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, slow := full(t, 3)
+		start := time.Now()
+		leave, err := g.Enter(t.Context(), as(Transit, "a"))
+		if err != nil || time.Since(start) != hold {
+			t.Fatalf("%v after %v, want to be let in after %v", err, time.Since(start), hold)
+		}
+		for _, l := range slow { // gives back nothing that has gone already
+			l()
+		}
+		leave()
+		leave()
+		empty(t, g)
+	})
+}
+
+// A queue that is full drops the last one of whoever has the most in it.
+func TestFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, leave := full(t, 1)
+		var mu sync.Mutex
+		refused := make(map[string]int)
+		var entering sync.WaitGroup
+		enter := func(class Class, caller, of string) {
+			entering.Go(func() {
+				l, err := g.Enter(t.Context(), func() Visit { return Visit{class, caller, of} })
+				if err == nil {
+					l()
+					return
+				}
+				if !errors.Is(err, nserr.Busy) || nserr.From(err).Retry == 0 {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				refused[caller]++
+			})
+			synctest.Wait()
+		}
+		for range queued {
+			enter(Fresh, "many", "")
+		}
+		enter(Fresh, "few", "")
+		enter(Fresh, "few", "")
+		if refused["many"] != 2 || refused["few"] != 0 {
+			t.Errorf("refused %v, want 2 of many", refused)
+		}
+		// Refreshes are never too many, unless they are the same again and again.
+		for i := range 2 * queued {
+			enter(Refresh, "many", fmt.Sprint(i))
+		}
+		if refused["many"] != 2 {
+			t.Errorf("%d refreshes refused", refused["many"]-2)
+		}
+		for range queued {
+			enter(Refresh, "liar", "1")
+		}
+		leave[0]()
+		entering.Wait()
+		if refused["few"] != 0 || refused["liar"]+refused["many"] < queued {
+			t.Errorf("refused %v: the same refresh once more is nothing special", refused)
+		}
+		empty(t, g)
+	})
+}
+
+// Who gives up leaves the queue.
+func TestGivenUp(t *testing.T) {
+	for _, class := range []Class{Refresh, Transit, Fresh} {
+		synctest.Test(t, func(t *testing.T) {
+			g, leave := full(t, 1)
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			if _, err := g.Enter(ctx, as(class, "a")); !errors.Is(err, nserr.TimedOut) {
+				t.Errorf("class %d: %v", class, err)
+			}
+			leave[0]()
+			empty(t, g)
+		})
+	}
+}
+
+// However many come and go, in whatever way, no place is lost and none is made.
+func TestPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 4
+		g := New(limit)
+		var coming sync.WaitGroup
+		var mu sync.Mutex
+		inside, most := 0, 0
+		for i := range 2000 {
+			coming.Go(func() {
+				time.Sleep(time.Duration(i%700) * time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i%13)*100*time.Millisecond)
+				defer cancel()
+				leave, err := g.Enter(ctx, func() Visit { return Visit{Class(i % classes), fmt.Sprint(i % 17), fmt.Sprint(i)} })
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				inside++
+				most = max(most, inside)
+				mu.Unlock()
+				time.Sleep(time.Duration(i%40) * time.Millisecond) // all shorter than hold
+				mu.Lock()
+				inside--
+				mu.Unlock()
+				leave()
+			})
+		}
+		coming.Wait()
+		if most != limit {
+			t.Errorf("%d were inside at once, want %d", most, limit)
+		}
+		empty(t, g)
+	})
+}
