@@ -61,6 +61,11 @@ func TestShort(t *testing.T) {
 		}
 	}
 
+	// That all who were refused were told when to try again the workloads have checked.
+	if o := r.Overload; o == nil || len(o.Loads) != 3 || o.Failed > 0 {
+		t.Errorf("load above capacity: %+v", o)
+	}
+
 	doc := filepath.Join(dir, "performance.md")
 	page, err := os.ReadFile("../../docs/performance.md")
 	if err != nil {

@@ -3,7 +3,7 @@
 // Command bench measures what the budgets of the design are about, as ratios
 // within one run, and writes docs/performance.md.
 //
-//	go run ./test/bench -nsm bin/nsm [-short] [-rows control,local,vxlan,wireguard,setup] [-json FILE] [-doc docs/performance.md]
+//	go run ./test/bench -nsm bin/nsm [-short] [-rows control,local,vxlan,wireguard,setup,overload] [-json FILE] [-doc docs/performance.md]
 //
 // It asserts nothing: a budget that is missed is printed as missed. Everything
 // runs in a lab (internal/lab): two nodes that are network namespaces, the
@@ -48,7 +48,7 @@ func main() {
 }
 
 // rows are what -rows may name; "setup" stands for all that begin with it.
-var rows = []string{"control", "local", "vxlan", "wireguard", "setup", "setup-local", "setup-vxlan", "setup-wireguard"}
+var rows = []string{"control", "local", "vxlan", "wireguard", "setup", "setup-local", "setup-vxlan", "setup-wireguard", "overload"}
 
 type options struct {
 	nsm   string
@@ -62,6 +62,9 @@ type options struct {
 	samples   int
 	held      int
 
+	bursts int
+	burst  time.Duration
+
 	profile string // directory; "" = profiles are not what is wanted
 	seconds int    // of each
 }
@@ -69,7 +72,7 @@ type options struct {
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
-	chosen := f.String("rows", "control,local,vxlan,wireguard,setup", "what to measure, of "+strings.Join(rows, ", "))
+	chosen := f.String("rows", "control,local,vxlan,wireguard,setup,overload", "what to measure, of "+strings.Join(rows, ", "))
 	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires")
 	o.to.Flags(f)
 	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison, at least")
@@ -77,6 +80,8 @@ func parse(args []string) (o options, err error) {
 	f.DurationVar(&o.round, "round", 400*time.Millisecond, "length of a round, per side")
 	f.IntVar(&o.samples, "samples", 60, "wires of which the set-up is measured")
 	f.IntVar(&o.held, "held", 100, "wires that are up already")
+	f.IntVar(&o.bursts, "bursts", 4, "rounds of each load")
+	f.DurationVar(&o.burst, "burst", 5*time.Second, "length of a load")
 	f.StringVar(&o.profile, "profile", "", "measure nothing, but record profiles of the daemons under load into this `directory`")
 	f.IntVar(&o.seconds, "seconds", 20, "length of each profile")
 	if err := f.Parse(args); err != nil {
@@ -90,7 +95,7 @@ func parse(args []string) (o options, err error) {
 	}
 	if o.short {
 		o.rounds, o.maxRounds, o.round, o.samples, o.held = 2, 2, 50*time.Millisecond, 5, 10
-		o.seconds = 1
+		o.seconds, o.bursts, o.burst = 1, 1, time.Second
 	}
 	return o, nil
 }
@@ -172,6 +177,14 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 			return r, err
 		}
 		r.SetUp = append(r.SetUp, s...)
+	}
+	if slices.Contains(b.rows, "overload") {
+		b.progress("load above capacity")
+		o, err := b.overload(ctx)
+		if err != nil {
+			return r, err
+		}
+		r.Overload = o
 	}
 	return r, nil
 }

@@ -71,7 +71,7 @@ func (b *bench) record(ctx context.Context, c *report.Child, service, kind strin
 			errs[i] = err
 		})
 	}
-	got, err := report.Ask[connected](c, connectTask{Service: service, Churn: time.Duration(b.seconds) * time.Second})
+	got, err := report.Ask[connected](c, connectTask{Service: service, Churn: time.Duration(b.seconds) * time.Second, AtOnce: parallel})
 	recording.Wait()
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return err

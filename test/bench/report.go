@@ -19,6 +19,7 @@ type Report struct {
 
 	DataPlane []Comparison `json:"data_plane,omitempty"`
 	SetUp     []SetUp      `json:"set_up,omitempty"`
+	Overload  *Overload    `json:"overload,omitempty"`
 }
 
 func newReport(ctx context.Context, o options) *Report {
@@ -27,7 +28,7 @@ func newReport(ctx context.Context, o options) *Report {
 
 // markdown returns the whole report as Markdown.
 func (r *Report) markdown() string {
-	return r.dataPlaneTable() + "\n" + r.setUpTable()
+	return r.dataPlaneTable() + "\n" + r.setUpTable() + "\n" + r.overloadTable()
 }
 
 func (r *Report) heading() string {
@@ -93,5 +94,5 @@ func (r *Report) setUpTable() string {
 
 // tables are what the document has, by marker.
 func (r *Report) tables() map[string]string {
-	return map[string]string{"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable()}
+	return map[string]string{"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable(), "bench:overload": r.overloadTable()}
 }

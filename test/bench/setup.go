@@ -110,27 +110,32 @@ type connectTask struct {
 	Measure int           // make and close so many wires, one after the other
 	Hold    int           // make so many and hold them
 	Release bool          // close those that are held
-	Churn   time.Duration // make and close wires for so long, as many at a time as parallel says
+	Churn   time.Duration // make and close wires for so long
+	AtOnce  int           // as many at a time
 }
 
 type connected struct {
 	Request, First, Close []time.Duration
 	Unanswered            int
-	Elapsed               time.Duration // of Hold or Release
+	Refused               int           // of Churn
+	Failed                int           // how often wires were not refreshed, told by Release
+	Elapsed               time.Duration // of Hold, Release or Churn
 }
 
 // connector is a program that asks for wires with sdk/client, one client for
 // all, each wire for a namespace of its own.
 type connector struct {
-	client *client.Client
-	held   []*wire
+	client     *client.Client
+	complaints *complaints
+	held       []*wire
 }
 
 // connectRole is the "connect" child. The environment says where the manager
 // and the identity are.
 func connectRole() error {
 	ctx := context.Background()
-	config := client.Config{Manager: os.Getenv("NSM_CONNECT_TO"), Logger: slog.New(slog.DiscardHandler)}
+	said := &complaints{}
+	config := client.Config{Manager: os.Getenv("NSM_CONNECT_TO"), Logger: slog.New(said)}
 	if life := os.Getenv("NSM_MAX_TOKEN_LIFETIME"); life != "" {
 		var err error
 		if config.TokenLifetime, err = time.ParseDuration(life); err != nil {
@@ -141,7 +146,7 @@ func connectRole() error {
 	if err != nil {
 		return err
 	}
-	d := &connector{client: c}
+	d := &connector{client: c, complaints: said}
 	err = report.Answer(func(t connectTask) (connected, error) { return d.do(ctx, t) })
 	return errors.Join(err, c.Close())
 }
@@ -150,9 +155,10 @@ func (d *connector) do(ctx context.Context, t connectTask) (c connected, err err
 	start := time.Now()
 	switch {
 	case t.Release:
+		c.Failed = int(d.complaints.Load())
 		err = d.release(ctx)
 	case t.Churn > 0:
-		c.Request, err = d.churn(ctx, t.Service, t.Churn)
+		return d.churn(ctx, t.Service, t.AtOnce, t.Churn)
 	case t.Hold > 0:
 		err = d.hold(ctx, t.Service, t.Hold)
 	default:
@@ -186,25 +192,6 @@ func (d *connector) measure(ctx context.Context, service string, n int) (c conne
 		c.Close = append(c.Close, time.Since(start))
 	}
 	return c, nil
-}
-
-// churn makes and closes wires, and returns how long each has taken to be made.
-func (d *connector) churn(ctx context.Context, service string, during time.Duration) (took []time.Duration, err error) {
-	end := time.Now().Add(during)
-	var mu sync.Mutex
-	err = inParallel(make([]*wire, parallel), func(*wire) error {
-		for time.Now().Before(end) {
-			got, err := d.measure(ctx, service, 1)
-			if err != nil {
-				return err
-			}
-			mu.Lock()
-			took = append(took, got.Request...)
-			mu.Unlock()
-		}
-		return nil
-	})
-	return took, err
 }
 
 func (d *connector) hold(ctx context.Context, service string, n int) error {
@@ -294,9 +281,10 @@ func (w *wire) firstPacket() (sent int, err error) {
 }
 
 func (w *wire) close(ctx context.Context) error {
-	err := w.wire.Close(ctx)
-	return errors.Join(err, unix.Close(w.sock), w.netns.Close())
+	return errors.Join(w.wire.Close(ctx), w.free())
 }
+
+func (w *wire) free() error { return errors.Join(unix.Close(w.sock), w.netns.Close()) }
 
 // do runs f on a thread in ns.
 func do(ns *os.File, f func() error) error {
