@@ -57,7 +57,7 @@ func ourClient(t *testing.T, s ref.Security, name, manager string) *client.Clien
 		config.RequestTimeout = requestTimeout
 	}
 	if !s.Checked {
-		pool := ours.Pool(s, name, rpc.NewSockets())
+		pool := ours.Pool(s, name, rpc.NewSockets(), nil)
 		t.Cleanup(pool.Close)
 		config.Peers = pool
 		config.Verify = func(path.Path, *x509.Certificate, time.Time) error { return nil }

@@ -34,7 +34,7 @@ func (o options) startSide(make string, s setting) (x *side, err error) {
 	x = &side{make: make}
 	role := []string{"server", make}
 	if o.profiles != "" {
-		role = append(role, filepath.Join(o.profiles, fmt.Sprintf("%s-%s-%d", make, strings.ReplaceAll(s.security(), " ", "-"), s.Nodes)))
+		role = append(role, filepath.Join(o.profiles, fmt.Sprintf("%s-%s-%d", make, strings.NewReplacer(",", "", " ", "-").Replace(s.mode()), s.Nodes)))
 	}
 	if x.server, err = child(role...); err != nil {
 		return x, err
@@ -77,7 +77,7 @@ func stop(sides [2]*side) (err error) {
 // Call is one operation of a setting, with so many under way at a time. A of each
 // pair is the reference.
 type Call struct {
-	Security string `json:"security"`
+	Mode     string `json:"mode"`
 	Nodes    int    `json:"nodes"`
 	InFlight int    `json:"in_flight"`
 	Do       string `json:"do"`
@@ -113,7 +113,7 @@ func (o options) compare(ctx context.Context, s setting) (calls []Call, err erro
 	for _, n := range o.inFlight {
 		of := make([]Call, len(order))
 		for i, do := range order {
-			of[i] = Call{Security: s.security(), Nodes: s.Nodes, InFlight: n, Do: do, MustCPU: bounds[do][s.Nodes], MustRate: mustRate}
+			of[i] = Call{Mode: s.mode(), Nodes: s.Nodes, InFlight: n, Do: do, MustCPU: bounds[do][s.Nodes], MustRate: mustRate}
 		}
 		for round := -1; round < o.rounds; round++ {
 			var got [2][]figures
@@ -195,7 +195,7 @@ func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }
 // Held is what connections cost while they are open. The first of each pair is the
 // reference.
 type Held struct {
-	Security   string     `json:"security"`
+	Mode       string     `json:"mode"`
 	Nodes      int        `json:"nodes"`
 	Open       [2]int     `json:"open"`
 	KiB        [2]float64 `json:"kib"`        // resident, per connection
@@ -214,7 +214,7 @@ func (o options) hold(ctx context.Context, s setting) (h *Held, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop(sides)) }()
-	h = &Held{Security: s.security(), Nodes: s.Nodes, Must: mustKiB[s.Nodes]}
+	h = &Held{Mode: s.mode(), Nodes: s.Nodes, Must: mustKiB[s.Nodes]}
 	const inFlight = 8
 	for i, x := range sides {
 		if _, err := o.cycle(x, inFlight); err != nil {

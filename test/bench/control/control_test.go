@@ -50,16 +50,16 @@ func TestShort(t *testing.T) {
 			a, b []float64
 		}{{"rate", c.Rate.A, c.Rate.B}, {"p50", c.P50.A, c.P50.B}, {"p99", c.P99.A, c.P99.B}, {"CPU", c.CPU.A, c.CPU.B}} {
 			if len(p.a) != o.rounds || len(p.b) != o.rounds || p.a[0] <= 0 || p.b[0] <= 0 {
-				t.Errorf("%s, %d nodes, %s: %s has no figures: %v, %v", c.Security, c.Nodes, c.Do, p.what, p.a, p.b)
+				t.Errorf("%s, %d nodes, %s: %s has no figures: %v, %v", c.Mode, c.Nodes, c.Do, p.what, p.a, p.b)
 			}
 		}
 		if c.Failed[1] > 0 {
-			t.Errorf("%s, %d nodes, %s: %d of ours have failed: %s", c.Security, c.Nodes, c.Do, c.Failed[1], c.Why[1])
+			t.Errorf("%s, %d nodes, %s: %d of ours have failed: %s", c.Mode, c.Nodes, c.Do, c.Failed[1], c.Why[1])
 		}
 	}
 	for _, h := range r.Held {
 		if h.Open[1] != o.held || h.Open[0] == 0 || h.Goroutines[0] <= 0 {
-			t.Errorf("%s, %d nodes: %+v", h.Security, h.Nodes, h)
+			t.Errorf("%s, %d nodes: %+v", h.Mode, h.Nodes, h)
 		}
 	}
 	t.Logf("\n%s", r.registryTable())

@@ -42,13 +42,15 @@ var roles = report.Roles{"server": serverRole, "load": loadRole, "registry-load"
 var rows = map[string]setting{
 	"plaintext-1": {Nodes: 1},
 	"plaintext-2": {Nodes: 2},
+	"apart-1":     {Apart: true, Nodes: 1},
+	"apart-2":     {Apart: true, Nodes: 2},
 	"tls-1":       {Secure: true, Nodes: 1},
 	"tls-2":       {Secure: true, Nodes: 2},
 }
 
 const (
 	registryRow = "registry"
-	allRows     = "plaintext-1,plaintext-2,tls-1,tls-2,registry"
+	allRows     = "plaintext-1,plaintext-2,apart-1,apart-2,tls-1,tls-2,registry"
 	shortRows   = "plaintext-2,tls-1,registry"
 )
 

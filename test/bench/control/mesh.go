@@ -34,10 +34,21 @@ var makes = [2]string{"reference", "ours"}
 type setting struct {
 	Secure bool // mutual TLS, tokens that are checked, default policies
 	Nodes  int  // 1 or 2; 0: nothing but a registry
+	// Apart has our manager and forwarder of a node call each other over a socket, as the
+	// reference's do and ours as processes of their own. Else they are as in `nsm up`.
+	Apart bool
 }
 
 func (s setting) String() string {
-	return fmt.Sprintf("%s, %s", s.security(), []string{1: "1 node", 2: "2 nodes"}[s.Nodes])
+	return fmt.Sprintf("%s, %s", s.mode(), []string{1: "1 node", 2: "2 nodes"}[s.Nodes])
+}
+
+// mode is the setting but for the number of nodes.
+func (s setting) mode() string {
+	if s.Apart {
+		return s.security() + ", apart"
+	}
+	return s.security()
 }
 
 func (s setting) security() string {
@@ -115,9 +126,12 @@ func start(t testing.TB, make string, s setting) (place, error) {
 	}
 	p := place{Secure: s.Secure, Registry: parts.registry(t, as("registry"), expiry)}
 	var manager string
-	for _, node := range []string{"a", "b"}[:s.Nodes] {
-		manager = parts.manager(t, as("manager-"+node), "manager-"+node, p.Registry)
-		parts.forwarder(t, as("forwarder-"+node), "forwarder-"+node, manager)
+	node := parts.node
+	if s.Apart {
+		node = parts.apart
+	}
+	for _, name := range []string{"a", "b"}[:s.Nodes] {
+		manager = node(t, as, name, p.Registry)
 		if p.Manager == "" {
 			p.Manager = manager
 		}
@@ -145,13 +159,17 @@ func (p place) identity() (ref.Security, error) {
 	return ref.Security{SVID: svid, Bundle: bundle, Checked: p.Secure}, err
 }
 
-// assembler assembles the parts of a make. URLs are what the next takes.
+// assembler assembles the parts of a make. URLs are what the next takes; as gives
+// each its identity.
 type assembler struct {
-	registry  func(t testing.TB, s ref.Security, expiry time.Duration) (url string)
-	manager   func(t testing.TB, s ref.Security, name, registry string) (url string)
-	forwarder func(t testing.TB, s ref.Security, name, manager string)
-	endpoint  func(t testing.TB, s ref.Security, manager string)
+	registry func(t testing.TB, s ref.Security, expiry time.Duration) (url string)
+	node     nodeAssembler
+	apart    nodeAssembler
+	endpoint func(t testing.TB, s ref.Security, manager string)
 }
+
+// nodeAssembler assembles a manager and a forwarder.
+type nodeAssembler func(t testing.TB, as func(name string) ref.Security, name, registry string) (manager string)
 
 // cidr has enough addresses for all connections.
 const cidr = "10.0.0.0/8"
@@ -161,12 +179,8 @@ var assemblers = map[string]assembler{
 		registry: func(t testing.TB, s ref.Security, expiry time.Duration) string {
 			return ref.RegistryExpiring(t, s, expiry, ref.Loopback).URL()
 		},
-		manager: func(t testing.TB, s ref.Security, name, registry string) string {
-			return ref.Manager(t, s, ref.ManagerConfig{Name: name, Registry: registry}).URL()
-		},
-		forwarder: func(t testing.TB, s ref.Security, name, manager string) {
-			ref.Forwarder(t, s, ref.ForwarderConfig{Name: name, Manager: manager})
-		},
+		node:  referenceNode,
+		apart: referenceNode,
 		endpoint: func(t testing.TB, s ref.Security, manager string) {
 			ref.RegisterService(t, s, manager, theService())
 			ref.Endpoint(t, s, ref.EndpointConfig{Name: "endpoint", Service: service, CIDR: cidr, Manager: manager})
@@ -176,18 +190,16 @@ var assemblers = map[string]assembler{
 		registry: func(t testing.TB, s ref.Security, expiry time.Duration) string {
 			return ours.Registry(t, s, expiry, ref.Loopback).URL
 		},
-		manager: func(t testing.TB, s ref.Security, name, registry string) string {
-			p, _ := ours.Manager(t, s, ours.ManagerConfig{Name: name, Registry: registry})
+		node: func(t testing.TB, as func(string) ref.Security, name, registry string) string {
+			p, _ := ours.Node(t, as("manager-"+name), as("forwarder-"+name), ourManager(name, registry), ourForwarder(t, name))
 			return p.URL
 		},
-		forwarder: func(t testing.TB, s ref.Security, name, manager string) {
-			namespaces, err := netns.NewTable()
-			if err != nil {
-				t.Fatal(err)
-			}
-			ours.Forwarder(t, s, ours.ForwarderConfig{
-				Name: name, Manager: manager, TunnelIP: netip.MustParseAddr("127.0.0.1"), Kernel: noKernel{}, Namespaces: namespaces,
-			})
+		apart: func(t testing.TB, as func(string) ref.Security, name, registry string) string {
+			p, _ := ours.Manager(t, as("manager-"+name), ourManager(name, registry))
+			f := ourForwarder(t, name)
+			f.Manager = p.URL
+			ours.Forwarder(t, as("forwarder-"+name), f)
+			return p.URL
 		},
 		endpoint: func(t testing.TB, s ref.Security, manager string) {
 			space, err := netns.New()
@@ -197,6 +209,26 @@ var assemblers = map[string]assembler{
 			ours.Endpoint(t, s, ours.EndpointConfig{Name: "endpoint", Service: theService(), CIDR: cidr, Manager: manager, NetNS: space})
 		},
 	},
+}
+
+func referenceNode(t testing.TB, as func(string) ref.Security, name, registry string) string {
+	url := ref.Manager(t, as("manager-"+name), ref.ManagerConfig{Name: "manager-" + name, Registry: registry}).URL()
+	ref.Forwarder(t, as("forwarder-"+name), ref.ForwarderConfig{Name: "forwarder-" + name, Manager: url})
+	return url
+}
+
+func ourManager(name, registry string) ours.ManagerConfig {
+	return ours.ManagerConfig{Name: "manager-" + name, Registry: registry}
+}
+
+func ourForwarder(t testing.TB, name string) ours.ForwarderConfig {
+	namespaces, err := netns.NewTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ours.ForwarderConfig{
+		Name: "forwarder-" + name, TunnelIP: netip.MustParseAddr("127.0.0.1"), Kernel: noKernel{}, Namespaces: namespaces,
+	}
 }
 
 func theService() *api.NetworkService { return &api.NetworkService{Name: service, Payload: "IP"} }

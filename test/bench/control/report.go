@@ -68,7 +68,7 @@ func (r *Report) callsTable() string {
 		b.WriteString(c.row())
 		for i, n := range c.Failed {
 			if n > 0 {
-				failures = append(failures, fmt.Sprintf("* %s, nodes: %d, at a time: %d: %d × %s of %s, such as %.200q\n", c.Security, c.Nodes, c.InFlight, n, c.Do, makes[i], c.Why[i]))
+				failures = append(failures, fmt.Sprintf("* %s, nodes: %d, at a time: %d: %d × %s of %s, such as %.200q\n", c.Mode, c.Nodes, c.InFlight, n, c.Do, makes[i], c.Why[i]))
 			}
 		}
 	}
@@ -77,7 +77,7 @@ func (r *Report) callsTable() string {
 	}
 	b.WriteString("\n| connections held | nodes | open | KiB each | goroutines each | must | |\n|---|---|---|---|---|---|---|\n")
 	for _, h := range r.Held {
-		fmt.Fprintf(&b, "| %s | %d | %d / %d | %s / %s | %s / %s | ≤ %.0f KiB | %s |\n", h.Security, h.Nodes, h.Open[0], h.Open[1],
+		fmt.Fprintf(&b, "| %s | %d | %d / %d | %s / %s | %s / %s | ≤ %.0f KiB | %s |\n", h.Mode, h.Nodes, h.Open[0], h.Open[1],
 			report.Figure(h.KiB[0]), report.Figure(h.KiB[1]), report.Figure(h.Goroutines[0]), report.Figure(h.Goroutines[1]), h.Must, report.Verdict(h.KiB[1] <= h.Must))
 	}
 	return b.String()
@@ -91,7 +91,7 @@ func (c *Call) row() string {
 		met = met && report.SpreadOf(c.CPU.B).Median <= c.MustCPU
 	}
 	return fmt.Sprintf("| %s | %d | %d | %s | %s | %.1f | %.1f – %.1f | %s | %s | %s | %.3f | %.3f – %.3f | %s | %s |\n",
-		c.Security, c.Nodes, c.InFlight, c.Do, both(c.Rate), rate.Median, rate.Low, rate.High, both(c.P50), both(c.P99),
+		c.Mode, c.Nodes, c.InFlight, c.Do, both(c.Rate), rate.Median, rate.Low, rate.High, both(c.P50), both(c.P99),
 		both(c.CPU), cpu.Median, cpu.Low, cpu.High, must, report.Verdict(met))
 }
 

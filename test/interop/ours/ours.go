@@ -93,10 +93,14 @@ func Dial(t testing.TB, s ref.Security, url string) *grpc.ClientConn {
 	return cc
 }
 
-// Pool returns peers as our parts have them.
-func Pool(s ref.Security, name string, sockets *rpc.Sockets) *peer.Pool {
+// Pool returns peers as our parts have them. URLs in local lead to parts of the same
+// process.
+func Pool(s ref.Security, name string, sockets *rpc.Sockets, local map[string]*rpc.Local) *peer.Pool {
 	dial := dialOptions(s)
 	return peer.NewPool(peer.PoolConfig{Name: name, Logger: Quiet, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
+		if l, ok := local[url]; ok {
+			return l.Dial(rpc.LocalCaller{Identity: identityOf(s), Tokens: dial.Tokens}), nil, nil
+		}
 		cc, err := sockets.Dial(url, dial)
 		return cc, cc, err
 	}})
@@ -162,13 +166,16 @@ func Register(t testing.TB, s ref.Security, url, manager string, nse *api.Networ
 	t.Cleanup(func() { _ = socket.Close() })
 	nse.Url, err = rpc.InodeURL(socket)
 	must(t, err)
+	return start(t, registration.Config{Registry: Dial(t, s, manager), Endpoint: nse, Services: services, Socket: socket, Logger: Quiet})
+}
+
+func start(t testing.TB, c registration.Config) *registration.Registration {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), ref.CallTimeout)
 	defer cancel()
-	r, err := registration.Start(ctx, registration.Config{
-		Registry: Dial(t, s, manager), Endpoint: nse, Services: services, Socket: socket, Logger: Quiet,
-	})
+	r, err := registration.Start(ctx, c)
 	if err != nil {
-		t.Fatalf("%s cannot register at %s: %v", nse.GetName(), manager, err)
+		t.Fatalf("%s cannot register: %v", c.Endpoint.GetName(), err)
 	}
 	return r
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/openvwire/nsm/registry/memory"
 	"github.com/openvwire/nsm/sdk/endpoint"
 	"github.com/openvwire/nsm/sdk/ipam"
+	"github.com/openvwire/nsm/sdk/registration"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/test/interop/ref"
 )
@@ -61,6 +62,9 @@ type ManagerConfig struct {
 	Registry string // URL of the registry, the reference's or ours
 	Socket   string // where it listens; default a fresh Unix socket
 	Public   string // and where others reach it; default a port of loopback
+
+	locals map[string]*rpc.Local // forwarders in the same process, by URL
+	local  *rpc.Local            // unless nil, serves the manager to them
 }
 
 // Manager runs our manager. It returns the URL that registries learn, too.
@@ -73,7 +77,7 @@ func Manager(t testing.TB, s ref.Security, c ManagerConfig) (p Part, public stri
 		c.Public = ref.Loopback
 	}
 	sockets := rpc.NewSockets()
-	pool := Pool(s, c.Name, sockets)
+	pool := Pool(s, c.Name, sockets, c.locals)
 	var manager *nsmgr.Manager
 	p = serveAt(t, s, []string{c.Socket, c.Public}, func(urls []string) func(*grpc.Server) {
 		var err error
@@ -84,6 +88,9 @@ func Manager(t testing.TB, s ref.Security, c ManagerConfig) (p Part, public stri
 			Registry: Dial(t, s, c.Registry), Logger: Quiet,
 		})
 		must(t, err)
+		if c.local != nil {
+			manager.Register(c.local)
+		}
 		return func(g *grpc.Server) { manager.Register(g) }
 	}).ending(t, func() {}, func() {
 		manager.Stop()
@@ -107,23 +114,63 @@ type ForwarderConfig struct {
 // Forwarder runs our forwarder on a Unix socket and registers it with its manager.
 func Forwarder(t testing.TB, s ref.Security, c ForwarderConfig) (Part, *forwarder.Forwarder) {
 	t.Helper()
+	f, stop := newForwarder(t, s, c, Dial(t, s, c.Manager))
+	p := Serve(t, s, ref.Socket(t), func(g *grpc.Server) { f.Register(g) })
+	r := Register(t, s, p.URL, c.Manager, asForwarder(c.Name))
+	return p.ending(t, r.Abandon, stop), f
+}
+
+func newForwarder(t testing.TB, s ref.Security, c ForwarderConfig, manager grpc.ClientConnInterface) (f *forwarder.Forwarder, stop func()) {
+	t.Helper()
 	sockets := rpc.NewSockets()
-	pool := Pool(s, c.Name, sockets)
+	pool := Pool(s, c.Name, sockets, nil)
 	f, err := forwarder.New(forwarder.Config{
 		Name: c.Name, TunnelIP: c.TunnelIP, Tokens: Tokens(s), Policy: policyOf(s), Peers: pool, Sockets: sockets,
-		Registry: Dial(t, s, c.Manager), Kernel: c.Kernel, Namespaces: c.Namespaces, Logger: Quiet,
+		Registry: manager, Kernel: c.Kernel, Namespaces: c.Namespaces, Logger: Quiet,
 	})
 	must(t, err)
-	p := Serve(t, s, ref.Socket(t), func(g *grpc.Server) { f.Register(g) })
-	r := Register(t, s, p.URL, c.Manager, &api.NetworkServiceEndpoint{
-		Name:                 c.Name,
-		NetworkServiceNames:  []string{"forwarder"},
-		NetworkServiceLabels: map[string]*api.NetworkServiceLabels{"forwarder": {Labels: map[string]string{"p2p": "true"}}},
-	})
-	return p.ending(t, r.Abandon, func() {
+	return f, func() {
 		f.Stop()
 		pool.Close()
-	}), f
+	}
+}
+
+// asForwarder is how a forwarder registers, but for its URL.
+func asForwarder(name string) *api.NetworkServiceEndpoint {
+	return &api.NetworkServiceEndpoint{
+		Name:                 name,
+		NetworkServiceNames:  []string{"forwarder"},
+		NetworkServiceLabels: map[string]*api.NetworkServiceLabels{"forwarder": {Labels: map[string]string{"p2p": "true"}}},
+	}
+}
+
+// Node runs our manager and forwarder as `nsm up` does: in one process, where they call
+// each other without a socket. Each has an identity of its own. ForwarderConfig.Manager
+// is not used. It returns what Manager does.
+func Node(t testing.TB, manager, forwarder ref.Security, m ManagerConfig, f ForwarderConfig) (p Part, public string) {
+	t.Helper()
+	url := "inproc://" + f.Name
+	here := rpc.NewLocal(rpc.LocalOptions{Identity: identityOf(forwarder), Logger: Quiet})
+	m.local = rpc.NewLocal(rpc.LocalOptions{Identity: identityOf(manager), Logger: Quiet})
+	m.locals = map[string]*rpc.Local{url: here}
+	p, public = Manager(t, manager, m)
+	up := m.local.Dial(rpc.LocalCaller{Identity: identityOf(forwarder), Tokens: Tokens(forwarder)})
+	part, stop := newForwarder(t, forwarder, f, up)
+	part.Register(here)
+	nse := asForwarder(f.Name)
+	nse.Url = url
+	r := start(t, registration.Config{Registry: up, Endpoint: nse, Logger: Quiet})
+	return p.ending(t, func() {
+		r.Abandon()
+		stop()
+		here.Close()
+		m.local.Close()
+	}, func() {}), public
+}
+
+// identityOf is who a part is to others of its process.
+func identityOf(s ref.Security) func() rpc.Identity {
+	return func() rpc.Identity { return rpc.Identity{ID: s.SVID.ID.String(), Cert: s.SVID.Certificates[0]} }
 }
 
 // EndpointConfig describes an endpoint.
