@@ -49,13 +49,13 @@ func stateHere() (lines []string, err error) {
 		a := link.Attrs()
 		names[a.Index] = a.Name
 		lines = append(lines, fmt.Sprintf("link %s %s mtu %d up %t alias %q", a.Name, link.Type(), a.MTU, a.Flags&net.FlagUp != 0, a.Alias))
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-		if err != nil {
-			return nil, err
-		}
-		for _, addr := range addrs {
-			lines = append(lines, fmt.Sprintf("address %s dev %s", addr.IPNet, a.Name))
-		}
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	for _, addr := range addrs {
+		lines = append(lines, fmt.Sprintf("address %s dev %s", addr.IPNet, names[addr.LinkIndex]))
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		more, err := routingHere(family, names)
