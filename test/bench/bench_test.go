@@ -65,6 +65,9 @@ func TestShort(t *testing.T) {
 	if o := r.Overload; o == nil || len(o.Loads) != 3 || o.Failed > 0 {
 		t.Errorf("load above capacity: %+v", o)
 	}
+	if g := r.Registry; g == nil || g.ByName.N != o.finds || g.ByService.N != o.finds || g.FanOut.N != o.changes || g.Resident <= 0 {
+		t.Errorf("registry: %+v", g)
+	}
 
 	doc := filepath.Join(dir, "performance.md")
 	page, err := os.ReadFile("../../docs/performance.md")

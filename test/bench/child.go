@@ -24,6 +24,8 @@ var roles = report.Roles{
 	"measure": func([]string) error { return report.Answer(task.do) },
 	// connect asks for wires as told on stdin.
 	"connect": func([]string) error { return connectRole() },
+	// registry is a registry, filled and changed as told on stdin.
+	"registry": func([]string) error { return registryRole() },
 }
 
 // task is one measurement.

@@ -48,7 +48,7 @@ func main() {
 }
 
 // rows are what -rows may name; "setup" stands for all that begin with it.
-var rows = []string{"control", "local", "vxlan", "wireguard", "setup", "setup-local", "setup-vxlan", "setup-wireguard", "overload"}
+var rows = []string{"control", "local", "vxlan", "wireguard", "registry", "setup", "setup-local", "setup-vxlan", "setup-wireguard", "overload"}
 
 type options struct {
 	nsm   string
@@ -67,12 +67,17 @@ type options struct {
 
 	profile string // directory; "" = profiles are not what is wanted
 	seconds int    // of each
+
+	registered int // endpoints in the registry
+	watchers   int
+	finds      int
+	changes    int
 }
 
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
-	chosen := f.String("rows", "control,local,vxlan,wireguard,setup,overload", "what to measure, of "+strings.Join(rows, ", "))
+	chosen := f.String("rows", "control,local,vxlan,wireguard,setup,registry,overload", "what to measure, of "+strings.Join(rows, ", "))
 	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires")
 	o.to.Flags(f)
 	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison, at least")
@@ -84,6 +89,10 @@ func parse(args []string) (o options, err error) {
 	f.DurationVar(&o.burst, "burst", 5*time.Second, "length of a load")
 	f.StringVar(&o.profile, "profile", "", "measure nothing, but record profiles of the daemons under load into this `directory`")
 	f.IntVar(&o.seconds, "seconds", 20, "length of each profile")
+	f.IntVar(&o.registered, "endpoints", 100_000, "endpoints in the registry")
+	f.IntVar(&o.watchers, "watchers", 1000, "watchers of the registry")
+	f.IntVar(&o.finds, "finds", 2000, "Finds in the registry of each kind")
+	f.IntVar(&o.changes, "changes", 50, "changes that watchers are told")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -96,6 +105,7 @@ func parse(args []string) (o options, err error) {
 	if o.short {
 		o.rounds, o.maxRounds, o.round, o.samples, o.held = 2, 2, 50*time.Millisecond, 5, 10
 		o.seconds, o.bursts, o.burst = 1, 1, time.Second
+		o.registered, o.watchers, o.finds, o.changes = 1000, 20, 20, 5
 	}
 	return o, nil
 }
@@ -127,6 +137,16 @@ func (o options) run(ctx context.Context) error {
 }
 
 func (o options) measure(ctx context.Context) (r *Report, err error) {
+	r = newReport(ctx, o)
+	if slices.Contains(o.rows, "registry") {
+		o.progress("registry, %d endpoints", o.registered)
+		if r.Registry, err = o.registry(ctx); err != nil {
+			return r, err
+		}
+	}
+	if len(o.rows) == 1 && r.Registry != nil {
+		return r, nil // that needs no lab
+	}
 	tools, err := os.MkdirTemp("", "nsm-bench-")
 	if err != nil {
 		return nil, err
@@ -151,11 +171,11 @@ func (o options) measure(ctx context.Context) (r *Report, err error) {
 	if b.client, err = b.lab.Node("a").Workload("client"); err != nil {
 		return nil, err
 	}
-	return b.all(ctx)
+	return r, b.all(ctx, r)
 }
 
-func (b *bench) all(ctx context.Context) (*Report, error) {
-	r := newReport(ctx, b.options)
+// all measures whatever needs the lab.
+func (b *bench) all(ctx context.Context, r *Report) error {
 	for _, k := range append([]kind{control}, kinds...) {
 		if !slices.Contains(b.rows, k.name) {
 			continue
@@ -163,7 +183,7 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 		b.progress("data plane, %s", k.title)
 		c, err := b.dataPlane(ctx, k)
 		if err != nil {
-			return r, err
+			return err
 		}
 		r.DataPlane = append(r.DataPlane, *c)
 	}
@@ -174,7 +194,7 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 		b.progress("set-up, %s", k.title)
 		s, err := b.setUp(ctx, k)
 		if err != nil {
-			return r, err
+			return err
 		}
 		r.SetUp = append(r.SetUp, s...)
 	}
@@ -182,14 +202,14 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 		b.progress("load above capacity")
 		o, err := b.overload(ctx)
 		if err != nil {
-			return r, err
+			return err
 		}
 		r.Overload = o
 	}
-	return r, nil
+	return nil
 }
 
-func (b *bench) progress(format string, args ...any) {
+func (o options) progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
 }
 

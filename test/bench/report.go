@@ -20,6 +20,7 @@ type Report struct {
 	DataPlane []Comparison `json:"data_plane,omitempty"`
 	SetUp     []SetUp      `json:"set_up,omitempty"`
 	Overload  *Overload    `json:"overload,omitempty"`
+	Registry  *Registry    `json:"registry,omitempty"`
 }
 
 func newReport(ctx context.Context, o options) *Report {
@@ -28,7 +29,7 @@ func newReport(ctx context.Context, o options) *Report {
 
 // markdown returns the whole report as Markdown.
 func (r *Report) markdown() string {
-	return r.dataPlaneTable() + "\n" + r.setUpTable() + "\n" + r.overloadTable()
+	return r.dataPlaneTable() + "\n" + r.setUpTable() + "\n" + r.overloadTable() + "\n" + r.registryTable()
 }
 
 func (r *Report) heading() string {
@@ -94,5 +95,8 @@ func (r *Report) setUpTable() string {
 
 // tables are what the document has, by marker.
 func (r *Report) tables() map[string]string {
-	return map[string]string{"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable(), "bench:overload": r.overloadTable()}
+	return map[string]string{
+		"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable(), "bench:overload": r.overloadTable(),
+		"scale:registry": r.registryTable(),
+	}
 }

@@ -52,7 +52,7 @@ type Machine struct {
 
 // Describe returns this machine and the nsm program.
 func Describe(ctx context.Context, nsm string) Machine {
-	m := Machine{Date: time.Now().UTC().Format("2006-01-02 15:04 MST"), Kernel: "unknown", CPU: cpuModel(), Load: Load()}
+	m := Machine{Date: time.Now().UTC().Format("2006-01-02 15:04 MST"), Kernel: "unknown", CPU: cpuModel(), Build: runtime.Version(), Load: Load()}
 	if version, err := exec.CommandContext(ctx, nsm, "version").Output(); err == nil {
 		m.Build = strings.TrimSpace(string(version)) // "nsm v0.1.0 (9ac672ca128d) go1.26.8 linux/amd64"
 	}

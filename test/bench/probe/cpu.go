@@ -4,7 +4,9 @@ package probe
 
 import (
 	"fmt"
+	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +29,20 @@ func CPU(pids []int) (sum time.Duration, err error) {
 		sum += time.Duration(t.Nano())
 	}
 	return sum, nil
+}
+
+// Resident returns how many KiB of a process are in memory.
+func Resident(pid int) (kib int, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &kib); err == nil {
+			return kib, nil
+		}
+	}
+	return 0, fmt.Errorf("memory of process %d: not told", pid)
 }
 
 // Where a thread runs. Left to the scheduler the two ends of a probe now share a
