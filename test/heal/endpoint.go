@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
@@ -45,8 +46,9 @@ const (
 
 // state is what an endpoint answers.
 type state struct {
-	Wires int // connections that it has
-	Error string
+	Wires     int           // connections that it has
+	Refreshes map[int64]int // Requests for those that it had, by second of Unix time
+	Error     string
 }
 
 // gated is an endpoint whose Requests can be held.
@@ -58,10 +60,12 @@ type gated struct {
 	held chan struct{}   // closed when one is held; guarded by mu
 	open chan struct{}   // closed when it may go on; guarded by mu
 	ids  map[string]bool // of connections; guarded by mu
+
+	refreshes map[int64]int // by second of Unix time; guarded by mu
 }
 
 func newGated() *gated {
-	return &gated{held: make(chan struct{}), open: make(chan struct{}), ids: make(map[string]bool)}
+	return &gated{held: make(chan struct{}), open: make(chan struct{}), ids: make(map[string]bool), refreshes: make(map[int64]int)}
 }
 
 // middleware is the first handler of the endpoint.
@@ -74,6 +78,9 @@ func (g *gated) middleware(next endpoint.Handler) endpoint.Handler {
 			err := next.Request(ctx, r)
 			if err == nil {
 				g.note(r.Connection.GetId(), true)
+				if r.Known {
+					g.noteRefresh()
+				}
 			}
 			return err
 		},
@@ -114,6 +121,12 @@ func (g *gated) note(id string, there bool) {
 	} else {
 		delete(g.ids, id)
 	}
+}
+
+func (g *gated) noteRefresh() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refreshes[time.Now().Unix()]++
 }
 
 // do obeys an order.
@@ -170,7 +183,7 @@ func (g *gated) serveOrders(l net.Listener) {
 				s.Error = err.Error()
 			}
 			g.mu.Lock()
-			s.Wires = len(g.ids)
+			s.Wires, s.Refreshes = len(g.ids), maps.Clone(g.refreshes)
 			g.mu.Unlock()
 			_ = json.NewEncoder(c).Encode(s)
 		}()

@@ -5,6 +5,7 @@
 //
 //	go run ./test/heal -nsm bin/nsm [-rounds 5] [-cells budgets|all|TEXT] [-json FILE] [-doc docs/heal.md]
 //	go run ./test/heal -nsm bin/nsm -soak 10m [-seed N] [-wires 50]
+//	go run ./test/heal -nsm bin/nsm -hold 5m [-wires 1000] [-json FILE] [-doc docs/performance.md]
 //
 // Every cell of a matrix (cells.go) is a component of the mesh, a fault, and what
 // goes on when it comes. A lab of three nodes has wires of all kinds at once
@@ -12,10 +13,12 @@
 // happens and until all is well again.
 //
 // It asserts nothing: a bound that is missed is printed as missed. A soak (soak.go) does:
-// random faults, after which all must be well, and in the end nothing be left.
+// random faults, after which all must be well, and in the end nothing be left. A hold
+// (hold.go) is a soak without faults, of very many wires, and measures what they cost.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -50,6 +53,7 @@ type options struct {
 	to     report.Output
 	logs   bool
 	soak   time.Duration // of faults; 0 = measure the matrix
+	hold   time.Duration // of many wires; 0 = none
 	seed   uint64
 	wires  int
 }
@@ -65,7 +69,8 @@ func parse(args []string) (o options, err error) {
 	f.BoolVar(&o.logs, "logs", false, "show what daemons have logged in a round that misses its bound")
 	f.DurationVar(&o.soak, "soak", 0, "instead of measuring: random faults for this `time`, then look for what is wrong or left")
 	f.Uint64Var(&o.seed, "seed", 0, "which faults a soak has; 0 = made up, and said")
-	f.IntVar(&o.wires, "wires", 50, "how many a soak has")
+	f.DurationVar(&o.hold, "hold", 0, "instead of measuring faults: what very many wires cost that are held for this `time`")
+	f.IntVar(&o.wires, "wires", 0, "how many a soak (50) or a hold (1000) has")
 	return o, f.Parse(args)
 }
 
@@ -94,7 +99,10 @@ func (o options) run(ctx context.Context) error {
 		if o.seed == 0 {
 			o.seed = uint64(time.Now().UnixMicro())
 		}
-		return o.soakRun(ctx, soakOptions{seed: o.seed, faults: o.soak, wires: o.wires, lifetime: soakLifetime})
+		return o.soakRun(ctx, soakOptions{seed: o.seed, faults: o.soak, wires: cmp.Or(o.wires, 50), lifetime: soakLifetime, mix: kinds, perClient: 5})
+	}
+	if o.hold > 0 {
+		return o.holdAndReport(ctx)
 	}
 	if o.newer == "" {
 		dir, err := os.MkdirTemp("", "nsm-heal-")

@@ -34,6 +34,7 @@ type soak struct {
 	servers []*server
 	clients []*customer
 	wires   int
+	mix     []kind // of wires, in turn
 }
 
 // soakOptions say how much of it.
@@ -42,11 +43,13 @@ type soakOptions struct {
 	faults   time.Duration // how long there are new ones
 	wires    int
 	lifetime time.Duration // of tokens: what nobody could be told to close ends so much later
+
+	mix       []kind // of wires, in turn
+	perClient int    // wires of each client
 }
 
 // Parts of a soak.
 const (
-	wiresPerClient = 5
 	serversPerKind = 2
 	soakLifetime   = 30 * time.Second
 )
@@ -115,7 +118,7 @@ func (k *keeper) current() *lab.Process {
 
 // newSoak makes the lab, without a client yet.
 func newSoak(ctx context.Context, o options, so soakOptions) (s *soak, err error) {
-	s = &soak{self: o.self, say: o.progress, wires: so.wires}
+	s = &soak{self: o.self, say: o.progress, wires: so.wires, mix: so.mix}
 	s.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Profiles: true, Env: []string{"NSM_MAX_TOKEN_LIFETIME=" + so.lifetime.String()}})
 	if err != nil {
 		return nil, err
@@ -130,18 +133,18 @@ func newSoak(ctx context.Context, o options, so soakOptions) (s *soak, err error
 	}
 	for i, k := range kinds {
 		for j := range serversPerKind {
-			if err := s.serve(ctx, k, fmt.Sprintf("%s-%d", k.name, j+1), fmt.Sprintf("10.%d.%d.0/24", 61+i, j), so.lifetime); err != nil {
+			if err := s.serve(ctx, k, fmt.Sprintf("%s-%d", k.name, j+1), fmt.Sprintf("10.%d.%d.0/22", 61+i, 4*j), so.lifetime); err != nil {
 				return nil, err
 			}
 		}
 	}
-	for left := so.wires; left > 0; left -= wiresPerClient {
+	for left := so.wires; left > 0; left -= so.perClient {
 		name := fmt.Sprintf("web-%d", len(s.clients))
 		c := &customer{keeper: keeper{name: name, node: "a"}}
 		if c.ns, err = s.lab.Node(c.node).Workload(name); err != nil {
 			return nil, err
 		}
-		for i := range min(left, wiresPerClient) {
+		for i := range min(left, so.perClient) {
 			c.ifaces = append(c.ifaces, fmt.Sprintf("nsm-%d", i))
 		}
 		s.clients = append(s.clients, c)
@@ -163,11 +166,12 @@ func (s *soak) serve(ctx context.Context, k kind, name, cidr string, lifetime ti
 
 // connect starts the clients and waits for all wires.
 func (s *soak) connect(ctx context.Context) (err error) {
-	next := 0 // kind of the next wire
+	next := 0                                                // kind of the next wire
+	limit := patience + time.Duration(s.wires)*time.Second/4 // of all wires, on a machine that has other things to do
 	for _, c := range s.clients {
-		args := []string{"connect", "--name", c.name, "--wait", patience.String()}
+		args := []string{"connect", "--name", c.name, "--wait", limit.String()}
 		for _, iface := range c.ifaces {
-			args = append(args, "kernel://"+kinds[next%len(kinds)].name+"/"+iface)
+			args = append(args, "kernel://"+s.mix[next%len(s.mix)].name+"/"+iface)
 			next++
 		}
 		if c.process, err = c.ns.StartNsm(ctx, "", args...); err != nil {

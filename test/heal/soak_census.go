@@ -233,10 +233,10 @@ func (s *soak) wrongWires(ctx context.Context, c *census) []string {
 // them: the interface's own, and the one that there is a route to.
 func (c *census) ends(where, iface string) (from, to netip.Addr) {
 	for _, line := range c.kernel {
-		f := strings.Fields(line)
-		if f[0] != where+":" || !strings.Contains(line, " dev "+iface) {
+		if !strings.HasPrefix(line, where+": ") || !strings.Contains(line+" ", " dev "+iface+" ") {
 			continue
 		}
+		f := strings.Fields(line)
 		p, err := netip.ParsePrefix(f[2])
 		switch {
 		case err != nil || !p.IsSingleIP() || !p.Addr().Is4():

@@ -12,7 +12,7 @@ import (
 // does more of it.
 func TestSoak(t *testing.T) {
 	o := testOptions(t)
-	err := o.soakRun(t.Context(), soakOptions{seed: 1, faults: 20 * time.Second, wires: 12, lifetime: soakLifetime})
+	err := o.soakRun(t.Context(), soakOptions{seed: 1, faults: 20 * time.Second, wires: 12, lifetime: soakLifetime, mix: kinds, perClient: 5})
 	if err != nil {
 		t.Error(err)
 	}
