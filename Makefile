@@ -4,8 +4,10 @@
 
 FUZZTIME ?= 1m
 SOAK ?= 10m
+WIRES ?= 1000
+HOLD ?= 5m
 
-.PHONY: help build demo test unit bench profile benchmarks heal-report soak fuzz lint interop vm-test proto clean
+.PHONY: help build demo test unit bench scale profile benchmarks heal-report soak fuzz lint interop vm-test proto clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -41,6 +43,11 @@ profile: build ## record where daemons spend time and memory under load, into DI
 
 benchmarks: ## compare Go benchmarks with test/benchmarks.txt; UPDATE=1 writes that anew
 	@test/benchmarks.sh $(if $(UPDATE),update)
+
+scale: build ## WIRES (1000) real wires held for HOLD (5m), 10,000 with a kernel in memory, a registry of 100,000; writes docs/performance.md
+	go run ./test/heal -hold $(HOLD) -wires $(WIRES) -doc docs/performance.md $(SCALEFLAGS)
+	go test ./test/sim -count=1 -timeout 30m -run TestThousands -thousands 10000 -doc $(CURDIR)/docs/performance.md
+	go run ./test/bench -rows registry -doc docs/performance.md
 
 heal-report: build ## make everything fail, measure how long wires are interrupted and write it to docs/heal.md
 	go run ./test/heal -doc docs/heal.md $(HEALFLAGS)

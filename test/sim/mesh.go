@@ -92,6 +92,12 @@ func (l *logbook) Write(p []byte) (int, error) {
 	return l.buf.Write(p)
 }
 
+func (l *logbook) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.buf = bytes.Buffer{}
+}
+
 func (l *logbook) String() string {
 	const most = 40 << 10
 	l.mu.Lock()
