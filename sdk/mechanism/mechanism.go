@@ -150,7 +150,9 @@ type Tunnel struct {
 	MTU      int // inside the tunnel as seen by the sender; 0 = unknown
 }
 
-func (m Mechanism) tunnel() (t Tunnel, err error) {
+// Tunnel reads what m says whatever it is that leads to the other node, or fails with
+// nserr.BadMechanism.
+func (m Mechanism) Tunnel() (t Tunnel, err error) {
 	if t.Src, err = m.addrPort(keySrcIP, keySrcPort); err != nil {
 		return t, err
 	}
@@ -188,6 +190,13 @@ func (m Mechanism) addrPort(keyIP, keyPort string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ip, uint16(port)), nil
 }
 
+// With returns m, of whatever type, with the parameters of t.
+func (t Tunnel) With(m Mechanism) Mechanism {
+	m = m.as(m.Class, m.Type)
+	t.apply(m)
+	return m
+}
+
 func (t Tunnel) apply(m Mechanism) {
 	m.setAddrPort(keySrcIP, keySrcPort, t.Src)
 	m.setAddrPort(keyDstIP, keyDstPort, t.Dst)
@@ -214,7 +223,7 @@ func (m Mechanism) VXLAN() (VXLAN, error) {
 	if m.Type != TypeVXLAN {
 		return VXLAN{}, nserr.BadMechanism.Errorf("mechanism is %s, not %s", m.Type, TypeVXLAN)
 	}
-	t, err := m.tunnel()
+	t, err := m.Tunnel()
 	if err != nil {
 		return VXLAN{}, err
 	}
@@ -279,7 +288,7 @@ func (m Mechanism) WireGuard() (WireGuard, error) {
 	if m.Type != TypeWireGuard {
 		return WireGuard{}, nserr.BadMechanism.Errorf("mechanism is %s, not %s", m.Type, TypeWireGuard)
 	}
-	t, err := m.tunnel()
+	t, err := m.Tunnel()
 	if err != nil {
 		return WireGuard{}, err
 	}
@@ -332,7 +341,9 @@ func (m Mechanism) setAddrPort(keyIP, keyPort string, a netip.AddrPort) {
 
 // String is for people: type and the parameters that matter, no keys.
 func (m Mechanism) String() string {
-	switch m.Type {
+	switch m.Shown() {
+	case TypeShared:
+		return fmt.Sprintf("%s %s:%s→%s:%s", TypeShared, m.Params[keySrcIP], m.Params[srcShared+keySharedPort], m.Params[keyDstIP], m.Params[dstShared+keySharedPort])
 	case TypeKernel:
 		return fmt.Sprintf("%s/%s", m.Type, m.Params[keyName])
 	case TypeVXLAN:
