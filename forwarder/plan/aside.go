@@ -112,12 +112,14 @@ func (o *ObservedEnd) inUse() bool { return len(o.Addrs)+len(o.Routes)+len(o.Tab
 
 // canWait reports whether what stands in the way can be there at the same time as
 // what is wanted. Of two VXLAN devices with one VNI the kernel makes only the first,
-// and a WireGuard device is known to its backend by the wire that it belongs to.
+// and a WireGuard device, or a wire of the tunnel, is known to its backend by the wire
+// that it belongs to.
 func (d *differ) canWait() bool {
+	byTag := func(kind Kind) bool { return kind == KindWireGuard || kind == KindTunnel }
 	inTheWay := func(s ObservedEnd) bool {
 		kind := kindOf(s.LinkKind)
-		return kind == d.wire.Kind && (kind == KindWireGuard ||
-			kind == KindVXLAN && (s.VXLAN == nil || s.VXLAN.VNI == d.wire.VXLAN.VNI && s.VXLAN.Port == d.wire.VXLAN.Port))
+		return byTag(kind) && byTag(d.wire.Kind) || kind == KindVXLAN && kind == d.wire.Kind &&
+			(s.VXLAN == nil || s.VXLAN.VNI == d.wire.VXLAN.VNI && s.VXLAN.Port == d.wire.VXLAN.Port)
 	}
 	for _, s := range d.seen {
 		if s.Found && (d.fixed || inTheWay(s)) || s.Aside != nil && inTheWay(*s.Aside) {

@@ -54,12 +54,13 @@ func TestKilledWhileReplacing(t *testing.T) {
 	})
 }
 
-// killed are the steps that somebody has taken who is killed then. WireGuard devices
-// have no MAC address to be known by before they are tagged.
+// killed are the steps that somebody has taken who is killed then. WireGuard devices, and
+// wires of the tunnel, have no MAC address to be known by before they are tagged.
 func killed(t *rapid.T, steps []plan.Step) []plan.Step {
 	at := rapid.IntRange(0, len(steps)).Draw(t, "killed after step")
 	if at > 0 {
-		if _, is := steps[at-1].(plan.AddWireGuard); is {
+		switch steps[at-1].(type) {
+		case plan.AddWireGuard, plan.AddTunnel:
 			at++
 		}
 	}
@@ -116,7 +117,8 @@ func TestNothingIsMissingMeanwhile(t *testing.T) {
 // clash reports whether two wires cannot stand beside each other, or have an address
 // with two lengths, which IPv6 has to take away first.
 func clash(a, b plan.Wire) bool {
-	if a.Kind == b.Kind && a.Kind != plan.KindVeth {
+	byTag := func(w plan.Wire) bool { return w.Kind == plan.KindWireGuard || w.Kind == plan.KindTunnel }
+	if a.Kind == b.Kind && a.Kind != plan.KindVeth || byTag(a) && byTag(b) {
 		return true
 	}
 	for _, e := range append(slices.Clone(a.Ends), b.Ends...) {

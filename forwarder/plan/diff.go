@@ -110,6 +110,9 @@ func (d *differ) linksFit() bool {
 		if d.wire.Kind == KindWireGuard && d.wgKind != "" && s.LinkKind != d.wgKind {
 			return false
 		}
+		if d.wire.Kind == KindTunnel && (s.Tunnel == nil || s.Tunnel.Wire != d.wire.Tunnel.Wire || d.wire.layer3() != (len(s.MAC) == 0)) {
+			return false
+		}
 		if d.wire.Kind == KindVXLAN && (s.VXLAN == nil || *s.VXLAN != *d.wire.VXLAN) {
 			return false
 		}
@@ -185,6 +188,11 @@ func (d *differ) makeLinks() {
 		d.add(AddVXLAN{NewLink: fresh[0], VXLAN: *w.VXLAN})
 	case KindWireGuard:
 		d.add(AddWireGuard{Link: fresh[0].Link, Tag: w.Tag(w.Ends[0].Side), MTU: fresh[0].MTU})
+	case KindTunnel:
+		if w.layer3() {
+			fresh[0].MAC = nil
+		}
+		d.add(AddTunnel{NewLink: fresh[0], Tag: w.Tag(w.Ends[0].Side), Ethernet: !w.layer3(), Tunnel: *w.Tunnel})
 	}
 }
 
@@ -199,10 +207,16 @@ func (d *differ) link(i int) {
 	if g != nil && !waits && (s.WireGuard == nil || !g.satisfiedBy(*s.WireGuard)) {
 		d.add(ConfigureWireGuard{Link: l, Tag: d.wire.Tag(e.Side), WireGuard: *g, Old: s.WireGuard})
 	}
+	if u := d.wire.Tunnel; u != nil {
+		waits = u.waits()
+		if !waits && (s.Tunnel == nil || !u.satisfiedBy(*s.Tunnel)) {
+			d.add(PointTunnel{Link: l, Tag: d.wire.Tag(e.Side), Tunnel: *u, Old: s.Tunnel})
+		}
+	}
 	if e.MTU != 0 && e.MTU != s.MTU {
 		d.add(SetMTU{Link: l, MTU: e.MTU, Old: s.MTU})
 	}
-	if d.wire.Kind != KindWireGuard && !bytes.Equal(e.MAC, s.MAC) {
+	if !d.wire.layer3() && !bytes.Equal(e.MAC, s.MAC) {
 		d.add(SetMAC{Link: l, MAC: e.MAC, Old: s.MAC})
 	}
 	if e.ipv6 && s.IPv6Off {

@@ -39,6 +39,15 @@ func TunnelMTU(uplink int, kind Kind, outer netip.Addr) int {
 	return max(0, uplink-overhead(kind, outer))
 }
 
+// UplinkMTU is the MTU of a link over which a tunnel has the given one: the reverse of
+// TunnelMTU; 0 remains unknown.
+func UplinkMTU(inside int, kind Kind, outer netip.Addr) int {
+	if inside == 0 {
+		return 0
+	}
+	return inside + overhead(kind, outer)
+}
+
 // MinMTU returns the smaller of two MTUs, of which 0 means unknown.
 func MinMTU(a, b int) int {
 	if a == 0 || (b != 0 && b < a) {

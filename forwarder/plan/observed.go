@@ -43,7 +43,7 @@ type ObservedEnd struct {
 	Name     string
 	Index    int
 	Peer     int    // veth: index of the other end, in its namespace
-	LinkKind string // as rtnetlink names it
+	LinkKind string // as rtnetlink names it, or LinkTunnel
 	MTU      int    // bytes
 	MAC      net.HardwareAddr
 	Up       bool   // administratively
@@ -55,9 +55,11 @@ type ObservedEnd struct {
 
 	VXLAN         *VXLAN
 	WireGuard     *WireGuard
-	LastHandshake time.Time // WireGuard: zero means none
-	PeerRx        uint64    // WireGuard: bytes from the peer, its overhead included
-	PeerTx        uint64    // WireGuard: bytes to the peer, likewise
+	Tunnel        *Tunnel       // Calls is not to be seen
+	LastHandshake time.Time     // WireGuard, tunnel: zero means none
+	Keepalive     time.Duration // tunnel: how often this side calls the peer at least; 0: not by itself
+	PeerRx        uint64        // bytes from the peer. WireGuard: its overhead included; tunnel: this wire's
+	PeerTx        uint64        // bytes to the peer, likewise
 	Counters      Counters
 
 	// Aside is the link whose place another one takes, or was about to take when
@@ -114,7 +116,7 @@ type Found struct {
 	Tag      Tag
 	NetNS    string
 	Name     string
-	LinkKind string // as rtnetlink names it: veth, vxlan, wireguard, tun
+	LinkKind string // as rtnetlink names it: veth, vxlan, wireguard, tun; or LinkTunnel
 	// Hidden says that nothing but the link itself shows its namespace, as a
 	// device of userspace whose client is dead. The table need not have NetNS, and
 	// the caller of Adopt has no reference to it.
@@ -162,6 +164,8 @@ func kindOf(linkKind string) Kind {
 		return KindVeth
 	case "vxlan":
 		return KindVXLAN
+	case LinkTunnel:
+		return KindTunnel
 	}
 	return KindWireGuard
 }

@@ -37,6 +37,7 @@ const (
 	KindVeth      Kind = "veth"      // both workloads on this node: one pair, an end in each namespace
 	KindVXLAN     Kind = "vxlan"     // to another node, payload ETHERNET
 	KindWireGuard Kind = "wireguard" // to another node, payload IP, encrypted
+	KindTunnel    Kind = "tunnel"    // to another node, encrypted, one of many in the two nodes' tunnel
 )
 
 // Payloads, as in NetworkService.payload (protocol §2.16).
@@ -64,6 +65,7 @@ type Wire struct {
 
 	VXLAN     *VXLAN     // set if and only if Kind is KindVXLAN
 	WireGuard *WireGuard // set if and only if Kind is KindWireGuard
+	Tunnel    *Tunnel    // set if and only if Kind is KindTunnel
 }
 
 // End is one end of a wire: a device in a workload's namespace and all that
@@ -73,7 +75,7 @@ type End struct {
 	Name  string // 1 to 15 bytes, see mechanism.CheckInterfaceName
 	Side  Side
 	MTU   int              // bytes; 0 leaves the kernel's default
-	MAC   net.HardwareAddr // nil derives one from wire id and side, see MAC; unused for WireGuard
+	MAC   net.HardwareAddr // nil derives one from wire id and side, see MAC; unused for layer 3 devices
 	// Addrs are the device's addresses. Link-local ones that the kernel made are left alone.
 	Addrs []netip.Prefix
 	// Routes go to the main table and lead to this end.
@@ -124,6 +126,13 @@ type VXLAN struct {
 // SessionLife is how long after a handshake a WireGuard session can still carry packets
 // (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
 const SessionLife = 180 * time.Second
+
+// Outlived reports whether a session that began with a handshake should have been renewed
+// long ago, or begins in the future: a clock has been set. The zero time is none.
+func Outlived(handshake, now time.Time) bool {
+	age := now.Sub(handshake)
+	return !handshake.IsZero() && (age > SessionLife || age < -time.Second)
+}
 
 // WireGuard holds the parameters of a WireGuard device with one peer,
 // which may use any address inside the tunnel (protocol §2.13). The zero value is

@@ -58,6 +58,16 @@ func wireGuardWire() plan.Wire {
 			Addrs: []netip.Prefix{prefix("fd00::2/128")}, Routes: []plan.Route{{Dst: prefix("fd00::1/128")}}}}}
 }
 
+func tunnelWire() plan.Wire {
+	w := wireGuardWire()
+	w.Kind, w.WireGuard = plan.KindTunnel, nil
+	w.Tunnel = &plan.Tunnel{
+		Own: plan.TunnelNode{PrivateKey: [32]byte{1}, Port: 51820, ID: 0xdeadbeef}, Wire: 7,
+		Peer: plan.TunnelPeer{Key: [32]byte{2}, ID: 0xcafe, Endpoint: netip.MustParseAddrPort("[2001:db8::2]:51820"), Wire: 9},
+	}
+	return w
+}
+
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 
@@ -89,18 +99,38 @@ func seenVeth() plan.Observed {
 	return seen
 }
 
+func etherTunnel() plan.Wire {
+	w := tunnelWire()
+	w.Payload = plan.Ethernet
+	return w
+}
+
+// seenTunnel is the state of etherTunnel while it leads to another node.
+func seenTunnel() plan.Observed {
+	w := etherTunnel()
+	e := w.Ends[0]
+	w.Tunnel.Peer.ID = 0xbad
+	return plan.Observed{Ends: []plan.ObservedEnd{{
+		Found: true, Tagged: true, Name: e.Name, LinkKind: plan.LinkTunnel, MTU: e.MTU, MAC: plan.MAC(w.ID, e.Side), Up: true,
+		Addrs: e.Addrs, Routes: e.Routes, Tunnel: w.Tunnel,
+	}}}
+}
+
 // The plans read as a human would type them.
 func TestGolden(t *testing.T) {
 	renamed := seenVeth()
 	renamed.Ends[0].Name = "nsm-9"
 	for name, steps := range map[string][]plan.Step{
-		"veth-new":       plan.Diff(vethWire(), nothing(vethWire())),
-		"veth-changed":   plan.Diff(vethWire(), seenVeth()),
-		"veth-renamed":   plan.Diff(vethWire(), renamed),
-		"veth-removed":   plan.Removal(vethWire(), seenVeth()),
-		"vxlan-new":      plan.Diff(vxlanWire(), nothing(vxlanWire())),
-		"wireguard-new":  plan.Diff(wireGuardWire(), nothing(wireGuardWire())),
-		"nothing-to-see": plan.Removal(vethWire(), nothing(vethWire())),
+		"veth-new":        plan.Diff(vethWire(), nothing(vethWire())),
+		"veth-changed":    plan.Diff(vethWire(), seenVeth()),
+		"veth-renamed":    plan.Diff(vethWire(), renamed),
+		"veth-removed":    plan.Removal(vethWire(), seenVeth()),
+		"vxlan-new":       plan.Diff(vxlanWire(), nothing(vxlanWire())),
+		"wireguard-new":   plan.Diff(wireGuardWire(), nothing(wireGuardWire())),
+		"tunnel-new":      plan.Diff(tunnelWire(), nothing(tunnelWire())),
+		"tunnel-ethernet": plan.Diff(etherTunnel(), nothing(etherTunnel())),
+		"tunnel-pointed":  plan.Diff(etherTunnel(), seenTunnel()),
+		"nothing-to-see":  plan.Removal(vethWire(), nothing(vethWire())),
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := plan.Script(steps, names)
@@ -181,11 +211,14 @@ func TestNeighbors(t *testing.T) {
 }
 
 func TestKeysAreNotPrinted(t *testing.T) {
-	w := wireGuardWire()
+	w, shared := wireGuardWire(), tunnelWire()
 	w.WireGuard.PrivateKey = [32]byte([]byte("super-secret-super-secret-super!"))
-	script := plan.Script(plan.Diff(w, nothing(w)), names)
-	if strings.Contains(script, "super") || strings.Contains(script, "c3VwZXI") {
-		t.Error(script)
+	shared.Tunnel.Own.PrivateKey = w.WireGuard.PrivateKey
+	for _, w := range []plan.Wire{w, shared} {
+		script := plan.Script(plan.Diff(w, nothing(w)), names)
+		if strings.Contains(script, "super") || strings.Contains(script, "c3VwZXI") {
+			t.Error(script)
+		}
 	}
 }
 
@@ -198,6 +231,9 @@ func TestValidate(t *testing.T) {
 		"veth":      {wire: vethWire()},
 		"vxlan":     {wire: vxlanWire()},
 		"wireguard": {wire: wireGuardWire()},
+		"tunnel":    {wire: tunnelWire()},
+		"tunnel L2": {wire: etherTunnel()},
+		"it waits":  {tunnelWire(), func(w *plan.Wire) { w.Tunnel.Peer = plan.TunnelPeer{} }, nil},
 
 		"no id":              {vethWire(), func(w *plan.Wire) { w.ID = "" }, nserr.BadRequest},
 		"long id":            {vethWire(), func(w *plan.Wire) { w.ID = strings.Repeat("x", 250) }, nserr.BadRequest},
@@ -222,6 +258,12 @@ func TestValidate(t *testing.T) {
 		"no peer key":        {wireGuardWire(), func(w *plan.Wire) { w.WireGuard.PeerKey = [32]byte{} }, nserr.BadMechanism},
 		"endpoint":           {wireGuardWire(), func(w *plan.Wire) { w.WireGuard.Endpoint = netip.MustParseAddrPort("0.0.0.0:1") }, nserr.BadMechanism},
 		"keepalive":          {wireGuardWire(), func(w *plan.Wire) { w.WireGuard.Keepalive = 19 * time.Hour }, nserr.BadMechanism},
+		"no tunnel":          {tunnelWire(), func(w *plan.Wire) { w.Tunnel = nil }, nserr.BadMechanism},
+		"no own id":          {tunnelWire(), func(w *plan.Wire) { w.Tunnel.Own.ID = 0 }, nserr.BadMechanism},
+		"no own number":      {tunnelWire(), func(w *plan.Wire) { w.Tunnel.Wire = 0 }, nserr.BadMechanism},
+		"no far number":      {tunnelWire(), func(w *plan.Wire) { w.Tunnel.Peer.Wire = 0 }, nserr.BadMechanism},
+		"own id of the peer": {tunnelWire(), func(w *plan.Wire) { w.Tunnel.Peer.ID = w.Tunnel.Own.ID }, nserr.BadMechanism},
+		"tunnel endpoint":    {tunnelWire(), func(w *plan.Wire) { w.Tunnel.Peer.Endpoint = netip.MustParseAddrPort("0.0.0.0:1") }, nserr.BadMechanism},
 		"no namespace":       {vethWire(), func(w *plan.Wire) { w.Ends[0].NetNS = "" }, nserr.NoNetNS},
 		"same name":          {vethWire(), func(w *plan.Wire) { w.Ends[0].NetNS, w.Ends[0].Name = "4:22", "nsm-7" }, nserr.NameTaken},
 		"name":               {vethWire(), func(w *plan.Wire) { w.Ends[0].Name = "a b" }, nserr.BadName},
@@ -309,6 +351,37 @@ func TestMTU(t *testing.T) {
 		if got := plan.MinMTU(c[0], c[1]); got != c[2] {
 			t.Errorf("MinMTU(%d, %d) is %d, want %d", c[0], c[1], got, c[2])
 		}
+	}
+}
+
+// A wire in the tunnel takes no more than its underlay does, also when WireGuard has padded
+// the packet to sixteen bytes.
+func TestSharedMTU(t *testing.T) {
+	v4, v6 := addr("192.0.2.1"), addr("2001:db8::1")
+	for _, c := range []struct {
+		uplink  int
+		payload string
+		outer   netip.Addr
+		want    int
+	}{
+		{1500, plan.IP, v4, 1420}, {1500, plan.Ethernet, v4, 1402},
+		{1500, plan.IP, v6, 1388}, {1400, plan.IP, v4, 1308}, {70, plan.IP, v4, 0},
+	} {
+		if got := plan.SharedMTU(c.uplink, c.payload, c.outer); got != c.want {
+			t.Errorf("%s over %d to %v: %d, want %d", c.payload, c.uplink, c.outer, got, c.want)
+		}
+	}
+	for uplink := 1280; uplink < 1520; uplink++ {
+		padded := (plan.SharedMTU(uplink, plan.IP, v4) + 20 + 15) / 16 * 16
+		if over := uplink - 60 - padded; over < 0 || over > 15 {
+			t.Errorf("over %d there are %d bytes left", uplink, over)
+		}
+		if got := plan.UplinkMTU(plan.TunnelMTU(uplink, plan.KindVXLAN, v6), plan.KindVXLAN, v6); got != uplink {
+			t.Errorf("what fits over %d is told to fit over %d", uplink, got)
+		}
+	}
+	if got := plan.UplinkMTU(0, plan.KindVXLAN, v4); got != 0 {
+		t.Errorf("what is not known is %d", got)
 	}
 }
 

@@ -68,6 +68,9 @@ func TestFailureIsUndone(t *testing.T) {
 			}
 			return
 		}
+		if t := before.Ends[0].Tunnel; t == nil || t.Peer == (plan.TunnelPeer{}) {
+			before.Ends[0].Tunnel, after.Ends[0].Tunnel = nil, nil // nor that a wire leads somewhere
+		}
 		if before.Ends[0].WireGuard == nil {
 			after.Ends[0].WireGuard = nil // a first configuration is not taken back
 		}
@@ -138,7 +141,7 @@ func disturb(t *rapid.T, k *memkernel.Kernel) {
 	for i := range rapid.IntRange(0, 3).Draw(t, "interferences") {
 		s := rapid.SampledFrom(steps[:upTo]).Draw(t, fmt.Sprint("interfered with ", i))
 		switch s.(type) {
-		case plan.AddVeth, plan.AddVXLAN, plan.AddWireGuard:
+		case plan.AddVeth, plan.AddVXLAN, plan.AddWireGuard, plan.AddTunnel:
 			continue // the two ends of the old wire stay findable
 		}
 		if inverse := plan.Inverse(s); inverse != nil {
@@ -252,7 +255,7 @@ func checkOrder(t *rapid.T, policies []plan.Policy, tables []plan.PolicyTable) {
 
 func drawWire(t *rapid.T, label string) plan.Wire {
 	w := plan.Wire{ID: "u2", Owner: "fwd", Payload: plan.IP}
-	w.Kind = rapid.SampledFrom([]plan.Kind{plan.KindVeth, plan.KindVXLAN, plan.KindWireGuard}).Draw(t, label+" kind")
+	w.Kind = rapid.SampledFrom([]plan.Kind{plan.KindVeth, plan.KindVXLAN, plan.KindWireGuard, plan.KindTunnel}).Draw(t, label+" kind")
 	switch w.Kind {
 	case plan.KindVeth:
 		w.Payload = rapid.SampledFrom([]string{plan.IP, plan.Ethernet}).Draw(t, label+" payload")
@@ -267,6 +270,14 @@ func drawWire(t *rapid.T, label string) plan.Wire {
 	case plan.KindWireGuard:
 		key := rapid.SampledFrom([]byte{1, 2}).Draw(t, label+" key")
 		w.WireGuard = &plan.WireGuard{PrivateKey: [32]byte{key}, PeerKey: [32]byte{9}, Port: rapid.SampledFrom([]uint16{0, 51821}).Draw(t, label+" port")}
+		w.Ends = []plan.End{drawEnd(t, label, "1:1", plan.Client)}
+	}
+	if w.Kind == plan.KindTunnel {
+		w.Payload = rapid.SampledFrom([]string{plan.IP, plan.Ethernet}).Draw(t, label+" payload")
+		tunnel := tunnelWire().Tunnel
+		tunnel.Wire = rapid.Uint32Range(1, 2).Draw(t, label+" wire")
+		tunnel.Peer.ID = rapid.Uint32Range(1, 2).Draw(t, label+" peer")
+		w.Tunnel = tunnel
 		w.Ends = []plan.End{drawEnd(t, label, "1:1", plan.Client)}
 	}
 	if err := w.Validate(); err != nil {

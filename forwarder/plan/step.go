@@ -179,6 +179,13 @@ func Inverse(s Step) Step {
 		tag := s.Tag
 		tag.Aside = !tag.Aside
 		return Rename{Link: Link{NetNS: s.NetNS, Name: s.To}, To: s.Name, Tag: tag}
+	case AddTunnel:
+		return DelLink{Link: s.Link, Tag: s.Tag, Kind: KindTunnel}
+	case PointTunnel:
+		if s.Old == nil || s.Old.waits() {
+			return nil // there is nothing to go back to
+		}
+		return PointTunnel{Link: s.Link, Tag: s.Tag, Tunnel: *s.Old, Old: &s.Tunnel}
 	case SetMTU:
 		return SetMTU{Link: s.Link, MTU: s.Old, Old: s.MTU}
 	case SetMAC:

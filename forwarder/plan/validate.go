@@ -64,6 +64,13 @@ func (w Wire) checkShape() error {
 		if err := w.WireGuard.validate(); err != nil {
 			return err
 		}
+	case KindTunnel:
+		if w.Tunnel == nil {
+			return nserr.BadMechanism.Errorf("a wire in the tunnel needs its parameters")
+		}
+		if err := w.Tunnel.validate(); err != nil {
+			return err
+		}
 	default:
 		return nserr.Unsupported.Errorf("no wire is made of %q", w.Kind)
 	}

@@ -24,7 +24,7 @@ func (w Wire) wanted(i int) wanted {
 	e.Addrs = unique(e.Addrs, netip.Prefix.Addr)
 	e.Routes = normalRoutes(e.Routes)
 	switch {
-	case w.Kind == KindWireGuard:
+	case w.layer3():
 		e.Neighbors = nil // it knows no hardware addresses
 	case w.Kind == KindVeth && w.Payload == IP:
 		// What is known of the other end comes first: the desired neighbours may be

@@ -39,7 +39,9 @@ type Kernel struct {
 	links      int // made so far
 	namesFixed bool
 	namespaces map[string]*namespace
-	wireguard  string // link kind of WireGuard devices to come
+	wireguard  string          // link kind of WireGuard devices to come
+	tunnel     plan.TunnelNode // zero: nobody has opened it
+	renewals   int             // of sessions in the tunnel
 
 	underlayMTU int
 }
@@ -65,7 +67,8 @@ type link struct {
 	neighbors []plan.Neighbor
 	vxlan     *plan.VXLAN
 	wireguard *plan.WireGuard
-	device    plan.Tag  // of WireGuard: what its backend knows it by
+	device    plan.Tag // of WireGuard: what its backend knows it by
+	tunnel    *plan.Tunnel
 	handshake time.Time // last with the WireGuard peer
 	peer      *link     // veth only: the other end
 }
@@ -245,6 +248,72 @@ func (k *Kernel) WireGuards() (all []plan.WireGuard) {
 	return all
 }
 
+// OpenTunnel returns this node's end of the tunnel, made as wanted if there is none. The
+// kernel's own WireGuard has none.
+func (k *Kernel) OpenTunnel(ctx context.Context, want plan.TunnelNode) (plan.TunnelNode, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.wireguard != "tun" {
+		return plan.TunnelNode{}, nserr.Unsupported.Errorf("no WireGuard in userspace, no tunnel")
+	}
+	if k.tunnel == (plan.TunnelNode{}) {
+		k.tunnel = want
+	}
+	return k.tunnel, ctx.Err()
+}
+
+// TunnelWire returns the number of a wire of the tunnel.
+func (k *Kernel) TunnelWire(_ context.Context, ns, wireID string) (number uint32, ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, l := range k.namespace(ns).links {
+		if tag, tagged := plan.ParseTag(l.alias); tagged && tag.Owner == k.owner && tag.ID == wireID && l.tunnel != nil {
+			return l.tunnel.Wire, true
+		}
+	}
+	return 0, false
+}
+
+// RenewTunnel counts.
+func (k *Kernel) RenewTunnel(ctx context.Context, _ plan.Wire) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.renewals++
+	return ctx.Err()
+}
+
+// Renewals returns how often a session in the tunnel was begun anew.
+func (k *Kernel) Renewals() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.renewals
+}
+
+// KillHolder ends the process that keeps devices of userspace: with it they go, and
+// the tunnel.
+func (k *Kernel) KillHolder() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.tunnel = plan.TunnelNode{}
+	for _, ns := range k.namespaces {
+		for name, l := range ns.links {
+			if l.kind == "tun" || l.kind == plan.LinkTunnel {
+				delete(ns.links, name)
+			}
+		}
+	}
+}
+
+// Tunnels returns all wires of the tunnel.
+func (k *Kernel) Tunnels() (all []plan.Tunnel) {
+	k.eachLink(func(l *link) {
+		if l.tunnel != nil {
+			all = append(all, *l.tunnel)
+		}
+	})
+	return all
+}
+
 // VNIs returns those of all VXLAN devices.
 func (k *Kernel) VNIs() (all []uint32) {
 	k.eachLink(func(l *link) {
@@ -255,10 +324,10 @@ func (k *Kernel) VNIs() (all []uint32) {
 	return all
 }
 
-// SetHandshake has all WireGuard devices have had their last handshake at a time.
+// SetHandshake has all WireGuard devices, and the tunnel, have had their last handshake at a time.
 func (k *Kernel) SetHandshake(at time.Time) {
 	k.eachLink(func(l *link) {
-		if l.wireguard != nil {
+		if l.wireguard != nil || l.tunnel != nil {
 			l.handshake = at
 		}
 	})
@@ -300,6 +369,9 @@ func (k *Kernel) SetUnderlayMTU(mtu int) {
 func (k *Kernel) PortFree(port uint16) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.tunnel.Port == port {
+		return false
+	}
 	for _, ns := range k.namespaces {
 		for _, l := range ns.links {
 			if l.wireguard != nil && l.wireguard.Port == port {
@@ -432,7 +504,7 @@ func (l *link) observe(o *plan.ObservedEnd) {
 	}
 	o.Addrs = slices.Clone(l.addrs)
 	o.Neighbors = slices.Clone(l.neighbors)
-	o.VXLAN, o.WireGuard, o.LastHandshake = l.vxlan, l.wireguard, l.handshake
+	o.VXLAN, o.WireGuard, o.Tunnel, o.LastHandshake = l.vxlan, l.wireguard, l.tunnel, l.handshake
 	for _, r := range l.routes {
 		if r.table == plan.Main {
 			o.Routes = append(o.Routes, r.Route)

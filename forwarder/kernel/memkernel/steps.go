@@ -23,6 +23,8 @@ func (k *Kernel) do(s plan.Step) error {
 		return k.addVXLAN(s)
 	case plan.AddWireGuard:
 		return k.addWireGuard(s)
+	case plan.AddTunnel:
+		return k.addTunnel(s)
 	case plan.DelLink:
 		return k.deleteLink(s.Link)
 	case plan.AddRule:
@@ -65,6 +67,11 @@ func (k *Kernel) doOnLink(s plan.Step) error {
 			g.Port = 51820
 		}
 		l.wireguard = &g
+	case plan.PointTunnel:
+		if l.tunnel == nil {
+			return syscall.EOPNOTSUPP
+		}
+		l.tunnel = seenAs(s.Tunnel)
 	case plan.SetMTU:
 		l.mtu = s.MTU
 	case plan.SetMAC:
@@ -151,12 +158,34 @@ func (k *Kernel) addVXLAN(s plan.AddVXLAN) error {
 func (k *Kernel) addWireGuard(s plan.AddWireGuard) error {
 	for _, ns := range k.namespaces {
 		for _, l := range ns.links {
-			if l.device == s.Tag && l.kind == k.wireguard {
+			if l.device == s.Tag && (l.kind == k.wireguard || l.kind == plan.LinkTunnel) {
 				return syscall.EEXIST
 			}
 		}
 	}
 	return k.addLink(plan.NewLink{Link: s.Link, MTU: s.MTU}, &link{kind: k.wireguard, device: s.Tag})
+}
+
+// addTunnel makes the tunnel, too, if it is gone.
+func (k *Kernel) addTunnel(s plan.AddTunnel) error {
+	if k.tunnel == (plan.TunnelNode{}) {
+		k.tunnel = s.Tunnel.Own
+	}
+	for _, ns := range k.namespaces {
+		for _, l := range ns.links {
+			if l.device == s.Tag {
+				return syscall.EEXIST // the holder knows it by its tag, as any device
+			}
+		}
+	}
+	s.Tunnel.Peer = plan.TunnelPeer{}
+	return k.addLink(s.NewLink, &link{kind: plan.LinkTunnel, tunnel: seenAs(s.Tunnel), device: s.Tag})
+}
+
+// seenAs is a wire of the tunnel as it can be observed.
+func seenAs(t plan.Tunnel) *plan.Tunnel {
+	t.Calls = false
+	return &t
 }
 
 func (k *Kernel) deleteLink(at plan.Link) error {
