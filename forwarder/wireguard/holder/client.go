@@ -101,7 +101,7 @@ func NewClient(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	s, err := c.dialAttach(ctx)
 	switch {
 	case err == nil:
-		cfg.Logger.Info("adopted WireGuard holder"+s.version(), "pid", s.status.PID, "count", s.status.Devices)
+		cfg.Logger.Info("adopted WireGuard holder"+s.version(), "pid", s.status.PID, "count", s.status.Devices+s.status.Wires)
 		c.adopt(s)
 	case !notRunning(err) && c.silent() == nil:
 		c.Close()
@@ -126,37 +126,43 @@ func (c *Client) Close() {
 	<-c.turn
 }
 
-// Create makes the device with this tag and the given interface name and MTU
-// in namespace ns, and starts a holder first if none runs. A device that is
-// there already is left as it is. It fails with nserr.NameTaken when the
-// namespace has another interface of that name.
-func (c *Client) Create(ctx context.Context, ns *netns.Handle, tag, name string, mtu int) (Device, error) {
+// making calls do, which asks the holder to make something, and starts a holder first if
+// none runs.
+func (c *Client) making(ctx context.Context, req *request, file *os.File) (*reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout+callTimeout)
 	defer cancel()
 	for attempt := 0; ; attempt++ {
-		d, err := c.tryCreate(ctx, ns, &request{Op: opCreate, Tag: tag, Name: name, MTU: mtu})
+		answer, err := c.tryMake(ctx, req, file)
 		if !notRunning(err) && !errors.Is(err, nserr.Stopping) {
-			return d, err
+			return answer, err
 		}
 		// It died, or was about to exit: start another.
 		if waitErr := retry.Wait(ctx, attempt); waitErr != nil {
-			return Device{}, err
+			return nil, err
 		}
 	}
 }
 
-func (c *Client) tryCreate(ctx context.Context, ns *netns.Handle, req *request) (Device, error) {
+func (c *Client) tryMake(ctx context.Context, req *request, file *os.File) (*reply, error) {
 	if err := c.attach(ctx, true); err != nil {
-		return Device{}, err
+		return nil, err
 	}
 	c.mu.Lock()
 	c.used = true
 	c.mu.Unlock()
 	if ctx.Err() != nil {
-		return Device{}, nserr.TimedOut.Errorf("WireGuard holder: %w", context.Cause(ctx))
+		return nil, nserr.TimedOut.Errorf("WireGuard holder: %w", context.Cause(ctx))
 	}
 	// Who gives up now must know whether there is a device: it takes a moment to see.
-	answer, err := c.call(context.WithoutCancel(ctx), req, ns.File())
+	return c.call(context.WithoutCancel(ctx), req, file)
+}
+
+// Create makes the device with this tag and the given interface name and MTU
+// in namespace ns, and starts a holder first if none runs. A device that is
+// there already is left as it is. It fails with nserr.NameTaken when the
+// namespace has another interface of that name.
+func (c *Client) Create(ctx context.Context, ns *netns.Handle, tag, name string, mtu int) (Device, error) {
+	answer, err := c.making(ctx, &request{Op: opCreate, Tag: tag, Name: name, MTU: mtu}, ns.File())
 	if err != nil {
 		return Device{}, err
 	}
@@ -166,14 +172,23 @@ func (c *Client) tryCreate(ctx context.Context, ns *netns.Handle, req *request) 
 	return answer.Devices[0], nil
 }
 
-// Delete deletes the device with this tag. One that does not exist is no
+// Delete deletes the device or wire with this tag. One that does not exist is no
 // error, nor is a holder that does not run.
 func (c *Client) Delete(ctx context.Context, tag string) error {
-	_, err := c.call(ctx, &request{Op: opDelete, Tag: tag}, nil)
-	if notRunning(err) {
-		return nil
-	}
+	_, err := c.Drop(ctx, tag)
 	return err
+}
+
+// Drop is Delete, and returns where the wire led to, nil if nowhere.
+func (c *Client) Drop(ctx context.Context, tag string) (*Left, error) {
+	answer, err := c.call(ctx, &request{Op: opDelete, Tag: tag}, nil)
+	if notRunning(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return answer.Left, nil
 }
 
 // List returns the holder's devices ordered by tag; none if it does not run.
@@ -260,7 +275,7 @@ func (c *Client) attach(ctx context.Context, start bool) error {
 func (c *Client) adopt(s *session) {
 	c.mu.Lock()
 	c.session = s
-	c.used = c.used || s.status.Devices > 0
+	c.used = c.used || s.status.Devices+s.status.Wires > 0
 	c.mu.Unlock()
 	c.attached <- s
 }

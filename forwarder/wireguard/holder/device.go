@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	wg "golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -52,7 +53,7 @@ func uapiPath(name string) string { return filepath.Join(uapiDir, name+".sock") 
 // namespace; gone is closed when all of it is freed.
 type device struct {
 	Device
-	tun  *tunnel
+	tun  link
 	wg   *wg.Device
 	uapi *net.UnixListener
 	bufs *buffers
@@ -81,21 +82,47 @@ func newDevice(ns *netns.Handle, d Device, bufs *buffers, log *slog.Logger) (*de
 		_ = listener.Close()
 		return nil, err
 	}
+	return startDevice(d, tunnel, listener, bufs, log), nil
+}
+
+// link is what a WireGuard device reads packets from and writes them to.
+type link interface {
+	tun.Device
+	refresh() // looks for what has changed; called whenever the device is configured or read
+}
+
+// gate is a link as wireguard-go is given it.
+type gate struct {
+	link
+	lent chan struct{} // closed when the WireGuard device has its buffers
+}
+
+// BatchSize returns how many packets one Read or Write takes. It is the first that
+// wireguard-go's reader asks, and before it takes its buffers: it waits until there
+// are some.
+func (g gate) BatchSize() int {
+	<-g.lent
+	return g.link.BatchSize()
+}
+
+// startDevice runs a WireGuard device on a link, configured through listener.
+func startDevice(d Device, l link, listener *net.UnixListener, bufs *buffers, log *slog.Logger) *device {
+	g := gate{link: l, lent: make(chan struct{})}
 	dev := &device{
 		Device: d,
-		tun:    tunnel,
-		wg:     wg.NewDevice(tunnel, conn.NewStdNetBind(), quiet(log)),
+		tun:    l,
+		wg:     wg.NewDevice(g, conn.NewStdNetBind(), quiet(log)),
 		uapi:   listener,
 		bufs:   bufs,
 		gone:   make(chan struct{}),
 		conns:  map[net.Conn]struct{}{},
 	}
 	dev.mem = bufs.lend(dev.wg)
-	close(tunnel.lent)
+	close(g.lent)
 	// The interface's own state is the forwarder's business; WireGuard's follows
 	// its configuration, see answer.
 	go dev.serve()
-	return dev, nil
+	return dev
 }
 
 // listenUAPI opens the configuration socket for name. A file left behind by a

@@ -29,8 +29,9 @@ import (
 //
 // TestProtocolStays pins them down.
 //
-// History: 1, November 2026: ping, attach, create, delete, list.
-const protocolVersion = 1
+// History: 1, November 2026: ping, attach, create, delete, list. 2, November 2026: tunnel,
+// wire, point, wires; delete is for these wires, too.
+const protocolVersion = 2
 
 // maxMessage bounds one message in bytes: a list of 20,000 devices.
 const maxMessage = 4 << 20
@@ -44,13 +45,24 @@ const (
 	opCreate = "create" // one descriptor travels beside it: the namespace
 	opDelete = "delete"
 	opList   = "list"
+
+	opTunnel = "tunnel" // make the tunnel, if there is none
+	opWire   = "wire"   // make a wire of the tunnel; the namespace travels beside it
+	opPoint  = "point"  // lead a wire to its other end
+	opWires  = "wires"  // list wires, or tell of the one with the tag; and of the tunnel
 )
 
 type request struct {
 	Op   string `json:"op"`
-	Tag  string `json:"tag,omitempty"`  // create, delete
-	Name string `json:"name,omitempty"` // create: interface name in the namespace
-	MTU  int    `json:"mtu,omitempty"`  // create: bytes
+	Tag  string `json:"tag,omitempty"`  // create, delete, wire, point, wires
+	Name string `json:"name,omitempty"` // create, wire: interface name in the namespace
+	MTU  int    `json:"mtu,omitempty"`  // create, wire: bytes
+
+	Node     uint32 `json:"node,omitempty"`     // tunnel: own id
+	Ethernet bool   `json:"ethernet,omitempty"` // wire
+	Local    uint32 `json:"local,omitempty"`    // wire
+	Remote   uint32 `json:"remote,omitempty"`   // point
+	Peer     uint32 `json:"peer,omitempty"`     // point
 }
 
 type reply struct {
@@ -59,6 +71,10 @@ type reply struct {
 	Fix     string   `json:"fix,omitempty"`
 	Status  *Status  `json:"status,omitempty"` // ping, attach
 	Devices []Device `json:"devices,omitempty"`
+
+	Tunnel *Tunnel `json:"tunnel,omitempty"` // tunnel, wires: if there is one
+	Wires  []Wire  `json:"wires,omitempty"`  // wires
+	Left   *Left   `json:"left,omitempty"`   // delete, point: of a wire that led somewhere else before
 }
 
 // Status describes a running holder.
@@ -68,6 +84,8 @@ type Status struct {
 	Devices    int `json:"devices"`    // it holds now
 	Forwarders int `json:"forwarders"` // attached now
 	Goroutines int `json:"goroutines"` // in all, to notice leaks
+
+	Wires int `json:"wires,omitempty"` // of the tunnel
 }
 
 // Device is one userspace WireGuard device.
@@ -183,6 +201,16 @@ func (r *rightsReader) collect(oob []byte) {
 			r.files = append(r.files, os.NewFile(uintptr(fd), "passed"))
 		}
 	}
+}
+
+// namespace takes the one descriptor that came beside a request.
+func (r *rightsReader) namespace() (*os.File, error) {
+	if len(r.files) != 1 {
+		return nil, nserr.NoDescriptor.Errorf("%d descriptors beside the request, 1 expected", len(r.files))
+	}
+	ns := r.files[0]
+	r.files = nil
+	return ns, nil
 }
 
 // close closes every descriptor received.

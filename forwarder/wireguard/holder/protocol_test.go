@@ -171,8 +171,17 @@ func TestProtocolStays(t *testing.T) {
 		`{"op":"delete","tag":"t"}`: request{Op: opDelete, Tag: "t"},
 		`{"op":"create","tag":"t","name":"n","mtu":3}`:                               request{Op: opCreate, Tag: "t", Name: "n", MTU: 3},
 		`{"devices":[{"tag":"t","name":"n","netns":"1:2","uapi":"u","mtu":3}]}`:      reply{Devices: []Device{device}},
-		`{"status":{"version":1,"pid":2,"devices":3,"forwarders":4,"goroutines":5}}`: reply{Status: &Status{1, 2, 3, 4, 5}},
-		`{"code":"NSM-1004","error":"operation \"x\"","fix":"y"}`:                    reply{Code: "NSM-1004", Error: `operation "x"`, Fix: "y"},
+		`{"status":{"version":1,"pid":2,"devices":3,"forwarders":4,"goroutines":5}}`: reply{Status: &Status{Version: 1, PID: 2, Devices: 3, Forwarders: 4, Goroutines: 5}},
+		`{"op":"tunnel","node":4294967295}`:                                          request{Op: opTunnel, Node: 1<<32 - 1},
+		`{"op":"wire","tag":"t","name":"n","mtu":3,"ethernet":true,"local":4}`:       request{Op: opWire, Tag: "t", Name: "n", MTU: 3, Ethernet: true, Local: 4},
+		`{"op":"point","tag":"t","remote":5,"peer":6}`:                               request{Op: opPoint, Tag: "t", Remote: 5, Peer: 6},
+		`{"op":"wires","tag":"t"}`:                                                   request{Op: opWires, Tag: "t"},
+		`{"tunnel":{"node":1,"uapi":"u"},"wires":[{"tag":"t","name":"n","netns":"1:2","mtu":3,"ethernet":true,"local":4,"remote":5,"peer":6,"sent":7,"received":8,"last_received":9}]}`: reply{
+			Tunnel: &Tunnel{Node: 1, UAPI: "u"},
+			Wires:  []Wire{{Tag: "t", Name: "n", NetNS: "1:2", MTU: 3, Ethernet: true, Local: 4, Remote: 5, Peer: 6, Sent: 7, Received: 8, LastReceived: 9}},
+		},
+		`{"left":{"peer":1,"wires":0}}`:                           reply{Left: &Left{Peer: 1}},
+		`{"code":"NSM-1004","error":"operation \"x\"","fix":"y"}`: reply{Code: "NSM-1004", Error: `operation "x"`, Fix: "y"},
 	} {
 		if got, err := json.Marshal(v); err != nil || string(got) != want {
 			t.Errorf("%s, %v; want %s", got, err, want)

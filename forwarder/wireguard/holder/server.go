@@ -142,6 +142,7 @@ type server struct {
 
 	mu          sync.Mutex // guards the rest; never held across a system call that waits
 	slots       map[string]*slot
+	tunnel      *shared // nil: there is none
 	conns       map[*net.UnixConn]struct{}
 	collections int  // of garbage that are due
 	forwarders  int  // attached
@@ -150,11 +151,12 @@ type server struct {
 	running sync.WaitGroup // connections and device watchers
 }
 
-// slot is the place of the device with one tag. Whoever holds its turn may
-// create or delete the device; users counts those who hold or want the turn.
+// slot is the place of the device, or the wire of the tunnel, with one tag. Whoever holds
+// its turn may create or delete them; users counts those who hold or want the turn.
 type slot struct {
 	turn  chan struct{} // capacity 1
 	dev   *device       // nil: none; guarded by server.mu, changed only with the turn
+	wire  *Wire         // nil: none; guarded by server.mu, changed only with the turn, or by wireGone
 	users int           // guarded by server.mu
 }
 
@@ -196,6 +198,7 @@ func (s *server) run(ctx context.Context, listener *net.UnixListener) {
 	}
 	s.mu.Unlock()
 	s.deleteAll()
+	s.closeTunnel()
 	s.running.Wait()
 	s.garbage.Stop()
 	s.idle.Stop()
@@ -263,14 +266,27 @@ func (s *server) answer(req *request, in *rightsReader) (*reply, error) {
 	case opList:
 		return &reply{Devices: s.list()}, nil
 	case opDelete:
-		s.remove(req.Tag)
-		return &reply{}, nil
-	case opCreate:
-		if len(in.files) != 1 {
-			return nil, nserr.NoDescriptor.Errorf("%d descriptors beside the request, 1 expected", len(in.files))
+		return &reply{Left: s.remove(req.Tag)}, nil
+	case opTunnel:
+		t, err := s.openTunnel(req.Node)
+		return &reply{Tunnel: t}, err
+	case opPoint:
+		left, err := s.point(req)
+		return &reply{Left: left}, err
+	case opWires:
+		t, wires := s.wires(req.Tag)
+		return &reply{Tunnel: t, Wires: wires}, nil
+	case opWire:
+		ns, err := in.namespace()
+		if err != nil {
+			return nil, err
 		}
-		ns := in.files[0]
-		in.files = nil
+		return &reply{}, s.addWire(req, ns)
+	case opCreate:
+		ns, err := in.namespace()
+		if err != nil {
+			return nil, err
+		}
 		dev, err := s.create(req, ns)
 		if err != nil {
 			return nil, err
@@ -305,12 +321,19 @@ func (s *server) status() *Status {
 	devices := len(s.list())
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	wires := 0
+	for _, sl := range s.slots {
+		if sl.wire != nil {
+			wires++
+		}
+	}
 	return &Status{
 		Version:    s.cfg.version,
 		PID:        os.Getpid(),
 		Devices:    devices,
 		Forwarders: s.forwarders,
 		Goroutines: runtime.NumGoroutine(),
+		Wires:      wires,
 	}
 }
 
@@ -386,8 +409,8 @@ func (s *server) watch(tag string, dev *device) {
 	}
 }
 
-// remove deletes the device with this tag, if there is one.
-func (s *server) remove(tag string) {
+// remove deletes the device or wire with this tag, if there is one.
+func (s *server) remove(tag string) *Left {
 	sl := s.take(tag)
 	defer s.release(tag, sl)
 	s.mu.Lock()
@@ -396,6 +419,7 @@ func (s *server) remove(tag string) {
 	if dev != nil {
 		s.drop(sl, dev)
 	}
+	return s.dropWire(sl)
 }
 
 // drop deletes the slot's device. The caller has the slot's turn.
@@ -452,7 +476,7 @@ func (s *server) release(tag string, sl *slot) {
 
 // forgetLocked removes a slot that nobody needs.
 func (s *server) forgetLocked(tag string, sl *slot) {
-	if sl.dev == nil && sl.users == 0 {
+	if sl.dev == nil && sl.wire == nil && sl.users == 0 {
 		delete(s.slots, tag)
 	}
 }

@@ -25,7 +25,6 @@ import (
 type tunnel struct {
 	tun.Device
 	name string
-	lent chan struct{} // closed when the WireGuard device has its buffers
 
 	mu     sync.Mutex     // guards the rest
 	ctl    int            // AF_INET socket in the device's namespace; -1 when closed
@@ -36,12 +35,29 @@ type tunnel struct {
 // createTUN creates the TUN device name, down, in the calling thread's network
 // namespace. On failure nothing is left behind.
 func createTUN(name string, mtu int) (_ *tunnel, err error) {
-	if strings.ContainsAny(name, "/% \t\n") || name == "" || len(name) >= unix.IFNAMSIZ {
-		return nil, nserr.BadName.Errorf("interface name %q", name)
-	}
-	ctl, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, ctl, err := openTUN(name, mtu, unix.IFF_TUN)
 	if err != nil {
-		return nil, nserr.KernelFailed.Errorf("socket: %w", err)
+		return nil, err
+	}
+	dev, _, err := tun.CreateUnmonitoredTUNFromFD(fd) // owns fd when it succeeds
+	if err != nil {
+		_ = unix.Close(fd)
+		_ = unix.Close(ctl)
+		return nil, nserr.KernelFailed.Errorf("TUN device %s: %w", name, err)
+	}
+	return &tunnel{Device: dev, name: name, ctl: ctl, mtu: mtu, events: make(chan tun.Event, 1)}, nil
+}
+
+// openTUN creates the TUN or TAP device name, down, in the calling thread's network
+// namespace. It lives as long as the descriptor fd; ctl is a socket in that namespace.
+// On failure nothing is left behind.
+func openTUN(name string, mtu int, kind uint16) (fd, ctl int, err error) {
+	if strings.ContainsAny(name, "/% \t\n") || name == "" || len(name) >= unix.IFNAMSIZ {
+		return -1, -1, nserr.BadName.Errorf("interface name %q", name)
+	}
+	ctl, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, -1, nserr.KernelFailed.Errorf("socket: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -50,46 +66,33 @@ func createTUN(name string, mtu int) (_ *tunnel, err error) {
 	}()
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
-		return nil, nserr.BadName.Errorf("interface name %q: %w", name, err)
+		return -1, -1, nserr.BadName.Errorf("interface name %q: %w", name, err)
 	}
 	if unix.IoctlIfreq(ctl, unix.SIOCGIFINDEX, ifr) == nil {
-		return nil, nserr.NameTaken.Errorf("interface %s exists", name)
+		return -1, -1, nserr.NameTaken.Errorf("interface %s exists", name)
 	}
 
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, nserr.KernelFailed.Errorf("open /dev/net/tun: %w", err).
+		return -1, -1, nserr.KernelFailed.Errorf("open /dev/net/tun: %w", err).
 			WithFix("load the tun module (modprobe tun) and give the forwarder access to /dev/net/tun")
 	}
 	// IFF_VNET_HDR lets segments of up to 64 KiB pass in one read or write:
 	// without it TCP through the tunnel is several times slower.
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
+	ifr.SetUint16(kind | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		_ = unix.Close(fd)
 		if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
-			return nil, nserr.NameTaken.Errorf("create TUN device %s: %w", name, err)
+			return -1, -1, nserr.NameTaken.Errorf("create TUN device %s: %w", name, err)
 		}
-		return nil, nserr.KernelFailed.Errorf("create TUN device %s: %w", name, err)
+		return -1, -1, nserr.KernelFailed.Errorf("create TUN device %s: %w", name, err)
 	}
 	ifr.SetUint32(uint32(mtu))
 	if err := unix.IoctlIfreq(ctl, unix.SIOCSIFMTU, ifr); err != nil {
 		_ = unix.Close(fd)
-		return nil, nserr.KernelFailed.Errorf("set MTU %d on %s: %w", mtu, name, err)
+		return -1, -1, nserr.KernelFailed.Errorf("set MTU %d on %s: %w", mtu, name, err)
 	}
-	dev, _, err := tun.CreateUnmonitoredTUNFromFD(fd) // owns fd when it succeeds
-	if err != nil {
-		_ = unix.Close(fd)
-		return nil, nserr.KernelFailed.Errorf("TUN device %s: %w", name, err)
-	}
-	return &tunnel{Device: dev, name: name, ctl: ctl, mtu: mtu, lent: make(chan struct{}), events: make(chan tun.Event, 1)}, nil
-}
-
-// BatchSize returns how many packets one Read or Write takes. It is the first that
-// wireguard-go's reader asks, and before it takes its buffers: it waits until there
-// are some.
-func (t *tunnel) BatchSize() int {
-	<-t.lent
-	return t.Device.BatchSize()
+	return fd, ctl, nil
 }
 
 // MTU returns the device's MTU in bytes as the kernel has it now.

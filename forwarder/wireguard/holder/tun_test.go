@@ -31,7 +31,6 @@ func newTestTUN(t *testing.T) *tunnel {
 // Throughput depends on segments of up to 64 KiB passing in one system call.
 func TestOffloadsAreOn(t *testing.T) {
 	dev := newTestTUN(t)
-	close(dev.lent)
 	if got := dev.BatchSize(); got != conn.IdealBatchSize {
 		t.Errorf("batch size = %d, want %d", got, conn.IdealBatchSize)
 	}
