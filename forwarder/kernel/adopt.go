@@ -8,7 +8,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -59,26 +58,38 @@ func (k *Kernel) FindLinks(ctx context.Context) ([]Found, error) {
 			}
 		}
 	}
-	return append(all, k.hidden(ctx, all)...), nil
+	return k.addHeld(ctx, all), nil
 }
 
-// hidden returns the WireGuard devices of this forwarder that are not among those
-// found.
-func (k *Kernel) hidden(ctx context.Context, found []Found) (hidden []Found) {
+// addHeld says of the links found which are wires of the tunnel, and adds what a process
+// keeps alive of this forwarder and is not among them.
+func (k *Kernel) addHeld(ctx context.Context, found []Found) []Found {
 	if k.wireguard == nil {
-		return nil
+		return found
 	}
 	devices, err := k.wireguard.Devices(ctx)
 	if err != nil {
 		k.log.Warn("list WireGuard devices", "error", err)
 	}
-	for _, d := range devices {
-		tag, ok := plan.ParseTag(d.Tag)
-		if ok && tag.Owner == k.name && !slices.ContainsFunc(found, func(f Found) bool { return f.Tag.Device() == tag }) {
-			hidden = append(hidden, Found{Tag: tag, NetNS: d.NetNS, Name: d.Name, LinkKind: "tun", Hidden: true})
+	index := make(map[plan.Tag]int, len(found))
+	for i, f := range found {
+		if f.LinkKind == "tun" {
+			index[f.Tag.Device()] = i
 		}
 	}
-	return hidden
+	for _, d := range devices {
+		kind := "tun"
+		if d.Tunnel {
+			kind = plan.LinkTunnel
+		}
+		tag, ok := plan.ParseTag(d.Tag)
+		if i, is := index[tag]; is {
+			found[i].LinkKind = kind
+		} else if ok && tag.Owner == k.name {
+			found = append(found, Found{Tag: tag, NetNS: d.NetNS, Name: d.Name, LinkKind: kind, Hidden: true})
+		}
+	}
+	return found
 }
 
 func (k *Kernel) adoptFrom(ctx context.Context, key string) ([]Found, error) {
@@ -125,17 +136,10 @@ func (k *Kernel) WireGuardKey(ctx context.Context, key, wireID string) (private 
 	if k.wireguard == nil {
 		return private, 0, false
 	}
-	ns, err := k.namespaces.Get(key)
-	if err != nil || k.known(ns).hasNone(k.name, wireID) {
-		return private, 0, false
-	}
-	found, err := k.adoptFrom(ctx, key)
-	if err != nil {
-		k.log.Warn("look for WireGuard device", "connection", wireID, "error", err)
-	}
-	for _, f := range found {
-		if f.Tag.ID != wireID {
-			continue
+	for _, f := range k.linksOf(ctx, key, wireID) {
+		ns, err := k.namespaces.Get(key)
+		if err != nil {
+			break
 		}
 		status, exists, err := k.wireguard.Read(ctx, ns, f.Name, f.Tag.Device().String())
 		if err == nil && exists && status.PrivateKey != [32]byte{} {

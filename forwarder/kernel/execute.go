@@ -58,6 +58,10 @@ func (c *call) do(step plan.Step) error {
 		return c.k.wireguard.Create(c.ctx, c.sites[s.NetNS].ns, s.Name, s.Tag.String(), s.MTU)
 	case plan.ConfigureWireGuard:
 		return c.k.wireguard.Configure(c.ctx, c.sites[s.NetNS].ns, s.Name, s.Tag.String(), s.WireGuard)
+	case plan.AddTunnel:
+		return c.addTunnel(s)
+	case plan.PointTunnel:
+		return c.k.tunnel.PointWire(c.ctx, s.Tag.String(), s.Tunnel)
 	case plan.DelLink:
 		return c.delLink(s)
 	case plan.SetSysctl:
@@ -215,7 +219,7 @@ func (c *call) delLink(d plan.DelLink) error {
 	if d.Tag.Aside {
 		defer s.known.forget(d.Tag.String())
 	}
-	if d.Kind == plan.KindWireGuard && c.k.wireguard != nil {
+	if (d.Kind == plan.KindWireGuard || d.Kind == plan.KindTunnel) && c.k.wireguard != nil {
 		if err := c.k.wireguard.Delete(c.ctx, s.ns, d.Name, d.Tag.Device().String()); err != nil {
 			return err
 		}

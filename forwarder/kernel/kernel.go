@@ -52,6 +52,7 @@ type Kernel struct {
 	namespaces *netns.Table
 	underlay   *netns.Handle
 	wireguard  WireGuardBackend
+	tunnel     TunnelBackend // nil: there is none
 	log        *slog.Logger
 
 	namesFixed atomic.Bool // see fixNames
@@ -84,11 +85,13 @@ func New(c Config) (*Kernel, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
+	shared, _ := c.WireGuard.(TunnelBackend)
 	return &Kernel{
 		name:       c.Name,
 		namespaces: c.Namespaces,
 		underlay:   c.Underlay,
 		wireguard:  c.WireGuard,
+		tunnel:     shared,
 		log:        c.Logger,
 		tables:     make(map[table]string),
 	}, nil
@@ -128,6 +131,9 @@ func (k *Kernel) apply(ctx context.Context, w plan.Wire, part func([]plan.Step) 
 	}
 	if w.Kind == plan.KindWireGuard && k.wireguard == nil {
 		return nil, nserr.Unsupported.Errorf("forwarder %s has no WireGuard", k.name)
+	}
+	if w.Kind == plan.KindTunnel && k.tunnel == nil {
+		return nil, k.noTunnel()
 	}
 	c, err := k.open(ctx, w, false)
 	if err != nil {
@@ -287,7 +293,7 @@ func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
 			errs = append(errs, reasonOf(&plan.StepError{Step: s, Err: err}))
 		}
 	}
-	if w.Kind == plan.KindWireGuard && k.wireguard != nil && !found(seen) && len(all) > 0 {
+	if (w.Kind == plan.KindWireGuard || w.Kind == plan.KindTunnel) && k.wireguard != nil && !found(seen) && len(all) > 0 {
 		// The link may be gone while its holder still keeps the device.
 		e := all[0]
 		ns, _ := k.namespaces.Get(e.NetNS) // nil if gone

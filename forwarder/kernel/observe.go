@@ -86,7 +86,12 @@ func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *r
 	if v, ok := l.(*netlink.Vxlan); ok {
 		o.VXLAN = &plan.VXLAN{VNI: uint32(v.VxlanId), Local: addrOf(v.SrcAddr), Remote: addrOf(v.Group), Port: uint16(v.Port)}
 	}
-	if c.wire.Kind == plan.KindWireGuard && c.k.wireguard != nil {
+	if o.LinkKind == "tun" && c.k.tunnel != nil {
+		if err := c.observeTunnel(c.wire.Tag(e.Side).String(), o); err != nil {
+			return err
+		}
+	}
+	if c.wire.Kind == plan.KindWireGuard && c.k.wireguard != nil && o.Tunnel == nil {
 		status, ok, err := c.k.wireguard.Read(c.ctx, s.ns, a.Name, c.wire.Tag(e.Side).String())
 		if err != nil {
 			return err

@@ -44,6 +44,34 @@ type WireGuardBackend interface {
 // WireGuardDevice is where a device of userspace is.
 type WireGuardDevice struct {
 	Tag, NetNS, Name string // NetNS is a key as of a netns.Table
+	Tunnel           bool   // it is no device of its own but a wire of the tunnel
+}
+
+// TunnelBackend is a WireGuardBackend that has wires share one device as well, the node's
+// tunnel (docs/adr/0008). What is known of a wire by its tag is deleted and listed as if it
+// were a device.
+type TunnelBackend interface {
+	WireGuardBackend
+	// OpenTunnel returns the node's end of the tunnel, made as wanted if there is none.
+	OpenTunnel(ctx context.Context, want plan.TunnelNode) (plan.TunnelNode, error)
+	// AddWire makes a wire's interface, down; it leads nowhere. It makes the tunnel, too,
+	// if there is none.
+	AddWire(ctx context.Context, ns *netns.Handle, ifname, tag string, mtu int, ethernet bool, t plan.Tunnel) error
+	// PointWire leads a wire to its other end. The peers of the tunnel are then those
+	// which wires lead to; what is as desired stays untouched, sessions included.
+	PointWire(ctx context.Context, tag string, t plan.Tunnel) error
+	// ReadWire returns a wire as it is; false means that there is none.
+	ReadWire(ctx context.Context, tag string) (TunnelStatus, bool, error)
+	// RenewTunnel forgets all sessions with a peer if the last one is outlived.
+	RenewTunnel(ctx context.Context, t plan.Tunnel) error
+}
+
+// TunnelStatus is a wire of the tunnel as it is.
+type TunnelStatus struct {
+	plan.Tunnel
+	Keepalive        time.Duration // of the peer; 0: off
+	LastHandshake    time.Time     // with the peer: zero: none yet
+	RxBytes, TxBytes int64         // of this wire's packets
 }
 
 // WireGuardStatus is a WireGuard device as it is.

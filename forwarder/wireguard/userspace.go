@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/openvwire/nsm/forwarder/kernel"
 	"github.com/openvwire/nsm/forwarder/netns"
@@ -20,9 +21,14 @@ type Userspace struct {
 	holder *holder.Client
 	socket string
 	wg     *wgctrl.Client
+
+	peers peers // of the tunnel
 }
 
-var _ Backend = (*Userspace)(nil)
+var (
+	_ Backend              = (*Userspace)(nil)
+	_ kernel.TunnelBackend = (*Userspace)(nil)
+)
 
 // NewUserspace returns the backend that uses the holder described by cfg. The
 // holder is adopted if it runs, and started with the first device if not.
@@ -36,7 +42,7 @@ func NewUserspace(ctx context.Context, cfg holder.ClientConfig) (*Userspace, err
 		_ = wg.Close()
 		return nil, err
 	}
-	return &Userspace{holder: h, socket: cfg.Socket, wg: wg}, nil
+	return &Userspace{holder: h, socket: cfg.Socket, wg: wg, peers: peers{deaf: make(map[wgtypes.Key]bool)}}, nil
 }
 
 // Kind implements kernel.WireGuardBackend.
@@ -77,12 +83,26 @@ func (u *Userspace) Read(ctx context.Context, _ *netns.Handle, _, tag string) (k
 
 // Delete implements kernel.WireGuardBackend.
 func (u *Userspace) Delete(ctx context.Context, _ *netns.Handle, _, tag string) error {
-	return u.holder.Delete(ctx, tag)
+	left, err := u.holder.Drop(ctx, tag) // takes the kernel 20 ms, others meanwhile too
+	if err != nil {
+		return err
+	}
+	u.peers.mu.Lock()
+	defer u.peers.mu.Unlock()
+	return u.forgetPeer(ctx, left)
 }
 
 // Devices implements kernel.WireGuardBackend.
 func (u *Userspace) Devices(ctx context.Context) ([]kernel.WireGuardDevice, error) {
-	return devices(ctx, u.holder)
+	all, err := devices(ctx, u.holder)
+	if err != nil {
+		return nil, err
+	}
+	_, wires, err := u.holder.Wires(ctx, "")
+	for _, w := range wires {
+		all = append(all, kernel.WireGuardDevice{Tag: w.Tag, NetNS: w.NetNS, Name: w.Name, Tunnel: true})
+	}
+	return all, err
 }
 
 func devices(ctx context.Context, h *holder.Client) ([]kernel.WireGuardDevice, error) {

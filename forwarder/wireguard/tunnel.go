@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wireguard
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/openvwire/nsm/forwarder/kernel"
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/forwarder/wireguard/holder"
+	"github.com/openvwire/nsm/sdk/nserr"
+)
+
+// tunnelKeepalive keeps the mappings of middle boxes open, and notices a peer that has
+// forgotten the session.
+const tunnelKeepalive = 10 * time.Second
+
+// peers are those of the tunnel.
+type peers struct {
+	// mu is held while peers come and go: one that is added for a wire is not taken away
+	// before the wire leads to it.
+	mu sync.Mutex
+	// deaf are those that were called when they did not know this node yet, since they
+	// had asked it for a wire and waited for the answer; guarded by mu.
+	deaf map[wgtypes.Key]bool
+}
+
+// OpenTunnel implements kernel.TunnelBackend. The holder knows the node's id, WireGuard
+// key and port.
+func (u *Userspace) OpenTunnel(ctx context.Context, want plan.TunnelNode) (plan.TunnelNode, error) {
+	t, _, err := u.holder.Wires(ctx, tunnelOnly)
+	if err != nil {
+		return plan.TunnelNode{}, err
+	}
+	if t.Node == 0 {
+		if t, err = u.holder.OpenTunnel(ctx, want.ID); err != nil {
+			return plan.TunnelNode{}, err
+		}
+	}
+	dev, err := u.wg.Device(t.UAPI)
+	if err != nil {
+		return plan.TunnelNode{}, configError(t.UAPI, err)
+	}
+	is := plan.TunnelNode{PrivateKey: dev.PrivateKey, Port: uint16(dev.ListenPort), ID: t.Node}
+	if is.PrivateKey == [32]byte{} || is.Port == 0 { // somebody has died before it was configured
+		want.ID = t.Node
+		return want, u.setOwn(dev, t, want)
+	}
+	return is, nil
+}
+
+// tunnelOnly is the tag of no wire.
+const tunnelOnly = "-"
+
+// setOwn sets this node's key and port.
+func (u *Userspace) setOwn(dev *wgtypes.Device, t holder.Tunnel, own plan.TunnelNode) error {
+	if t.Node != own.ID {
+		return nserr.KernelFailed.Errorf("the tunnel is one of node id %d, not %d", t.Node, own.ID)
+	}
+	var set wgtypes.Config
+	if k := key(own.PrivateKey); dev.PrivateKey != k {
+		set.PrivateKey = &k
+	}
+	if port := int(own.Port); dev.ListenPort != port {
+		set.ListenPort = &port
+	}
+	if set.PrivateKey == nil && set.ListenPort == nil {
+		return nil
+	}
+	if err := u.wg.ConfigureDevice(t.UAPI, set); err != nil {
+		return configError(t.UAPI, err)
+	}
+	return nil
+}
+
+// AddWire implements kernel.TunnelBackend.
+func (u *Userspace) AddWire(ctx context.Context, ns *netns.Handle, ifname, tag string, mtu int, ethernet bool, t plan.Tunnel) error {
+	made, err := u.holder.OpenTunnel(ctx, t.Own.ID)
+	if err != nil {
+		return err
+	}
+	dev, err := u.wg.Device(made.UAPI)
+	if err != nil {
+		return configError(made.UAPI, err)
+	}
+	if err := u.setOwn(dev, made, t.Own); err != nil {
+		return err
+	}
+	return u.holder.AddWire(ctx, ns, holder.Wire{Tag: tag, Name: ifname, MTU: mtu, Ethernet: ethernet, Local: t.Wire})
+}
+
+// device reads the tunnel; nil means that there is none.
+func (u *Userspace) device(ctx context.Context) (holder.Tunnel, *wgtypes.Device, error) {
+	t, _, err := u.holder.Wires(ctx, tunnelOnly)
+	if err != nil || t.Node == 0 {
+		return t, nil, err
+	}
+	dev, err := u.wg.Device(t.UAPI)
+	switch {
+	case gone(err):
+		return t, nil, nil
+	case err != nil:
+		return t, nil, configError(t.UAPI, err)
+	}
+	return t, dev, nil
+}
+
+// PointWire implements kernel.TunnelBackend.
+func (u *Userspace) PointWire(ctx context.Context, tag string, want plan.Tunnel) error {
+	u.peers.mu.Lock()
+	defer u.peers.mu.Unlock()
+	t, dev, err := u.device(ctx)
+	if err != nil {
+		return err
+	}
+	if dev == nil {
+		return nserr.KernelFailed.Errorf("there is no tunnel")
+	}
+	if err := u.setOwn(dev, t, want.Own); err != nil {
+		return err
+	}
+	k := key(want.Peer.Key)
+	if k == key(want.Own.PrivateKey).PublicKey() {
+		return nserr.BadMechanism.Errorf("the peer's key is our own")
+	}
+	seen := findPeer(dev, k)
+	again := u.callAgain(want, seen)
+	if again {
+		if err := u.setPeers(t, wgtypes.PeerConfig{PublicKey: k, Remove: true}); err != nil {
+			return err
+		}
+		seen = nil
+	}
+	if set, needed := tunnelPeer(want, seen, time.Now()); needed {
+		if err := u.setPeers(t, set); err != nil {
+			return err
+		}
+		u.peers.deaf[k] = seen == nil && !want.Calls
+	}
+	left, err := u.holder.PointWire(ctx, tag, want.Peer.ID, want.Peer.Wire)
+	if err != nil {
+		return err
+	}
+	return u.forgetPeer(ctx, left)
+}
+
+// callAgain reports whether a peer that has not been heard of yet is to be called at once,
+// and not when it is time.
+//
+// A peer is called when it is added, and after 5 s if nobody answers. That first call is in
+// vain, and for 5 s there is no other, if the peer is the one that has asked for the wire: it
+// knows this node by the answer alone. But it calls itself then, and this node, which is quiet,
+// does not get in its way: two calls that meet half way would both be in vain. If both have
+// asked for wires at the same time both have been called in vain. Then the one with the lower
+// id calls again.
+func (u *Userspace) callAgain(want plan.Tunnel, seen *wgtypes.Peer) bool {
+	return seen != nil && seen.LastHandshakeTime.IsZero() && want.Calls && want.Own.ID < want.Peer.ID && u.peers.deaf[seen.PublicKey]
+}
+
+// tunnelPeer returns what must be set for the tunnel to have the peer of a wire, of which
+// seen is what it has already.
+//
+// A peer that has moved keeps its new address while its session lives, see changes.
+func tunnelPeer(want plan.Tunnel, seen *wgtypes.Peer, now time.Time) (wgtypes.PeerConfig, bool) {
+	set := wgtypes.PeerConfig{PublicKey: key(want.Peer.Key)}
+	keepalive := tunnelKeepalive
+	if seen == nil {
+		set.Endpoint = udpAddr(want.Peer.Endpoint)
+		set.PersistentKeepaliveInterval = &keepalive
+		set.ReplaceAllowedIPs, set.AllowedIPs = true, idNets(want.Peer.ID)
+		return set, true
+	}
+	set.UpdateOnly = true
+	if alive := now.Sub(seen.LastHandshakeTime) < plan.SessionLife; !alive && addrPort(seen.Endpoint) != want.Peer.Endpoint {
+		set.Endpoint = udpAddr(want.Peer.Endpoint)
+	}
+	if seen.PersistentKeepaliveInterval != keepalive {
+		set.PersistentKeepaliveInterval = &keepalive
+	}
+	if idOf(seen) != want.Peer.ID {
+		set.ReplaceAllowedIPs, set.AllowedIPs = true, idNets(want.Peer.ID)
+	}
+	return set, set.Endpoint != nil || set.PersistentKeepaliveInterval != nil || set.ReplaceAllowedIPs
+}
+
+// idNets are the addresses that a peer may use in the tunnel: its id.
+func idNets(id uint32) []net.IPNet {
+	return []net.IPNet{{IP: binary.BigEndian.AppendUint32(nil, id), Mask: net.CIDRMask(32, 32)}}
+}
+
+// idOf is the id that a peer may use, 0 if it is not exactly one.
+func idOf(p *wgtypes.Peer) uint32 {
+	if len(p.AllowedIPs) != 1 {
+		return 0
+	}
+	ip := p.AllowedIPs[0].IP.To4()
+	if ones, _ := p.AllowedIPs[0].Mask.Size(); ip == nil || ones != 32 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(ip)
+}
+
+func findPeer(dev *wgtypes.Device, k wgtypes.Key) *wgtypes.Peer {
+	for i := range dev.Peers {
+		if dev.Peers[i].PublicKey == k {
+			return &dev.Peers[i]
+		}
+	}
+	return nil
+}
+
+// forgetPeer removes a peer that no wire leads to any more. The caller holds peers.mu.
+func (u *Userspace) forgetPeer(ctx context.Context, left *holder.Left) error {
+	if left == nil || left.Wires > 0 {
+		return nil
+	}
+	_, wires, err := u.holder.Wires(ctx, "")
+	if err != nil || slices.ContainsFunc(wires, func(w holder.Wire) bool { return w.Peer == left.Peer }) {
+		return err // one has come meanwhile
+	}
+	t, dev, err := u.device(ctx)
+	if err != nil || dev == nil {
+		return err
+	}
+	for i := range dev.Peers {
+		if p := &dev.Peers[i]; idOf(p) == left.Peer {
+			delete(u.peers.deaf, p.PublicKey)
+			err = errors.Join(err, u.setPeers(t, wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true}))
+		}
+	}
+	return err
+}
+
+func (u *Userspace) setPeers(t holder.Tunnel, set ...wgtypes.PeerConfig) error {
+	for _, p := range set {
+		if err := u.wg.ConfigureDevice(t.UAPI, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}}); err != nil {
+			return configError(t.UAPI, err)
+		}
+	}
+	return nil
+}
+
+// ReadWire implements kernel.TunnelBackend.
+func (u *Userspace) ReadWire(ctx context.Context, tag string) (s kernel.TunnelStatus, found bool, err error) {
+	t, wires, err := u.holder.Wires(ctx, tag)
+	if err != nil || len(wires) != 1 {
+		return s, false, err
+	}
+	dev, err := u.wg.Device(t.UAPI)
+	if gone(err) {
+		return s, false, nil
+	}
+	if err != nil {
+		return s, false, configError(t.UAPI, err)
+	}
+	w := wires[0]
+	s.Own = plan.TunnelNode{PrivateKey: dev.PrivateKey, Port: uint16(dev.ListenPort), ID: t.Node}
+	s.Wire, s.RxBytes, s.TxBytes = w.Local, int64(w.Received), int64(w.Sent)
+	for i := range dev.Peers {
+		if p := &dev.Peers[i]; w.Peer != 0 && idOf(p) == w.Peer {
+			s.Peer = plan.TunnelPeer{Key: p.PublicKey, ID: w.Peer, Endpoint: addrPort(p.Endpoint), Wire: w.Remote}
+			s.LastHandshake, s.Keepalive = p.LastHandshakeTime, p.PersistentKeepaliveInterval
+		}
+	}
+	return s, true, nil
+}
+
+// RenewTunnel implements kernel.TunnelBackend. A peer that is removed is forgotten with
+// the time of its last handshake, by which it is measured whether the next is an old one.
+func (u *Userspace) RenewTunnel(ctx context.Context, want plan.Tunnel) error {
+	return u.renew(ctx, want, time.Now())
+}
+
+func (u *Userspace) renew(ctx context.Context, want plan.Tunnel, now time.Time) error {
+	u.peers.mu.Lock()
+	defer u.peers.mu.Unlock()
+	t, dev, err := u.device(ctx)
+	if err != nil || dev == nil {
+		return err
+	}
+	seen := findPeer(dev, key(want.Peer.Key))
+	if seen == nil || !plan.Outlived(seen.LastHandshakeTime, now) { // another wire was quicker
+		return nil
+	}
+	again, _ := tunnelPeer(want, nil, now)
+	return u.setPeers(t, wgtypes.PeerConfig{PublicKey: again.PublicKey, Remove: true}, again)
+}
