@@ -103,7 +103,7 @@ func (s sketch) rightLeg(c *networkservice.Connection) *adminv1.WireLeg {
 }
 
 func legOf(m mechanism.Mechanism, from, to string) *adminv1.WireLeg {
-	return &adminv1.WireLeg{From: from, To: to, Class: m.Class, Type: m.Type, Parameters: m.Params}
+	return &adminv1.WireLeg{From: from, To: to, Class: m.Class, Type: m.Shown(), Parameters: m.Params}
 }
 
 // neighbour is the name of the hop so many places from the own one, or of the
@@ -137,8 +137,13 @@ func (f *Forwarder) kernelObjects(ctx context.Context, w plan.Wire) *adminv1.Ker
 			l.NamespaceName, l.NamespacePid = names[l.Namespace], uint32(processes[l.Namespace])
 			k.Links = append(k.Links, l)
 		}
-		if e.WireGuard != nil {
-			k.Wireguard = wireGuardOf(e)
+		switch {
+		case e.WireGuard != nil:
+			k.Wireguard = wireGuardOf(e, *e.WireGuard)
+		case e.Tunnel != nil:
+			wg := e.Tunnel.WireGuard()
+			wg.Keepalive = e.Keepalive
+			k.Wireguard = wireGuardOf(e, wg)
 		}
 	}
 	return k
@@ -170,19 +175,19 @@ func linkOf(w plan.Wire, want plan.End, e plan.ObservedEnd) *adminv1.Link {
 	return l
 }
 
-// wireGuardOf is the public part of a device.
-func wireGuardOf(e plan.ObservedEnd) *adminv1.WireGuard {
+// wireGuardOf is the public part of a device, or of the tunnel and its peer.
+func wireGuardOf(e plan.ObservedEnd, wg plan.WireGuard) *adminv1.WireGuard {
 	g := &adminv1.WireGuard{
-		PublicKey:     mechanism.Key(e.WireGuard.PrivateKey).Public().String(),
-		PeerPublicKey: mechanism.Key(e.WireGuard.PeerKey).String(),
-		ListenPort:    uint32(e.WireGuard.Port),
-		Keepalive:     durationpb.New(e.WireGuard.Keepalive),
+		PublicKey:     mechanism.Key(wg.PrivateKey).Public().String(),
+		PeerPublicKey: mechanism.Key(wg.PeerKey).String(),
+		ListenPort:    uint32(wg.Port),
+		Keepalive:     durationpb.New(wg.Keepalive),
 		RxBytes:       e.PeerRx,
 		TxBytes:       e.PeerTx,
-		Userspace:     e.LinkKind == "tun",
+		Userspace:     e.LinkKind != "wireguard",
 	}
-	if e.WireGuard.Endpoint.IsValid() {
-		g.Endpoint = e.WireGuard.Endpoint.String()
+	if wg.Endpoint.IsValid() {
+		g.Endpoint = wg.Endpoint.String()
 	}
 	if !e.LastHandshake.IsZero() {
 		g.LastHandshake = timestamppb.New(e.LastHandshake)

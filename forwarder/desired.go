@@ -57,11 +57,16 @@ func desired(owner, id string, left, right *leg, got *networkservice.Connection)
 	if left.isLocal() {
 		tunnel = right
 	}
-	switch tunnel.mech.Type {
-	case mechanism.TypeVXLAN:
+	switch {
+	case tunnel.tunnel != nil:
+		w.Kind, w.Tunnel = plan.KindTunnel, tunnel.tunnel
+		if w.Payload == plan.Ethernet {
+			w.Ends[0].MAC = w.Tunnel.MAC(w.Ends[0].Side)
+		}
+	case tunnel.mech.Type == mechanism.TypeVXLAN:
 		w.Kind = plan.KindVXLAN
 		w.VXLAN = &plan.VXLAN{VNI: tunnel.vni, Local: tunnel.local.Addr(), Remote: tunnel.remote.Addr(), Port: tunnel.local.Port()}
-	case mechanism.TypeWireGuard:
+	case tunnel.mech.Type == mechanism.TypeWireGuard:
 		w.Kind = plan.KindWireGuard
 		w.WireGuard = &plan.WireGuard{
 			PrivateKey: tunnel.private, Port: tunnel.local.Port(),
@@ -241,10 +246,16 @@ func leaving(a, b plan.Wire) plan.Wire {
 
 // besides reports whether the ends that a wire leaves can stand beside the wanted ones
 // for a while: those of two VXLAN devices with one VNI cannot, nor two WireGuard
-// devices of one wire, which have one key and port.
+// devices of one wire, which have one key and port, nor what is known by the wire that
+// it belongs to, in the tunnel and beside it.
 func besides(leaving, want plan.Wire) bool {
+	byWire := func(k plan.Kind) bool { return k == plan.KindWireGuard || k == plan.KindTunnel }
 	switch {
-	case len(leaving.Ends) == 0 || leaving.Kind != want.Kind:
+	case len(leaving.Ends) == 0:
+		return true
+	case byWire(leaving.Kind) && byWire(want.Kind):
+		return false
+	case leaving.Kind != want.Kind:
 		return true
 	case want.Kind == plan.KindVXLAN:
 		return leaving.VXLAN != nil && leaving.VXLAN.VNI != want.VXLAN.VNI

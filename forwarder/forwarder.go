@@ -66,6 +66,16 @@ type Kernel interface {
 	// UnderlayPrefix returns the given address with the length that its link's
 	// prefix has.
 	UnderlayPrefix(addr netip.Addr) (netip.Prefix, error)
+	// OpenTunnel returns this node's end of the tunnel that wires to other nodes share,
+	// and makes it as wanted if there is none. It fails with nserr.Unsupported where
+	// there can be none, and with nserr.AddressInUse if somebody has the port.
+	OpenTunnel(ctx context.Context, want plan.TunnelNode) (plan.TunnelNode, error)
+	// TunnelWire returns the number of a wire in the tunnel whose interface is in a
+	// namespace, if there is one: a restart must not change it.
+	TunnelWire(ctx context.Context, netns, wireID string) (number uint32, ok bool)
+	// RenewTunnel forgets the session with the peer of w, which is in the tunnel, and all
+	// that was remembered of earlier ones.
+	RenewTunnel(ctx context.Context, w plan.Wire) error
 	// PortFree reports whether a UDP port can be bound in the underlay.
 	PortFree(port uint16) bool
 }
@@ -96,6 +106,10 @@ type Config struct {
 	// namespace may come between: the domain's registry, if it is elsewhere.
 	Needed []string
 
+	// NoTunnel has each wire have a device of its own. Else it shares one with all others
+	// where WireGuard is in userspace and the other node can do it, too.
+	NoTunnel bool
+
 	VXLANPort     uint16 // default 4789, the same on all nodes
 	WireGuardPort uint16 // the first that is tried; default 51820
 
@@ -110,6 +124,7 @@ type Forwarder struct {
 	monitor  *hop.Monitor
 	wires    *conn.Table[wire]
 	numbers  *numbers
+	tunnel   tunnel
 	uplink   atomic.Int64 // MTU of the link under the tunnels, as it was last read; 0: never
 	turns    turns
 	suspects suspects
@@ -132,6 +147,7 @@ type wire struct {
 	desired plan.Wire           // what the kernel has
 	holds   holdings            // namespaces, sockets, numbers
 	lingers time.Time           // until then some of what it was before is there beside it, see retire
+	spare   ownKeys             // of a wire in the tunnel: what the next refresh offers beside it
 
 	// adopted wires are links without a connection: an earlier life of this forwarder
 	// has made them, or they could not be removed. No more is known of them: only
@@ -139,6 +155,12 @@ type wire struct {
 	// Request makes them whole.
 	adopted bool
 	stuck   int // how often it could not be removed
+}
+
+// ownKeys are of a WireGuard device that a wire would have if it were not in the tunnel.
+type ownKeys struct {
+	private mechanism.Key
+	port    uint16 // 0: there are none
 }
 
 // New returns a forwarder. It touches nothing before the first Request.
@@ -168,6 +190,7 @@ func New(c Config) (*Forwarder, error) {
 	}
 	f.end = sync.OnceFunc(func() { close(f.ending) })
 	f.hop = hop.Hop{Name: c.Name, Tokens: c.Tokens, Policy: c.Policy, Monitor: f.monitor}
+	f.tunnel.peers = make(map[uint32]*claimant)
 	f.turns.name = c.Name
 	f.wires = conn.NewTable[wire](f.expire)
 	return f, nil
@@ -199,12 +222,15 @@ func (f *Forwarder) Desired(ctx context.Context, id string) (w plan.Wire, ok boo
 type Usage struct {
 	Wires int // with a record, or a call under way
 	VNIs  int
-	Ports int // UDP ports of WireGuard devices
+	Ports int // UDP ports of WireGuard devices of wires, those included that it would take without the tunnel
 }
 
 // Usage returns what is held now.
 func (f *Forwarder) Usage() Usage {
 	vnis, ports := f.numbers.held()
+	if f.tunnel.opened() != (plan.TunnelNode{}) {
+		ports-- // the tunnel's own, which stays
+	}
 	return Usage{Wires: f.wires.Len(), VNIs: vnis, Ports: ports}
 }
 
@@ -224,6 +250,7 @@ func (f *Forwarder) Stop() {
 	}
 	f.wires.Close()
 	f.removals.Wait()
+	f.tunnel.close()
 	f.cleanup.Stop()
 }
 

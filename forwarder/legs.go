@@ -36,6 +36,12 @@ type leg struct {
 	vni           uint32
 	offered       bool // left: the client's forwarder has named the VNI
 	private, peer mechanism.Key
+	ownDevice     bool // the kernel has a device of this wire alone, from an earlier life
+
+	// In the tunnel that all wires share; while it is offered, what follows it is settled
+	// too, in case that it is not accepted.
+	tunnel *plan.Tunnel // nil: not in it
+	renew  bool         // the session with the peer has been dead for long
 }
 
 func (l *leg) isLocal() bool { return l.mech.Type == mechanism.TypeKernel }
@@ -83,11 +89,14 @@ func (f *Forwarder) openLeftWith(ctx context.Context, known *wire, call *hop.Cal
 	switch m.Type {
 	case mechanism.TypeKernel:
 		return l, f.openLeftKernel(ctx, l, call)
-	case mechanism.TypeVXLAN:
-		return l, f.openLeftVXLAN(l, known)
-	default:
-		return l, f.openLeftWireGuard(l, known)
 	}
+	if shared, err := f.acceptSharedLeft(ctx, l, known, call); shared || err != nil {
+		return l, err
+	}
+	if m.Type == mechanism.TypeVXLAN {
+		return l, f.openLeftVXLAN(l, known)
+	}
+	return l, f.openLeftWireGuard(l, known)
 }
 
 func (f *Forwarder) supportsLeft(m mechanism.Mechanism, payload string) bool {
@@ -202,15 +211,17 @@ func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
 // underlay takes and what the peer says. A wire that is known asks no kernel: what
 // has changed meanwhile is seen when wires are reconciled, or the next one is made.
 func (f *Forwarder) tunnelMTU(l *leg, known *wire, kind plan.Kind, peers int) error {
-	uplink := int(f.uplink.Load())
-	if known == nil || uplink == 0 {
-		var err error
-		if uplink, err = f.readUplinkMTU(); err != nil {
-			return err
-		}
-	}
+	uplink, err := f.uplinkMTU(known)
 	l.mtu = plan.MinMTU(plan.TunnelMTU(uplink, kind, f.config.TunnelIP), peers)
-	return nil
+	return err
+}
+
+// uplinkMTU is what the underlay takes.
+func (f *Forwarder) uplinkMTU(known *wire) (int, error) {
+	if uplink := int(f.uplink.Load()); known != nil && uplink != 0 {
+		return uplink, nil
+	}
+	return f.readUplinkMTU()
 }
 
 // readUplinkMTU asks the kernel what the underlay takes, and remembers it, and says when
@@ -230,6 +241,9 @@ func (f *Forwarder) readUplinkMTU() (int, error) {
 func (f *Forwarder) finishLeft(ctx context.Context, known *wire, left, right *leg, got *networkservice.Connection) error {
 	if !left.isLocal() && !right.isLocal() {
 		return nserr.Unsupported.Errorf("neither the client nor the endpoint is on this node")
+	}
+	if left.tunnel != nil {
+		return f.finishSharedLeft(ctx, left, known, right.space, got.GetId())
 	}
 	if left.mech.Type == mechanism.TypeVXLAN {
 		return f.renumber(left, known, right.space)
@@ -271,10 +285,14 @@ func (f *Forwarder) renumber(l *leg, known *wire, space string) error {
 // of a device that an earlier life of this forwarder left, or new ones.
 func (f *Forwarder) ownKey(ctx context.Context, l *leg, known *wire, space, id string) error {
 	key, port, ok := [32]byte{}, uint16(0), false
-	if known != nil && known.desired.WireGuard != nil {
+	switch {
+	case known != nil && known.desired.WireGuard != nil:
 		key, port, ok = known.desired.WireGuard.PrivateKey, known.desired.WireGuard.Port, true
-	} else if known == nil {
+	case known != nil && known.spare.port != 0:
+		key, port, ok = known.spare.private, known.spare.port, true
+	case known == nil:
 		key, port, ok = f.config.Kernel.WireGuardKey(ctx, space, id)
+		l.ownDevice = ok
 	}
 	if ok {
 		l.holds.add(f.numbers.holdPort(port))
@@ -316,6 +334,7 @@ func (f *Forwarder) offerRight(ctx context.Context, t *task, to *candidate) (*le
 
 func (f *Forwarder) offerTunnel(ctx context.Context, t *task, r *leg, to *candidate) error {
 	known, c := t.known, t.call.Conn
+	shared := f.tunnelFor(ctx, t) // first, so that it has the first port
 	if to.payload == mechanism.PayloadEthernet {
 		if err := f.tunnelMTU(r, known, plan.KindVXLAN, 0); err != nil {
 			return err
@@ -324,8 +343,10 @@ func (f *Forwarder) offerTunnel(ctx context.Context, t *task, r *leg, to *candid
 		v := mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}}
 		if known == nil {
 			v.VNI = f.leftoverVNI(ctx, t.left, c, to)
+			r.ownDevice = v.VNI != 0
 		}
 		r.mech = v.With(r.mech)
+		f.offerShared(ctx, t, r, shared)
 		return nil
 	}
 	if err := f.tunnelMTU(r, known, plan.KindWireGuard, 0); err != nil {
@@ -334,27 +355,25 @@ func (f *Forwarder) offerTunnel(ctx context.Context, t *task, r *leg, to *candid
 	if err := f.ownKey(ctx, r, known, t.left.space, c.GetId()); err != nil {
 		return err
 	}
-	if t.anew && f.outlived(ctx, known) {
+	if t.anew && known != nil && known.desired.WireGuard != nil && f.outlived(ctx, known) {
 		r.private = mechanism.NewPrivateKey()
 	}
 	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.private.Public()}.With(r.mech)
+	f.offerShared(ctx, t, r, shared)
 	return nil
 }
 
 // outlived reports whether a wire that has to go another way has a WireGuard session that
-// should have been renewed long ago. It is, with the peer that it had, by a new key alone
-// if this node's clock was set back: a peer believes nobody who begins at an earlier time
-// than the last (section 5.1 of the WireGuard paper).
+// should have been renewed long ago. If this node's clock was set back, it is not, with the
+// peer that it had: a peer believes nobody who begins at an earlier time than the last
+// (section 5.1 of the WireGuard paper). A new key is another peer; in the tunnel, where it
+// would be that of all wires, both sides forget of the other what they remember.
 func (f *Forwarder) outlived(ctx context.Context, known *wire) bool {
-	if known == nil || known.desired.WireGuard == nil {
+	if known == nil || known.desired.WireGuard == nil && known.desired.Tunnel == nil {
 		return false
 	}
 	seen, err := f.config.Kernel.Observe(ctx, known.desired)
-	if err != nil || len(seen.Ends) != 1 || seen.Ends[0].LastHandshake.IsZero() {
-		return false
-	}
-	age := time.Since(seen.Ends[0].LastHandshake)
-	return age > plan.SessionLife || age < -time.Second
+	return err == nil && len(seen.Ends) == 1 && plan.Outlived(seen.Ends[0].LastHandshake, time.Now())
 }
 
 // leftoverVNI is the VNI of the device that an earlier life of this forwarder
@@ -391,6 +410,14 @@ func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *n
 			err = nserr.BadAnswer.Errorf("the endpoint's mechanism: %w", err)
 		}
 	}()
+	_, theirs, err := m.Shared()
+	if err != nil {
+		return err
+	}
+	if !theirs.IsZero() {
+		return f.acceptSharedRight(known, r, m, theirs, hop.NextID(got, rpc.PeerCert(at)))
+	}
+	r.tunnel, r.renew = nil, false
 	switch m.Type {
 	case mechanism.TypeKernel:
 		k, err := m.Kernel()

@@ -9,7 +9,7 @@ import (
 	"github.com/openvwire/nsm/sdk/mechanism"
 )
 
-// prepare makes the WireGuard device of a new wire while the endpoint's side is
+// prepare makes the WireGuard device of a new wire, or its interface in the tunnel, while the endpoint's side is
 // being asked: a device takes about as long to make as the question to be answered.
 // The caller calls join before it touches the kernel.
 //
@@ -19,19 +19,31 @@ import (
 // to report: apply will fail likewise. One that is not needed after all is removed by
 // discard, at the end of the Request.
 func (f *Forwarder) prepare(ctx context.Context, r *task, l *leg) (join func()) {
-	if l.mech.Type != mechanism.TypeWireGuard || r.turn.Record != nil || r.prepared != nil {
+	if r.turn.Record != nil || r.prepared != nil {
 		return func() {}
 	}
 	w := &plan.Wire{
-		ID: r.turn.ID, Owner: f.config.Name, Kind: plan.KindWireGuard, Payload: plan.IP, WireGuard: &plan.WireGuard{},
+		ID: r.turn.ID, Owner: f.config.Name,
 		Ends: []plan.End{{NetNS: r.left.space, Name: r.left.name, Side: plan.Client, MTU: l.mtu}},
+	}
+	kind, payload := ownKind(l.mech.Type)
+	switch w.Payload = payload; {
+	case l.tunnel != nil:
+		w.Kind, w.Tunnel = plan.KindTunnel, &plan.Tunnel{Own: l.tunnel.Own, Wire: l.tunnel.Wire}
+		if payload == plan.Ethernet {
+			w.Ends[0].MAC = w.Tunnel.MAC(plan.Client)
+		}
+	case l.mech.Type == mechanism.TypeWireGuard:
+		w.Kind, w.WireGuard = kind, &plan.WireGuard{}
+	default:
+		return func() {}
 	}
 	r.prepared = w
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		if _, err := f.config.Kernel.Apply(ctx, *w); err != nil {
-			f.log.Debug("WireGuard device not made in advance", "connection", w.ID, "error", err)
+			f.log.Debug("device not made in advance", "connection", w.ID, "error", err)
 		}
 	}()
 	return func() { <-done }

@@ -59,6 +59,8 @@ type task struct {
 	// anew: the client wants another path, or another service. What stands carries
 	// packets until there is something to take its place.
 	anew bool
+	// plain: the tunnel that wires share has turned out not to be for this one.
+	plain bool
 
 	prepared *plan.Wire // see prepare; nil if none was
 }
@@ -127,10 +129,14 @@ func (f *Forwarder) choose(ctx context.Context, r *task) (out *networkservice.Co
 // connectTwice is connect, and again after a failure that is one of chance: a VNI
 // that is in use here, which the other side will not choose again; a descriptor that
 // did not come, as the reference now and then forgets one when it answers several
-// Requests at once.
+// Requests at once; a node that others say to be elsewhere.
 func (f *Forwarder) connectTwice(ctx, limited context.Context, r *task, c *candidate) (*networkservice.Connection, error) {
 	out, err := f.connect(ctx, limited, r, c)
-	if errors.Is(err, plan.ErrVNITaken) || errors.Is(err, nserr.NoDescriptor) {
+	if errors.Is(err, errClaimed) {
+		f.withoutTunnel(r.turn.ID, err)
+		r.plain = true
+	}
+	if errors.Is(err, plan.ErrVNITaken) || errors.Is(err, nserr.NoDescriptor) || errors.Is(err, errClaimed) {
 		out, err = f.connect(ctx, limited, r, c)
 	}
 	return out, err
@@ -191,10 +197,18 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 	if err != nil {
 		return nil, err
 	}
+	if left.renew || right.renew {
+		if err := f.config.Kernel.RenewTunnel(ctx, want); err != nil {
+			return nil, err
+		}
+	}
 	u.Keep()
 	w := &wire{binding: call.Binding, left: left.mech, right: right.mech, desired: want}
 	if rest {
 		w.lingers = time.Now().Add(linger)
+	}
+	if right.tunnel != nil {
+		w.spare = ownKeys{right.private, right.local.Port()}
 	}
 	w.holds.take(&left.holds, &right.holds, &c.holds)
 	return f.establish(ctx, t, w, call, p, got), nil
@@ -271,8 +285,8 @@ func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, 
 	// Both halves name their interface, as observers of old expect it (§2.12). A
 	// tunnel stands in the workload's namespace: it is the interface of both.
 	ends := w.desired.Ends
-	hop.SetMetric(out, "server_interface", w.left.Type+"/"+ends[0].Name)
-	hop.SetMetric(out, "client_interface", w.right.Type+"/"+ends[len(ends)-1].Name)
+	hop.SetMetric(out, "server_interface", w.left.Shown()+"/"+ends[0].Name)
+	hop.SetMetric(out, "client_interface", w.right.Shown()+"/"+ends[len(ends)-1].Name)
 	f.monitor.Publish(out)
 	return out
 }

@@ -56,6 +56,8 @@ func (f *Forwarder) underlay(w plan.Wire) (u underlay, err error) {
 		u.needed = append(u.needed, w.VXLAN.Remote)
 	case w.WireGuard != nil:
 		u.needed = append(u.needed, w.WireGuard.Endpoint.Addr())
+	case w.Tunnel != nil:
+		u.needed = append(u.needed, w.Tunnel.Peer.Endpoint.Addr())
 	}
 	for _, text := range append(f.config.Peers.URLs(), f.config.Needed...) {
 		if a, ok := hostOf(text); ok {

@@ -85,8 +85,8 @@ func (t trail) leg() *adminv1.WireLeg {
 	if t.client < t.own-1 {
 		from = t.hops[t.own-1]
 	}
-	m := t.Conn.GetMechanism()
-	return &adminv1.WireLeg{From: from.GetName(), To: to.GetName(), Class: m.GetCls(), Type: m.GetType(), Parameters: m.GetParameters()}
+	m := hop.MechanismOf(t.Conn.GetMechanism())
+	return &adminv1.WireLeg{From: from.GetName(), To: to.GetName(), Class: m.Class, Type: m.Shown(), Parameters: m.Params}
 }
 
 func contextOf(c *networkservice.ConnectionContext) *adminv1.ConnectionContext {

@@ -102,7 +102,7 @@ func (t trail) summary() *adminv1.WireSummary {
 func (t trail) clientSide() *adminv1.WireSide {
 	h := t.hops[t.client]
 	side := &adminv1.WireSide{
-		Name: h.GetName(), Node: h.GetNode(), Mechanism: t.Conn.GetMechanism().GetType(),
+		Name: h.GetName(), Node: h.GetNode(), Mechanism: hop.MechanismOf(t.Conn.GetMechanism()).Shown(),
 		Addresses: t.Conn.GetContext().GetIpContext().GetSrcIpAddrs(),
 	}
 	if t.client == t.own-1 && side.Mechanism == mechanism.TypeKernel {

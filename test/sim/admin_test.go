@@ -103,6 +103,9 @@ func (m *Mesh) privateKeys() (keys [][32]byte) {
 				if err == nil && ok && w.WireGuard != nil {
 					keys = append(keys, w.WireGuard.PrivateKey)
 				}
+				if err == nil && ok && w.Tunnel != nil {
+					keys = append(keys, w.Tunnel.Own.PrivateKey)
+				}
 			}
 		}
 	}
@@ -224,6 +227,7 @@ func TestAdminDescribesAcrossNodes(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
 			Run(t, func(t *testing.T, m *Mesh) {
+				m.Userspace = shape.tunnel
 				a := m.Node("a")
 				at := a
 				if shape.across {
@@ -276,26 +280,26 @@ func TestAdminDescribesAcrossNodes(t *testing.T) {
 				want := []string{"web KERNEL forwarder-a", "forwarder-a KERNEL db-a"}
 				kernels := []string{"forwarder-a"}
 				if shape.across {
-					tunnel := map[string]string{"IP": "WIREGUARD", "ETHERNET": "VXLAN"}[shape.payload]
-					want = []string{"web KERNEL forwarder-a", "forwarder-a " + tunnel + " forwarder-b", "forwarder-b KERNEL db-b"}
+					want = []string{"web KERNEL forwarder-a", "forwarder-a " + shape.shown + " forwarder-b", "forwarder-b KERNEL db-b"}
 					kernels = append(kernels, "forwarder-b")
-					if s.GetEndpoint().GetMechanism() != tunnel {
+					if s.GetEndpoint().GetMechanism() != shape.shown {
 						t.Errorf("endpoint's mechanism %q", s.GetEndpoint().GetMechanism())
 					}
 				}
 				if !slices.Equal(legs, want) {
 					t.Errorf("legs %q, want %q", legs, want)
 				}
+				encrypted := shape.across && shape.shown != "VXLAN"
 				for i, k := range d.GetKernel() {
 					if k.GetForwarder() != kernels[i] || k.GetNode() != strings.TrimPrefix(kernels[i], "forwarder-") || k.GetError() != "" ||
 						len(k.GetPlan()) == 0 || len(k.GetDrift()) != 0 || len(k.GetLinks()) != 2/len(kernels) {
 						t.Errorf("kernel of %s: %v", kernels[i], k)
 					}
-					if g := k.GetWireguard(); (g != nil) != (shape.across && shape.payload == "IP") || g != nil && (g.GetPublicKey() == "" || g.GetEndpoint() == "") {
+					if g := k.GetWireguard(); (g != nil) != encrypted || g != nil && (g.GetPublicKey() == "" || g.GetEndpoint() == "") {
 						t.Errorf("WireGuard of %s: %v", kernels[i], g)
 					}
 				}
-				if n := len(m.privateKeys()); shape.across && shape.payload == "IP" && n != 2 {
+				if n := len(m.privateKeys()); encrypted && n != 2 {
 					t.Errorf("%d private keys were looked for", n)
 				}
 				if len(d.GetKernel()) != len(kernels) || int(d.GetContext().GetMtu()) == 0 || len(d.GetContext().GetSrcAddresses()) == 0 {

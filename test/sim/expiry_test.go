@@ -22,6 +22,7 @@ func TestVanishedClient(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
 			Run(t, func(t *testing.T, m *Mesh) {
+				m.Userspace = shape.tunnel
 				r := newRig(m, shape.payload, shape.across)
 				full := m.Leftovers()
 				r.c.Vanish()

@@ -43,6 +43,7 @@ func TestRemovalIsRepeated(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
 			Run(t, func(t *testing.T, m *Mesh) {
+				m.Userspace = shape.tunnel
 				a := m.Node("a")
 				stuck := a.stuck()
 				at := a
@@ -77,6 +78,7 @@ func TestStuckLinkIsUsedAgain(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
 			Run(t, func(t *testing.T, m *Mesh) {
+				m.Userspace = shape.tunnel
 				a := m.Node("a")
 				stuck := a.stuck()
 				at := a

@@ -5,6 +5,7 @@ package sim
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -41,6 +42,10 @@ type Mesh struct {
 	relays  sync.Map // IDs that may send Requests of others
 	Network *Network
 
+	// Userspace: WireGuard is wireguard-go's on nodes to come, so that wires between two
+	// share a tunnel. Else it is the kernel's.
+	Userspace bool
+
 	t         testing.TB
 	authority *authority
 	log       *slog.Logger
@@ -54,6 +59,8 @@ type Mesh struct {
 	underlay  underlay
 	places    int // in the gate of each manager that is started; 0 = as many as suit the machine
 }
+
+var userspace = flag.Bool("userspace", false, "WireGuard is wireguard-go's on all nodes, unless a test says otherwise")
 
 // Run runs f in a bubble with a mesh that has a registry and no node yet.
 // Whatever f starts is stopped afterwards.
@@ -75,7 +82,7 @@ func Run(t *testing.T, f func(t *testing.T, m *Mesh)) {
 func newMesh(t testing.TB) *Mesh {
 	log := &logbook{}
 	return &Mesh{
-		Network: newNetwork(), logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File), underlay: underlay{holes: make(map[*Node]bool)}, skews: make(map[string]time.Duration),
+		Network: newNetwork(), Userspace: *userspace, logs: log, t: t, authority: newAuthority(t), spaces: make(map[string]*os.File), underlay: underlay{holes: make(map[*Node]bool)}, skews: make(map[string]time.Duration),
 		log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 }

@@ -31,6 +31,7 @@ type Node struct {
 	Kernel   *Kernel
 	Manager  *Manager // nil while stopped
 	Excluded func() []netip.Prefix
+	NoTunnel bool // for forwarders to come
 
 	mesh       *Mesh
 	forwarders []*Forwarder
@@ -76,6 +77,24 @@ func (k *Kernel) Observe(ctx context.Context, w plan.Wire) (plan.Observed, error
 func (k *Kernel) WireGuardKey(ctx context.Context, netns, wireID string) (key [32]byte, port uint16, ok bool) {
 	k.calls.Add(1)
 	return k.Kernel.WireGuardKey(ctx, netns, wireID)
+}
+
+// OpenTunnel counts, and opens it.
+func (k *Kernel) OpenTunnel(ctx context.Context, want plan.TunnelNode) (plan.TunnelNode, error) {
+	k.calls.Add(1)
+	return k.Kernel.OpenTunnel(ctx, want)
+}
+
+// TunnelWire counts, and looks for the number.
+func (k *Kernel) TunnelWire(ctx context.Context, netns, wireID string) (number uint32, ok bool) {
+	k.calls.Add(1)
+	return k.Kernel.TunnelWire(ctx, netns, wireID)
+}
+
+// RenewTunnel counts, and renews.
+func (k *Kernel) RenewTunnel(ctx context.Context, w plan.Wire) error {
+	k.calls.Add(1)
+	return k.Kernel.RenewTunnel(ctx, w)
 }
 
 // UnderlayMTU counts, and answers.
@@ -134,6 +153,9 @@ func (m *Mesh) BareNode(name string) *Node {
 		Name: name, mesh: m,
 		TunnelIP: netip.AddrFrom4([4]byte{192, 0, 2, byte(len(m.nodes) + 1)}),
 		Kernel:   &Kernel{Kernel: memkernel.New("forwarder-" + name)},
+	}
+	if m.Userspace {
+		n.Kernel.SetWireGuardKind("tun")
 	}
 	m.nodes = append(m.nodes, n)
 	m.SetHole(n, false)
@@ -225,7 +247,7 @@ func (n *Node) StartForwarder(name string, labels map[string]string) *Forwarder 
 	}
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: n.TunnelIP, Tokens: p.tokens, Policy: p.policy, Peers: p.peers,
-		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: adopter{n.Kernel, n.mesh, namespaces}, Namespaces: namespaces, Logger: p.log,
+		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: adopter{n.Kernel, n.mesh, namespaces}, Namespaces: namespaces, NoTunnel: n.NoTunnel, Logger: p.log,
 		MayUseNode: func(id string) bool { return id == ID("root") || id == ID("manager-"+n.Name) },
 	})
 	if err != nil {

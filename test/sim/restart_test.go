@@ -69,6 +69,7 @@ func TestRestarts(t *testing.T) {
 			for _, away := range []time.Duration{0, 20 * time.Second} {
 				t.Run(fmt.Sprintf("%s/%s away for %v", shape.name, part.name, away), func(t *testing.T) {
 					Run(t, func(t *testing.T, m *Mesh) {
+						m.Userspace = shape.tunnel
 						r := newRig(m, shape.payload, shape.across)
 						before, steps := View(r.w), r.steps()
 						part.down(r)

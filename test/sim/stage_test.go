@@ -167,6 +167,7 @@ func play(c *critic, m *Mesh, schedule Schedule, leases string) {
 	m.StartRegistry()
 	for _, n := range castNodes {
 		s.nodes[n] = m.Node(n)
+		m.Userspace = true // on all but the first
 	}
 	s.startAll()
 	for i, step := range schedule {

@@ -16,12 +16,16 @@ var shapes = []struct {
 	cidr    string
 	across  bool // nodes
 	hops    int
-	links   int // of one wire, in all kernels
+	links   int    // of one wire, in all kernels
+	shown   string // mechanism across nodes
+	tunnel  bool
 }{
-	{"veth on one node", "IP", "10.60.0.0/24", false, 4, 2},
-	{"veth on one node, ethernet, dual stack", "ETHERNET", "10.60.0.0/24,fd00:60::/64", false, 4, 2},
-	{"VXLAN across nodes", "ETHERNET", "10.60.0.0/24", true, 6, 2},
-	{"WireGuard across nodes, dual stack", "IP", "10.60.0.0/24,fd00:60::/64", true, 6, 2},
+	{"veth on one node", "IP", "10.60.0.0/24", false, 4, 2, "", false},
+	{"veth on one node, ethernet, dual stack", "ETHERNET", "10.60.0.0/24,fd00:60::/64", false, 4, 2, "", false},
+	{"VXLAN across nodes", "ETHERNET", "10.60.0.0/24", true, 6, 2, "VXLAN", false},
+	{"WireGuard across nodes, dual stack", "IP", "10.60.0.0/24,fd00:60::/64", true, 6, 2, "WIREGUARD", false},
+	{"tunnel across nodes, dual stack", "IP", "10.60.0.0/24,fd00:60::/64", true, 6, 2, "TUNNEL", true},
+	{"tunnel across nodes, ethernet", "ETHERNET", "10.60.0.0/24", true, 6, 2, "TUNNEL", true},
 }
 
 // A wire comes up, is refreshed for twelve minutes without touching anything, and
@@ -30,6 +34,7 @@ func TestLifeOfAWire(t *testing.T) {
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
 			Run(t, func(t *testing.T, m *Mesh) {
+				m.Userspace = shape.tunnel
 				a := m.Node("a")
 				at := a
 				if shape.across {

@@ -22,6 +22,7 @@ import (
 	"github.com/openvwire/nsm/forwarder"
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/test/interop/ours"
 	"github.com/openvwire/nsm/test/interop/ref"
 	"github.com/openvwire/nsm/test/report"
@@ -253,7 +254,12 @@ func (noKernel) UnderlayMTU(netip.Addr) (int, error)             { return 1500, 
 func (noKernel) UnderlayPrefix(a netip.Addr) (netip.Prefix, error) {
 	return netip.PrefixFrom(a, a.BitLen()), nil
 }
-func (noKernel) PortFree(uint16) bool { return true }
+func (noKernel) OpenTunnel(context.Context, plan.TunnelNode) (plan.TunnelNode, error) {
+	return plan.TunnelNode{}, nserr.Unsupported.Errorf("there is no kernel")
+}
+func (noKernel) TunnelWire(context.Context, string, string) (uint32, bool) { return 0, false }
+func (noKernel) RenewTunnel(context.Context, plan.Wire) error              { return nil }
+func (noKernel) PortFree(uint16) bool                                      { return true }
 
 func usageNow() (u usage, err error) {
 	runtime.GC() // what pools hold goes with the second
