@@ -268,6 +268,9 @@ func TestLeaving(t *testing.T) {
 		"with its VNI":              {vxlan(1, moved), vxlan(1, endpoint), []plan.End{moved}, false},
 		"with a VNI not known":      {wire(plan.KindVXLAN, moved), vxlan(1, endpoint), []plan.End{moved}, false},
 		"WireGuard elsewhere":       {wire(plan.KindWireGuard, moved), wire(plan.KindWireGuard, endpoint), []plan.End{moved}, false},
+		"in the tunnel elsewhere":   {wire(plan.KindTunnel, moved), wire(plan.KindTunnel, endpoint), []plan.End{moved}, false},
+		"from it, and elsewhere":    {wire(plan.KindTunnel, moved), wire(plan.KindWireGuard, endpoint), []plan.End{moved}, false},
+		"to VXLAN, and elsewhere":   {wire(plan.KindTunnel, moved), vxlan(1, endpoint), []plan.End{moved}, true},
 		"WireGuard where it stands": {wire(plan.KindWireGuard, moved), wire(plan.KindWireGuard, moved), nil, true},
 	} {
 		rest := leaving(tt.has, tt.want)

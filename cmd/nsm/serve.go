@@ -30,7 +30,7 @@ type serveConfig struct {
 	workloadConfig
 	Name            string            `flag:"name" env:"NSM_NAME" help:"name of the endpoint, unique in the domain; default SERVICE-HOSTNAME, and what tells the workload from others of the host if that is not this process"`
 	ServiceNames    []string          `flag:"service-names" env:"NSM_SERVICE_NAMES" help:"network services to offer, besides those on the command line"`
-	Payload         string            `flag:"payload" env:"NSM_PAYLOAD" default:"IP" choices:"IP,ETHERNET" help:"what the wires carry: IP packets (WireGuard between nodes) or ETHERNET frames (VXLAN)"`
+	Payload         string            `flag:"payload" env:"NSM_PAYLOAD" default:"IP" choices:"IP,ETHERNET" help:"what the wires carry: IP packets (encrypted between nodes) or ETHERNET frames (encrypted where WireGuard is in userspace, else VXLAN)"`
 	Labels          map[string]string `flag:"label" short:"l" env:"NSM_LABELS" help:"labels of the endpoint, by which services choose it, key=value[,key=value...]"`
 	CIDR            ipam.Groups       `flag:"cidr" env:"NSM_CIDR_PREFIX" default:"169.254.0.0/16" help:"pools of addresses; each group separated by a comma gives every wire one pair: 10.60.0.0/24,fd00:60::/64"`
 	IPAMPolicy      string            `flag:"ipam-policy" env:"NSM_IPAM_POLICY" default:"strict" choices:"strict,polite" help:"what becomes of addresses that a client brings along: strict takes them from it, polite lets it keep them"`

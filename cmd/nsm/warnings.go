@@ -34,9 +34,12 @@ func warnings(d, again *adminv1.WireDescription, now time.Time) (out []string) {
 	}
 	for _, l := range d.GetLegs() {
 		if l.GetType() != mechanism.TypeKernel {
-			p := l.GetParameters()
+			p, port := l.GetParameters(), "_port"
+			if l.GetType() == mechanism.TypeShared {
+				port = "_tunnel_port"
+			}
 			out = append(out, fmt.Sprintf("UDP must pass between %s and %s, in both directions (%s)",
-				net.JoinHostPort(p["src_ip"], p["src_port"]), net.JoinHostPort(p["dst_ip"], p["dst_port"]), l.GetType()))
+				net.JoinHostPort(p["src_ip"], p["src"+port]), net.JoinHostPort(p["dst_ip"], p["dst"+port]), l.GetType()))
 		}
 	}
 	return out

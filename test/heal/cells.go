@@ -25,6 +25,7 @@ type cell struct {
 	fault     fault
 	phase     phase
 	must      must
+	own       bool          // wires to other nodes have devices of their own, not the nodes' tunnel
 	tested    bool          // make test measures it, as it does all budgets
 	lasts     time.Duration // of a fault that is undone; 0 = 3 s
 	elsewhere string        // it is not measured here, because …; "" = it is
@@ -32,10 +33,14 @@ type cell struct {
 
 // how is the fault, and how long it lasts where that is unusual.
 func (c cell) how() string {
-	if c.lasts == 0 {
-		return string(c.fault)
+	how := string(c.fault)
+	if c.lasts != 0 {
+		how += fmt.Sprintf(" for %v", c.lasts)
 	}
-	return fmt.Sprintf("%s for %v", c.fault, c.lasts)
+	if c.own {
+		how += " (VXLAN, WireGuard)"
+	}
+	return how
 }
 
 func (c cell) String() string { return fmt.Sprintf("%s, %s, %s", c.component, c.how(), c.phase) }
@@ -46,9 +51,9 @@ func (c cell) duration() time.Duration { return cmp.Or(c.lasts, lasts) }
 // must is the longest interruption that a wire may have: none means that not a
 // packet may be lost, and no TCP connection.
 type must struct {
-	local     time.Duration // of the wire on one node
-	vxlan     time.Duration
-	wireguard time.Duration
+	local    time.Duration // of the wire on one node
+	ethernet time.Duration // of that to another node with payload ETHERNET
+	ip       time.Duration // of that with payload IP
 }
 
 const none time.Duration = 0
@@ -57,15 +62,15 @@ func (m must) of(kind string) time.Duration {
 	switch kind {
 	case "local":
 		return m.local
-	case "vxlan":
-		return m.vxlan
+	case "ethernet":
+		return m.ethernet
 	}
-	return m.wireguard
+	return m.ip
 }
 
 func all(d time.Duration) must    { return must{d, d, d} }
 func remote(d time.Duration) must { return must{none, d, d} }
-func tunnel(d time.Duration) must { return must{none, none, d} }
+func onlyIP(d time.Duration) must { return must{none, none, d} }
 
 func boundText(d time.Duration) string {
 	if d == none {
@@ -76,10 +81,10 @@ func boundText(d time.Duration) string {
 
 // String is the bound of all three, or of each.
 func (m must) String() string {
-	if m.local == m.vxlan && m.vxlan == m.wireguard {
+	if m.local == m.ethernet && m.ethernet == m.ip {
 		return boundText(m.local)
 	}
-	return boundText(m.local) + " / " + boundText(m.vxlan) + " / " + boundText(m.wireguard)
+	return boundText(m.local) + " / " + boundText(m.ethernet) + " / " + boundText(m.ip)
 }
 
 // budgets are the rows of the design's budget.
@@ -129,10 +134,14 @@ func whileIdle() (cells []cell) {
 		cells = append(cells, cell{component: c, fault: diskFull, phase: idle, must: all(none)})
 	}
 	return append(cells,
-		cell{component: localHolder, fault: kill, phase: idle, must: tunnel(2 * time.Second), tested: true},
-		cell{component: localHolder, fault: freeze, phase: idle, must: tunnel(lasts + back)},
-		cell{component: remoteHolder, fault: kill, phase: idle, must: tunnel(2 * time.Second)},
-		cell{component: remoteHolder, fault: freeze, phase: idle, must: tunnel(2 * time.Second)},
+		cell{component: localHolder, fault: kill, phase: idle, must: remote(2 * time.Second), tested: true},
+		cell{component: localHolder, fault: freeze, phase: idle, must: remote(lasts + back)},
+		cell{component: localHolder, fault: kill, phase: idle, own: true, must: onlyIP(2 * time.Second), tested: true},
+		cell{component: localForwarder, fault: kill, phase: idle, own: true, must: all(none), tested: true},
+		cell{component: remoteForwarder, fault: kill, phase: idle, own: true, must: all(none)},
+		cell{component: endpointsNode, fault: gone, phase: idle, own: true, must: remote(2 * time.Second)},
+		cell{component: remoteHolder, fault: kill, phase: idle, must: remote(2 * time.Second)},
+		cell{component: remoteHolder, fault: freeze, phase: idle, must: remote(2 * time.Second)},
 
 		cell{component: endpoints, fault: killAndStart, phase: idle, must: all(time.Second)},
 		cell{component: endpoints, fault: freeze, phase: idle, must: all(none), tested: true},
@@ -159,7 +168,8 @@ func whileIdle() (cells []cell) {
 
 		cell{component: clocks, fault: clockStep, phase: idle, must: all(none), lasts: long, elsewhere: elsewhereClock},
 		// A WireGuard session is renewed in this time, which the peer refuses.
-		cell{component: clocks, fault: clockBack, phase: idle, must: must{none, none, 2 * time.Second}, lasts: 200 * time.Second, elsewhere: elsewhereClock},
+		cell{component: clocks, fault: clockBack, phase: idle, must: remote(2 * time.Second), lasts: 200 * time.Second, elsewhere: elsewhereClock},
+		cell{component: clocks, fault: clockBack, phase: idle, own: true, must: onlyIP(2 * time.Second), lasts: 200 * time.Second, elsewhere: elsewhereClock},
 	)
 }
 
@@ -174,7 +184,7 @@ func whileRequesting() (cells []cell) {
 	}
 	return append(cells,
 		cell{component: registry, fault: diskFull, phase: duringRequest, must: all(none), tested: true},
-		cell{component: remoteHolder, fault: kill, phase: duringRequest, must: tunnel(2 * time.Second)},
+		cell{component: remoteHolder, fault: kill, phase: duringRequest, must: remote(2 * time.Second)},
 		cell{component: endpoints, fault: kill, phase: duringRequest, must: all(time.Second)},
 		cell{component: endpointsNode, fault: gone, phase: duringRequest, must: remote(2 * time.Second), tested: true},
 		cell{component: endpointsNode, fault: dropAll, phase: duringRequest, must: remote(2 * time.Second)},
@@ -190,7 +200,7 @@ func whileRefreshing() (cells []cell) {
 		cells = append(cells, cell{component: c, fault: freeze, phase: duringRefresh, must: all(none), tested: c == remoteManager})
 	}
 	return append(cells,
-		cell{component: localHolder, fault: kill, phase: duringRefresh, must: tunnel(2 * time.Second)},
+		cell{component: localHolder, fault: kill, phase: duringRefresh, must: remote(2 * time.Second)},
 		cell{component: endpoints, fault: kill, phase: duringRefresh, must: all(time.Second), tested: true},
 		cell{component: endpoints, fault: freeze, phase: duringRefresh, must: all(none)},
 		cell{component: endpointsNode, fault: gone, phase: duringRefresh, must: remote(2 * time.Second)},
@@ -217,7 +227,7 @@ func whileHealing() (cells []cell) {
 		cells = append(cells, cell{component: c, fault: killAndStart, phase: duringHeal, must: all(2 * time.Second)})
 	}
 	return append(cells,
-		cell{component: localHolder, fault: kill, phase: duringHeal, must: must{2 * time.Second, 2 * time.Second, healed}},
+		cell{component: localHolder, fault: kill, phase: duringHeal, must: must{2 * time.Second, healed, healed}},
 		cell{component: client, fault: killAndStart, phase: duringHeal, must: all(healed), tested: true},
 	)
 }

@@ -66,7 +66,7 @@ func (x *measurer) measure(ctx context.Context, c cell) (rounds []round, err err
 func (x *measurer) prepare(ctx context.Context, c cell) (err error) {
 	want := meshOptions{
 		nsm: x.nsm, newer: x.newer, self: x.self,
-		spares: c.component != everything, shortLife: c.fault == rotateCA, stateSize: stateSize(c),
+		spares: c.component != everything, shortLife: c.fault == rotateCA, stateSize: stateSize(c), own: c.own,
 	}
 	if x.mesh != nil && x.made == want {
 		return nil

@@ -35,16 +35,16 @@ type kind struct {
 
 var kinds = []kind{
 	{name: "local", node: "a", spare: "a", payload: "IP", cidr: "10.61.0.0/24", anycast: "10.9.0.1"},
-	{name: "vxlan", node: "b", spare: "c", payload: "ETHERNET", cidr: "10.62.0.0/24", anycast: "10.9.0.2"},
-	{name: "wireguard", node: "b", spare: "c", payload: "IP", cidr: "10.63.0.0/24", anycast: "10.9.0.3"},
+	{name: "ethernet", node: "b", spare: "c", payload: "ETHERNET", cidr: "10.62.0.0/24", anycast: "10.9.0.2"},
+	{name: "ip", node: "b", spare: "c", payload: "IP", cidr: "10.63.0.0/24", anycast: "10.9.0.3"},
 }
 
 // mesh is a lab of three nodes with wires of all kinds:
 //
 //	node a                    node b                   node c
 //	┌──────────────────┐      ┌──────────────────┐     ┌────────────────────┐
-//	│ web, the client  ├ VXLAN┤ vxlan-1          │     │ vxlan-2, a spare   │
-//	│ local-1  local-2 ├──WG──┤ wireguard-1      │     │ wireguard-2        │
+//	│ web, the client  ├──────┤ ethernet-1       │     │ ethernet-2, a spare│
+//	│ local-1  local-2 │tunnel│ ip-1             │     │ ip-2               │
 //	└──────────────────┘      └──────────────────┘     └────────────────────┘
 //
 // The spares come when the wires are up. All endpoints of a service answer at one
@@ -89,14 +89,18 @@ type meshOptions struct {
 	shortLife bool   // of identities and tokens
 	stateSize int64
 	profiles  bool
+	own       bool // wires to other nodes have devices of their own
 }
 
 // newMesh makes a lab with the wires standing.
 func newMesh(ctx context.Context, o meshOptions) (m *mesh, err error) {
 	m = &mesh{newer: o.newer, self: o.self}
-	var env []string
+	env := []string{"NSM_WIREGUARD=userspace"} // where wires share a tunnel
+	if o.own {
+		env = []string{"NSM_WIREGUARD_TUNNEL=off"}
+	}
 	if o.shortLife {
-		env = []string{"NSM_SVID_TTL=" + svidLife.String(), "NSM_MAX_TOKEN_LIFETIME=" + tokenLife.String()}
+		env = append(env, "NSM_SVID_TTL="+svidLife.String(), "NSM_MAX_TOKEN_LIFETIME="+tokenLife.String())
 	}
 	m.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Nodes: []string{"a", "b", "c"}, StateSize: o.stateSize, Profiles: o.profiles, Env: env})
 	if err != nil {

@@ -68,7 +68,7 @@ func (c Cell) row() string {
 		}
 	}
 	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %s |", c.Component, c.Fault, c.Phase, c.Must,
-		c.Wires["local"], c.Wires["vxlan"], c.Wires["wireguard"], verdict)
+		c.Wires["local"], c.Wires["ethernet"], c.Wires["ip"], verdict)
 }
 
 func (r *Report) table() string {
@@ -81,7 +81,7 @@ func (r *Report) table() string {
 		b.WriteString("**The machine was busy with other things.** Interruptions that end when somebody has decided something are longer than on an idle one; packets are not lost for that.\n\n")
 	}
 	fmt.Fprintf(&b, "%d rounds of each cell.\n\n", r.Rounds)
-	b.WriteString("| what fails | how | when | must | local wire | VXLAN | WireGuard | |\n|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| what fails | how | when | must | local wire | ETHERNET | IP | |\n|---|---|---|---|---|---|---|---|\n")
 	for _, c := range r.Cells {
 		b.WriteString(c.row() + "\n")
 	}

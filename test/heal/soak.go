@@ -24,8 +24,8 @@ import (
 //
 //	node a                            node b
 //	┌──────────────────────────┐      ┌────────────────────────────┐
-//	│ web-0 … web-9: 5 wires   ├──────┤ vxlan-1      vxlan-2       │
-//	│ each   local-1  local-2  │      │ wireguard-1  wireguard-2   │
+//	│ web-0 … web-9: 5 wires   ├──────┤ ethernet-1   ethernet-2     │
+//	│ each   local-1  local-2  │      │ ip-1         ip-2          │
 //	└──────────────────────────┘      └────────────────────────────┘
 type soak struct {
 	lab     *lab.Lab

@@ -17,17 +17,18 @@ import (
 // moves prints how much of a ping was lost by a number of moves, and fails if that is
 // more than may be: one packet each, which was under way for very long. Where a WireGuard
 // device gets another peer it is all that was under way, on a machine that has much else
-// to do, and where one has to be deleted before another can be made all that comes until
-// then; that is so for all links on a kernel that does not rename those that are up.
+// to do, and so it is in the tunnel of two nodes; where one has to be deleted before another
+// can be made it is all that comes until then, as for all links on a kernel that does not
+// rename those that are up.
 func moves(t *testing.T, what string, n int, stop func() (sent, lost int)) {
 	t.Helper()
 	sent, lost := stop()
 	fmt.Printf("MEASURED: %d move(s) of a wire (%s) cost %d of %d packets, one each %v\n", n, what, lost, sent, pingInterval)
 	may := pingInterval
 	switch {
-	case !nstest.RenamesUp(), what == "IP on another node":
+	case !nstest.RenamesUp(), what == "IP on another node", strings.HasSuffix(what, "tunnel on another node"):
 		may = time.Second
-	case what == "IP between other nodes", what == endpointEnds:
+	case what == "IP between other nodes", what == endpointEnds, strings.HasSuffix(what, "tunnel between other nodes"):
 		may = 100 * time.Millisecond
 	}
 	if most := n * int(may/pingInterval); lost > most || sent == 0 {
@@ -49,19 +50,25 @@ func TestDrain(t *testing.T) {
 			"between other nodes":      {"b", "c"},
 			"on another node":          {"b", "b"},
 		} {
-			t.Run(payload+" "+name, func(t *testing.T) {
-				t.Parallel() // it mostly waits
-				testDrain(t, payload+" "+name, payload, nodes)
-			})
+			for mode, env := range map[string][]string{"": ownDevices, "in the tunnel ": sharedTunnel} {
+				if mode != "" && name == "on its node" {
+					continue // where there is no tunnel
+				}
+				what := payload + " " + mode + name
+				t.Run(what, func(t *testing.T) {
+					t.Parallel() // it mostly waits
+					testDrain(t, what, payload, nodes, env)
+				})
+			}
 		}
 	}
 }
 
-func testDrain(t *testing.T, what, payload string, nodes [2]string) {
-	if payload == "IP" {
+func testDrain(t *testing.T, what, payload string, nodes [2]string, env []string) {
+	if payload == "IP" || env[0] == sharedTunnel[0] {
 		needTUN(t)
 	}
-	l := newMesh(t, lab.Config{Nodes: []string{"a", "b", "c"}})
+	l := newMesh(t, lab.Config{Nodes: []string{"a", "b", "c"}, Env: env})
 	a := l.Node("a")
 	var far []*lab.NetNS
 	on := make(map[string]string) // node by endpoint

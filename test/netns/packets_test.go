@@ -18,13 +18,19 @@ import (
 // description of one. A wire that moves to an endpoint that is reached says so.
 func TestTunnelIsBlocked(t *testing.T) {
 	t.Parallel() // it mostly waits
-	for _, payload := range []string{"IP", "ETHERNET"} {
-		t.Run(payload, func(t *testing.T) {
-			if payload == "IP" {
+	for _, tt := range []struct {
+		payload, mechanism string
+		env                []string
+	}{
+		{"IP", "WIREGUARD", ownDevices}, {"ETHERNET", "VXLAN", ownDevices},
+		{"IP", "TUNNEL", sharedTunnel}, {"ETHERNET", "TUNNEL", sharedTunnel},
+	} {
+		payload, mechanism := tt.payload, tt.mechanism
+		t.Run(payload+" "+mechanism, func(t *testing.T) {
+			if mechanism != "VXLAN" {
 				needTUN(t)
 			}
-			mechanism := map[string]string{"IP": "WIREGUARD", "ETHERNET": "VXLAN"}[payload]
-			l := newMesh(t, lab.Config{})
+			l := newMesh(t, lab.Config{Env: tt.env})
 			a, b := l.Node("a"), l.Node("b")
 			serve(t, workload(t, b, "db"), "db", "--payload", payload, "--cidr", "10.60.1.0/24")
 			w := connect(t, workload(t, a, "web"), "kernel://db/nsm-1", "--name", "web")

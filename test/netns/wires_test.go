@@ -22,9 +22,20 @@ import (
 	"github.com/openvwire/nsm/sdk/endpoint"
 )
 
+// ownDevices has every wire between nodes have a device of its own.
+var ownDevices = []string{"NSM_WIREGUARD_TUNNEL=off"}
+
+// sharedTunnel has them share the nodes' tunnel, also where the kernel has WireGuard.
+var sharedTunnel = []string{"NSM_WIREGUARD=userspace"}
+
 // Every kind of wire carries every address family, both ways.
 func TestMatrix(t *testing.T) {
-	l := newMesh(t, lab.Config{})
+	t.Run("own", func(t *testing.T) { testMatrix(t, ownDevices, "WIREGUARD", "VXLAN") })
+	t.Run("shared", func(t *testing.T) { testMatrix(t, sharedTunnel, "TUNNEL", "TUNNEL") })
+}
+
+func testMatrix(t *testing.T, env []string, forIP, forEthernet string) {
+	l := newMesh(t, lab.Config{Env: env})
 	a, b := l.Node("a"), l.Node("b")
 	families := map[string]string{
 		"ipv4": "10.60.0.0/24",
@@ -38,12 +49,12 @@ func TestMatrix(t *testing.T) {
 	}{
 		{a, "IP", "KERNEL"},
 		{a, "ETHERNET", "KERNEL"},
-		{b, "IP", "WIREGUARD"},
-		{b, "ETHERNET", "VXLAN"},
+		{b, "IP", forIP},
+		{b, "ETHERNET", forEthernet},
 	} {
 		for family, cidr := range families {
 			t.Run(fmt.Sprintf("%s/%s/%s", kind.mechanism, kind.payload, family), func(t *testing.T) {
-				if kind.mechanism == "WIREGUARD" {
+				if kind.mechanism == "WIREGUARD" || kind.mechanism == "TUNNEL" {
 					needTUN(t)
 				}
 				unchanged(t, l)
@@ -169,26 +180,32 @@ func TestExcludedPrefixes(t *testing.T) {
 // The MTU of a wire is what fits through its tunnel, and no more is promised: the
 // largest packet passes undivided, in both directions, a larger one is refused.
 func TestMTU(t *testing.T) {
-	l := newMesh(t, lab.Config{MTU: 1400})
-	a, b := l.Node("a"), l.Node("b")
+	own, shared := newMesh(t, lab.Config{MTU: 1400, Env: ownDevices}), newMesh(t, lab.Config{MTU: 1400, Env: sharedTunnel})
+	const inTunnel = (1400 - 60) / 16 * 16
 	for _, tt := range []struct {
 		name     string
-		endpoint *lab.Node
+		lab      *lab.Lab
+		endpoint string
 		args     []string
 		most     int // 0 = anything
 	}{
-		{"local", a, nil, 0},
-		{"local-limited", a, []string{"--mtu", "1300"}, 1300},
-		{"wireguard", b, nil, 1400 - 60},
-		{"wireguard-limited", b, []string{"--mtu", "1300"}, 1300},
-		{"vxlan", b, []string{"--payload", "ETHERNET"}, 1400 - 50},
+		{"local", own, "a", nil, 0},
+		{"local-limited", own, "a", []string{"--mtu", "1300"}, 1300},
+		{"wireguard", own, "b", nil, 1400 - 60},
+		{"wireguard-limited", own, "b", []string{"--mtu", "1300"}, 1300},
+		{"vxlan", own, "b", []string{"--payload", "ETHERNET"}, 1400 - 50},
+		{"tunnel", shared, "b", nil, inTunnel - 20},
+		{"tunnel-limited", shared, "b", []string{"--mtu", "1300"}, 1300},
+		{"tunnel-ethernet", shared, "b", []string{"--payload", "ETHERNET"}, inTunnel - 38},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if strings.HasPrefix(tt.name, "wireguard") {
+			l := tt.lab
+			a := l.Node("a")
+			if !strings.HasPrefix(tt.name, "local") && tt.name != "vxlan" {
 				needTUN(t)
 			}
 			unchanged(t, l)
-			server, client := workload(t, tt.endpoint, "db"), workload(t, a, "web")
+			server, client := workload(t, l.Node(tt.endpoint), "db"), workload(t, a, "web")
 			serve(t, server, append([]string{tt.name, "--cidr", "10.60.0.0/24,fd00:60::/64"}, tt.args...)...)
 			w := connect(t, client, "kernel://"+tt.name+"/nsm-1")
 			mtu := mtuOf(t, client, "nsm-1")
