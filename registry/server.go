@@ -31,6 +31,7 @@ import (
 	"google.golang.org/grpc"
 
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/gate"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/profile"
 	"github.com/openvwire/nsm/sdk/regpath"
@@ -52,6 +53,9 @@ type Config struct {
 	Logger    *slog.Logger  // nil = slog.Default()
 	MaxExpiry time.Duration // 0 = DefaultMaxExpiry
 
+	// Gate bounds how much is worked on at once. nil means as much as suits the machine.
+	Gate *gate.Gate
+
 	// MayOperate reports whether an identity may replace and unregister network
 	// services that others own. nil means nobody may.
 	MayOperate func(id string) bool
@@ -71,6 +75,7 @@ type Server struct {
 	maxExpiry time.Duration
 	operates  func(id string) bool
 	profile   profile.Server
+	gate      *gate.Gate
 	expirer   sync.WaitGroup // the goroutine of expireEndpoints
 
 	mu     sync.Mutex
@@ -98,11 +103,15 @@ func New(c Config) *Server {
 	if c.MaxExpiry == 0 {
 		c.MaxExpiry = DefaultMaxExpiry
 	}
+	if c.Gate == nil {
+		c.Gate = gate.New(0)
+	}
 	if c.MayOperate == nil {
 		c.MayOperate = func(string) bool { return false }
 	}
 	s := &Server{
 		operates:  c.MayOperate,
+		gate:      c.Gate,
 		profile:   profile.Server{May: c.MayProfile, Logger: c.Logger},
 		tokens:    c.Tokens,
 		policy:    c.Policy,
@@ -125,8 +134,8 @@ func New(c Config) *Server {
 // Handlers return errors of package nserr, which the servers of package rpc
 // encode.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
-	regpath.RegisterServices(r, serviceServer{s})
-	regpath.RegisterEndpoints(r, endpointServer{s})
+	regpath.RegisterServices(r, gatedServices{serviceServer{s}})
+	regpath.RegisterEndpoints(r, gatedEndpoints{endpointServer{s}})
 	adminv1.RegisterAdminServer(r, s.profile)
 }
 

@@ -127,11 +127,12 @@ func (r *Registration) Abandon() {
 func (r *Registration) run(ctx context.Context) {
 	defer close(r.done)
 	failed, lost := 0, 0     // in a row
+	hint := time.Duration(0) // after what time who has refused the last attempt wants to be asked again
 	level := slog.LevelDebug // of the line that says that all is well again: that of the one that said it is not
 	for {
 		switch {
 		case failed > 0:
-			_ = retry.Wait(ctx, failed-1)
+			_ = backoff.Policy{Min: max(retry.Min, 2*hint), Max: max(retry.Max, 2*hint)}.Wait(ctx, failed-1) // not before hint has passed
 		case r.lostWithin(ctx, r.untilRenewal(lost > 0)):
 			_ = retry.Wait(ctx, lost) // whoever went away needs a moment to come back
 			lost++
@@ -150,6 +151,7 @@ func (r *Registration) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		default:
+			hint = min(nserr.From(err).Retry, r.hold/4)
 			if failed++; failed == 1 {
 				level = r.failures.Level(slog.LevelWarn, "", "")
 				r.c.Logger.Log(ctx, level, "registration not renewed, trying on", "endpoint", r.c.Endpoint.GetName(), "error", err)
