@@ -78,7 +78,9 @@ func TestOverload(t *testing.T) {
 		a := m.Node("a")
 		a.Serve(Service{Name: "db", CIDR: "10.60.0.0/16", With: takes(each)})
 		old, greedy, modest := a.Client("old"), a.Client("greedy"), a.Client("modest")
-		m.Space("greedy") // not made by many at once
+		for _, c := range []string{"old", "greedy", "modest"} { // not made while others look for theirs
+			m.Space(c)
+		}
 		held := &tally{t: t}
 		for i := range 20 {
 			held.ask(old, fmt.Sprintf("kernel://db/old-%d", i))
