@@ -58,6 +58,9 @@ const (
 	queued = 8
 	// hold is the longest time that a place is held.
 	hold = time.Second
+	// slowest is how many may take longer than that, for each that is worked on. It bounds
+	// what piles up on a machine that is so slow that everything takes longer.
+	slowest = 16
 	// retry is when those who are refused are to try again. Clients add some by chance.
 	retry = time.Second
 )
@@ -75,6 +78,7 @@ type Gate struct {
 
 	mu      sync.Mutex
 	inside  int                 // guarded by mu
+	slow    int                 // guarded by mu; who have been inside for longer than hold, and do not count there
 	waiting [classes]queue      // guarded by mu
 	known   map[string]struct{} // guarded by mu; Visit.Of of the refreshes that wait
 }
@@ -165,18 +169,30 @@ func (g *Gate) forgetLocked(w *waiter) {
 
 // place begins the time of somebody who is inside.
 func (g *Gate) place() (leave func()) {
-	once := sync.OnceFunc(g.next)
-	timer := time.AfterFunc(hold, once)
-	return func() {
+	late := false // guarded by g.mu: the place has been given back, and counts as slow
+	timer := time.AfterFunc(hold, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.slow < slowest*g.limit {
+			late = true
+			g.slow++
+			g.nextLocked()
+		}
+	})
+	return sync.OnceFunc(func() {
 		timer.Stop()
-		once()
-	}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if late {
+			g.slow--
+		} else {
+			g.nextLocked()
+		}
+	})
 }
 
-// next gives a place that is free to whoever is first, if anybody waits.
-func (g *Gate) next() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+// nextLocked gives a place that is free to whoever is first, if anybody waits.
+func (g *Gate) nextLocked() {
 	for i := range g.waiting {
 		if w := g.waiting[i].first(); w != nil {
 			g.forgetLocked(w)

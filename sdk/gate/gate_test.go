@@ -75,8 +75,8 @@ func empty(t *testing.T, g *Gate) {
 	t.Helper()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.inside != 0 || len(g.known) != 0 {
-		t.Errorf("%d inside, %d refreshes wait", g.inside, len(g.known))
+	if g.inside != 0 || g.slow != 0 || len(g.known) != 0 {
+		t.Errorf("%d inside, %d of them for long, %d refreshes wait", g.inside, g.slow, len(g.known))
 	}
 	for class, q := range g.waiting {
 		if q.len != 0 || len(q.lines) != 0 || len(q.of) != 0 {
@@ -155,6 +155,28 @@ func TestSlow(t *testing.T) {
 		}
 		leave()
 		leave()
+		empty(t, g)
+	})
+}
+
+// Who takes long is not let go of without end: then whoever is new is refused.
+func TestAllSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, leave := full(t, 1)
+		for len(leave) <= slowest {
+			l, err := g.Enter(t.Context(), as(Transit, "a"))
+			if err != nil {
+				t.Fatalf("after %d: %v", len(leave), err)
+			}
+			leave = append(leave, l)
+		}
+		if _, err := g.Enter(t.Context(), as(Transit, "a")); !errors.Is(err, nserr.Busy) {
+			t.Errorf("after %d: %v", len(leave), err)
+		}
+		time.Sleep(2 * hold) // the last timer, in vain
+		for _, l := range leave {
+			l()
+		}
 		empty(t, g)
 	})
 }
