@@ -20,10 +20,11 @@ type numbers struct {
 	mu    sync.Mutex
 	vnis  map[uint32]int // guarded by mu; holders of each
 	ports map[uint16]int // guarded by mu
+	next  uint16         // port that is tried first; guarded by mu
 }
 
 func newNumbers(firstPort uint16, free func(uint16) bool) *numbers {
-	return &numbers{firstPort: firstPort, free: free, vnis: make(map[uint32]int), ports: make(map[uint16]int)}
+	return &numbers{firstPort: firstPort, free: free, vnis: make(map[uint32]int), ports: make(map[uint16]int), next: firstPort}
 }
 
 // held returns how many numbers of each kind are handed out.
@@ -68,18 +69,26 @@ func (n *numbers) countVNI(vni uint32) (release func()) {
 	})
 }
 
-// choosePort returns the first UDP port from firstPort on that nobody has. The
-// kernel is asked about a port that is held already, not under the lock.
+// choosePort returns a UDP port from firstPort on that nobody has: the first one after
+// that which was chosen last, since those before are mostly in use, those of wires from
+// before a restart among them. The kernel is asked about a port that is held already,
+// not under the lock.
 func (n *numbers) choosePort() (port uint16, release func(), err error) {
-	for p := int(n.firstPort); p <= 65535; p++ {
-		release, ok := n.claimPort(uint16(p))
-		if !ok {
-			continue
+	n.mu.Lock()
+	p := n.next
+	n.mu.Unlock()
+	for range 65536 - int(n.firstPort) {
+		after := max(p+1, n.firstPort) // which begins again after the last
+		if release, ok := n.claimPort(p); ok {
+			if n.free(p) {
+				n.mu.Lock()
+				n.next = after
+				n.mu.Unlock()
+				return p, release, nil
+			}
+			release()
 		}
-		if n.free(uint16(p)) {
-			return uint16(p), release, nil
-		}
-		release()
+		p = after
 	}
 	return 0, nil, nserr.KernelFailed.Errorf("no UDP port from %d on is free for WireGuard", n.firstPort)
 }

@@ -470,12 +470,13 @@ func (ns *namespace) observe(w plan.Wire, e plan.End, orphans bool) plan.Observe
 		mac = plan.MAC(w.ID, e.Side)
 	}
 	var mine, aside *link
+	tag, asideTag := w.Tag(e.Side).String(), w.Tag(e.Side).SetAside().String()
 	for name, l := range ns.links {
-		tagged := l.alias == w.Tag(e.Side).String()
+		tagged := l.alias == tag
 		untagged := l.alias == "" && slices.Equal(l.mac, mac)
 		if tagged || (untagged && mine == nil) {
 			mine, o.Name, o.Tagged = l, name, tagged
-		} else if l.alias == w.Tag(e.Side).SetAside().String() {
+		} else if l.alias == asideTag {
 			aside, o.Aside = l, &plan.ObservedEnd{Name: name, Tagged: true}
 		}
 	}
