@@ -161,7 +161,7 @@ func (o options) measure(ctx context.Context) (r *Report, err error) {
 			return nil, err
 		}
 	}
-	if b.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm}); err != nil {
+	if b.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Env: []string{"NSM_WIREGUARD_TUNNEL=off"}}); err != nil { // each kind is measured by itself
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.lab.Close()) }()
