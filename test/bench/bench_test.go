@@ -52,6 +52,9 @@ func TestShort(t *testing.T) {
 			}
 		}
 	}
+	if p := r.Peers; len(p.Names) != 1 || len(p.LeftOut) != len(peers)-1 || len(p.Metrics) != 8 {
+		t.Errorf("peers that need no download, and 8 metrics: %+v", p)
+	}
 	for _, s := range r.SetUp {
 		if s.First.N != o.samples || s.First.P50 < s.Request.P50 || s.Request.P50 <= 0 || s.Close.P50 <= 0 {
 			t.Errorf("%s with %d wires up: %+v", s.Title, s.Held, s)
@@ -118,6 +121,9 @@ func TestFlags(t *testing.T) {
 	if _, err := parse([]string{"-rows", "local,setup"}); err != nil {
 		t.Error(err)
 	}
+	if _, err := parse([]string{"-held", "0,many"}); err == nil {
+		t.Error("a number of wires that is none: no error")
+	}
 	if _, err := parse([]string{"-rows", "wires"}); err == nil {
 		t.Error("an unknown row: no error")
 	}
@@ -141,5 +147,14 @@ func TestVerdict(t *testing.T) {
 		if got := tc.metric.met(tc.kind, tc.ratio); got != tc.want {
 			t.Errorf("%s of %s at %v: met = %v", tc.metric.name, tc.kind, tc.ratio, got)
 		}
+	}
+}
+
+func TestTooFewNeighbours(t *testing.T) {
+	if reason, err := tooFewNeighbours(1); reason != "" || err != nil {
+		t.Errorf("one wire: %q, %v", reason, err)
+	}
+	if reason, err := tooFewNeighbours(1 << 40); reason == "" || err != nil {
+		t.Errorf("more wires than any kernel has neighbours: %q, %v", reason, err)
 	}
 }

@@ -85,7 +85,7 @@ func (h byHand) wireguard(ctx context.Context, program string) (pids []int, err 
 		e := &ends[i]
 		e.device = fmt.Sprintf("hand%s%d", strings.TrimPrefix(e.node.NetNS.Name, "nsm-"), h.number)
 		e.device = e.device[max(0, len(e.device)-15):]
-		e.port = 41820 + int(h.number)
+		e.port = h.port()
 		if e.key, err = wgtypes.GeneratePrivateKey(); err != nil {
 			return nil, err
 		}
@@ -103,14 +103,7 @@ func (h byHand) wireguard(ctx context.Context, program string) (pids []int, err 
 		if _, err := p.WaitLine(ctx, func(line string) bool { return strings.Contains(line, fmt.Sprint("MTU updated: ", h.mtu)) }); err != nil {
 			return nil, err
 		}
-		err = within(e.node.NetNS, e.workload, func(fd int) error {
-			link, err := netlink.LinkByName(e.device)
-			if err != nil {
-				return err
-			}
-			return errors.Join(netlink.LinkSetName(link, h.name), netlink.LinkSetNsFd(link, fd))
-		})
-		if err != nil {
+		if err := h.move(e.device, e.node.NetNS, e.workload); err != nil {
 			return nil, err
 		}
 	}
@@ -150,6 +143,24 @@ func setWireGuard(device string, settings ...string) error {
 		return fmt.Errorf("configure %s: %q %w", device, said, err)
 	}
 	return nil
+}
+
+// port is that of both ends, where they are processes.
+func (h byHand) port() int { return 41820 + int(h.number) }
+
+// move makes a node's device the link of a workload: `ip link set DEVICE name NAME netns WORKLOAD`.
+// It loses its addresses and goes down; a process that has it open keeps it.
+func (h byHand) move(device string, node, workload *lab.NetNS) error {
+	return within(node, workload, func(fd int) error {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		if device != h.name {
+			err = netlink.LinkSetName(link, h.name)
+		}
+		return errors.Join(err, netlink.LinkSetNsFd(link, fd))
+	})
 }
 
 // up gives both ends their addresses and switches them on.

@@ -34,7 +34,7 @@ var kinds = []kind{
 	{name: "vxlan", title: "VXLAN", against: "a VXLAN device at each node", node: "b", payload: "ETHERNET",
 		make: func(ctx context.Context, _ *bench, h byHand) ([]int, error) { return h.vxlan(ctx) }},
 	{name: "wireguard", title: "WireGuard, userspace", against: "wireguard-go at each node", node: "b", payload: "IP", holders: true,
-		make: func(ctx context.Context, b *bench, h byHand) ([]int, error) { return h.wireguard(ctx, b.wireguardGo) }},
+		make: wireGuardByHand},
 }
 
 // control compares two links of the same kind made by the same hand: what its
@@ -42,6 +42,10 @@ var kinds = []kind{
 var control = kind{name: "control", title: "none: a second veth pair", against: "a veth pair", node: "a", make: vethByHand}
 
 func vethByHand(ctx context.Context, _ *bench, h byHand) ([]int, error) { return h.veth(ctx) }
+
+func wireGuardByHand(ctx context.Context, b *bench, h byHand) ([]int, error) {
+	return h.wireguard(ctx, b.tool("wireguard-go"))
+}
 
 // metric is one figure of a comparison.
 type metric struct {
@@ -136,7 +140,7 @@ type side struct {
 
 // dataPlane measures one kind.
 func (b *bench) dataPlane(ctx context.Context, k kind) (*Comparison, error) {
-	wire, c, err := b.wire(ctx, k)
+	wire, c, err := b.wire(ctx, k, "nsm-"+k.name)
 	if err != nil {
 		return nil, err
 	}
@@ -144,32 +148,69 @@ func (b *bench) dataPlane(ctx context.Context, k kind) (*Comparison, error) {
 	if err != nil {
 		return nil, err
 	}
+	all, err := b.takeTurns(ctx, hand, wire)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", k.name, err)
+	}
+	for _, f := range all {
+		m := ComparisonMetric{Name: f.name, Unit: f.unit, Pairs: f.pairs()[0]}
+		m.Ratio = m.Pairs.Ratio()
+		m.Met = f.met(k.name, m.Ratio.Median)
+		if bound, ok := f.bounds[k.name]; ok {
+			m.Bound = &bound
+		}
+		c.Metrics = append(c.Metrics, m)
+	}
+	return c, nil
+}
+
+// figures are the values of one metric in its unit, of each side, round by round.
+type figures struct {
+	metric
+	sides [][]float64
+}
+
+// pairs are those of each side with the last one.
+func (f figures) pairs() (all []report.Pairs) {
+	last := len(f.sides) - 1
+	for _, values := range f.sides[:last] {
+		all = append(all, report.Pairs{A: values, B: f.sides[last]})
+	}
+	return all
+}
+
+// precise reports whether all ratios are known well enough to hold them against
+// a bound. More rounds are wanted where a machine is noisy, which says nothing of
+// which side it favours.
+func (f figures) precise() bool {
+	for _, p := range f.pairs() {
+		if ratio := p.Ratio(); ratio.High-ratio.Low > 0.03 {
+			return false
+		}
+	}
+	return true
+}
+
+// takeTurns takes all measurements of all sides.
+func (b *bench) takeTurns(ctx context.Context, sides ...side) (all []figures, err error) {
 	measure, err := startChild(b.lab, b.client, "measure")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = measure.Stop() }()
-
-	for _, s := range []side{hand, wire} {
+	for _, s := range sides {
 		if err := warmUp(ctx, measure, s); err != nil {
-			return nil, fmt.Errorf("%s: %w", k.name, err)
+			return nil, err
 		}
 	}
 	for _, m := range measurements {
-		metrics, err := b.compare(ctx, measure, m, hand, wire)
+		f, err := b.compare(ctx, measure, m, sides)
 		if err != nil {
-			return nil, fmt.Errorf("%s, %s: %w", k.name, m.metrics[0].name, err)
+			return nil, fmt.Errorf("%s: %w", m.metrics[0].name, err)
 		}
-		for i := range metrics {
-			metrics[i].Ratio = metrics[i].Pairs.Ratio()
-			metrics[i].Met = m.metrics[i].met(k.name, metrics[i].Ratio.Median)
-			if bound, ok := m.metrics[i].bounds[k.name]; ok {
-				metrics[i].Bound = &bound
-			}
-		}
-		c.Metrics = append(c.Metrics, metrics...)
+		all = append(all, f...)
 	}
-	return c, nil
+	return all, nil
 }
 
 // warmUp waits until packets flow, however long the links take to find each
@@ -183,41 +224,33 @@ func warmUp(ctx context.Context, measure *report.Child, s side) (err error) {
 	return err
 }
 
-// compare takes one measurement of both sides, round after round, until its
+// compare takes one measurement of all sides, round after round, until its
 // first metric is precise.
-func (b *bench) compare(ctx context.Context, measure *report.Child, m measurement, hand, wire side) ([]ComparisonMetric, error) {
-	out := make([]ComparisonMetric, len(m.metrics))
+func (b *bench) compare(ctx context.Context, measure *report.Child, m measurement, sides []side) ([]figures, error) {
+	out := make([]figures, len(m.metrics))
 	for i, metric := range m.metrics {
-		out[i] = ComparisonMetric{Name: metric.name, Unit: metric.unit}
+		out[i] = figures{metric, make([][]float64, len(sides))}
 	}
-	sides := [2]side{hand, wire}
-	for round := 0; round < b.rounds || (round < b.maxRounds && !precise(out[0].Pairs.Ratio())); round++ {
-		var values [2][]float64
+	for round := 0; round < b.rounds || (round < b.maxRounds && !out[0].precise()); round++ {
 		for i := range sides {
-			which := (round + i) % 2 // A B, B A, A B …
+			which := (round + i) % len(sides) // A B, B A, A B …
 			t := m.task
 			t.To, t.PIDs, t.Duration = sides[which].to, sides[which].pids, b.round
 			got, err := report.Ask[measured](measure, t)
 			if err = errors.Join(err, ctx.Err()); err != nil {
 				return nil, err
 			}
-			values[which] = m.values(got)
-		}
-		for i, metric := range m.metrics {
-			out[i].Add(values[0][i]*metric.scale, values[1][i]*metric.scale)
+			for i, v := range m.values(got) {
+				out[i].sides[which] = append(out[i].sides[which], v*out[i].scale)
+			}
 		}
 	}
 	return out, nil
 }
 
-// precise reports whether a ratio is known well enough to hold it against a
-// bound. More rounds are wanted where a machine is noisy, which says nothing of
-// which side it favours.
-func precise(ratio report.Spread) bool { return ratio.High-ratio.Low <= 0.03 }
-
 // wire makes a wire of the mesh between the client and a new endpoint, where a
 // server answers probes. For the control it is another link made by hand.
-func (b *bench) wire(ctx context.Context, k kind) (side, *Comparison, error) {
+func (b *bench) wire(ctx context.Context, k kind, link string) (side, *Comparison, error) {
 	c := &Comparison{Kind: k.name, Title: k.title, Against: k.against}
 	if k.name == control.name {
 		c.MTU = 1500
@@ -230,7 +263,6 @@ func (b *bench) wire(ctx context.Context, k kind) (side, *Comparison, error) {
 	if err := b.endpoint(ctx, k, true); err != nil {
 		return side{}, nil, err
 	}
-	link := "nsm-" + k.name
 	connect, err := b.client.Connect(ctx, "kernel://"+k.name+"/"+link)
 	if err != nil {
 		return side{}, nil, err
@@ -261,7 +293,7 @@ func (b *bench) hand(ctx context.Context, k kind, name string, mtu int) (side, e
 	}
 	pids, err := k.make(ctx, b, h)
 	if err != nil {
-		return side{}, fmt.Errorf("%s by hand: %w", k.name, err)
+		return side{}, fmt.Errorf("%s: %w", name, err)
 	}
 	return side{netip.AddrPortFrom(h.address(2), probePort), append(pids, b.servers[k.name].PID)}, nil
 }

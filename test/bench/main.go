@@ -3,7 +3,7 @@
 // Command bench measures what the budgets of the design are about, as ratios
 // within one run, and writes docs/performance.md.
 //
-//	go run ./test/bench -nsm bin/nsm [-short] [-rows control,local,vxlan,wireguard,setup,overload] [-json FILE] [-doc docs/performance.md]
+//	go run ./test/bench -nsm bin/nsm [-short] [-rows control,local,vxlan,wireguard,peers,setup,overload] [-json FILE] [-doc docs/performance.md]
 //
 // It asserts nothing: a budget that is missed is printed as missed. Everything
 // runs in a lab (internal/lab): two nodes that are network namespaces, the
@@ -12,6 +12,8 @@
 // Data plane: a wire of the mesh and the same made by hand stand between the same
 // two namespaces. The same two processes measure both in turn, in short rounds of
 // alternating order (A B, B A, …), and each round gives one ratio.
+//
+// Peers: programs of others stand beside our encrypted wire in the same way (peers.go).
 //
 // Set-up: a program that uses sdk/client, connected to its manager, makes wires
 // one after the other, each for a new namespace, and sends UDP packets until one
@@ -28,8 +30,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,7 +50,7 @@ func main() {
 }
 
 // rows are what -rows may name; "setup" stands for all that begin with it.
-var rows = []string{"control", "local", "vxlan", "wireguard", "registry", "setup", "setup-local", "setup-vxlan", "setup-wireguard", "overload"}
+var rows = []string{"control", "local", "vxlan", "wireguard", "peers", "registry", "setup", "setup-local", "setup-vxlan", "setup-wireguard", "overload"}
 
 type options struct {
 	nsm   string
@@ -60,7 +62,7 @@ type options struct {
 	maxRounds int
 	round     time.Duration
 	samples   int
-	held      int
+	held      []int
 
 	bursts int
 	burst  time.Duration
@@ -77,14 +79,14 @@ type options struct {
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
-	chosen := f.String("rows", "control,local,vxlan,wireguard,setup,registry,overload", "what to measure, of "+strings.Join(rows, ", "))
-	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires")
+	chosen := f.String("rows", "control,local,vxlan,wireguard,peers,setup,registry,overload", "what to measure, of "+strings.Join(rows, ", "))
+	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires, nothing downloaded")
 	o.to.Flags(f)
 	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison, at least")
 	f.IntVar(&o.maxRounds, "max-rounds", 40, "rounds of a comparison whose ratio is not yet known to ±0.015")
 	f.DurationVar(&o.round, "round", 400*time.Millisecond, "length of a round, per side")
 	f.IntVar(&o.samples, "samples", 60, "wires of which the set-up is measured")
-	f.IntVar(&o.held, "held", 100, "wires that are up already")
+	held := f.String("held", "0,100,1000", "wires that are up already when the set-up is measured")
 	f.IntVar(&o.bursts, "bursts", 4, "rounds of each load")
 	f.DurationVar(&o.burst, "burst", 5*time.Second, "length of a load")
 	f.StringVar(&o.profile, "profile", "", "measure nothing, but record profiles of the daemons under load into this `directory`")
@@ -102,8 +104,15 @@ func parse(args []string) (o options, err error) {
 			return o, fmt.Errorf("-rows: %q is none of %v", r, rows)
 		}
 	}
+	for _, n := range strings.Split(*held, ",") {
+		n, err := strconv.Atoi(n)
+		if err != nil || n < 0 {
+			return o, fmt.Errorf("-held: want numbers of wires, as in 0,100, not %q", *held)
+		}
+		o.held = append(o.held, n)
+	}
 	if o.short {
-		o.rounds, o.maxRounds, o.round, o.samples, o.held = 2, 2, 50*time.Millisecond, 5, 10
+		o.rounds, o.maxRounds, o.round, o.samples, o.held = 2, 2, 50*time.Millisecond, 5, []int{0, 10}
 		o.seconds, o.bursts, o.burst = 1, 1, time.Second
 		o.registered, o.watchers, o.finds, o.changes = 1000, 20, 20, 5
 	}
@@ -113,13 +122,13 @@ func parse(args []string) (o options, err error) {
 // bench is a run.
 type bench struct {
 	options
-	lab         *lab.Lab
-	wireguardGo string // path of the program
-	client      *lab.NetNS
-	endpoints   map[string]*lab.NetNS   // by kind
-	servers     map[string]*lab.Process // of probes, by kind
-	hands       int                     // links made by hand so far
-	pools       int                     // endpoints with addresses so far
+	lab       *lab.Lab
+	tools     string // directory of the programs that others have written
+	client    *lab.NetNS
+	endpoints map[string]*lab.NetNS   // by kind
+	servers   map[string]*lab.Process // of probes, by kind
+	hands     int                     // links made by hand so far
+	pools     int                     // endpoints with addresses so far
 }
 
 func (o options) run(ctx context.Context) error {
@@ -153,11 +162,11 @@ func (o options) measure(ctx context.Context) (r *Report, err error) {
 	}
 	defer os.RemoveAll(tools)
 	b := &bench{
-		options: o, wireguardGo: filepath.Join(tools, "wireguard-go"),
+		options: o, tools: tools,
 		endpoints: make(map[string]*lab.NetNS), servers: make(map[string]*lab.Process),
 	}
-	if slices.Contains(o.rows, "wireguard") {
-		if err := buildWireGuardGo(ctx, b.wireguardGo); err != nil {
+	if slices.Contains(o.rows, "wireguard") || slices.Contains(o.rows, "peers") {
+		if err := buildWireGuardGo(ctx, b.tool("wireguard-go")); err != nil {
 			return nil, err
 		}
 	}
@@ -186,6 +195,14 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 			return err
 		}
 		r.DataPlane = append(r.DataPlane, *c)
+	}
+	if slices.Contains(b.rows, "peers") {
+		b.progress("peers")
+		p, err := b.peers(ctx)
+		if err != nil {
+			return err
+		}
+		r.Peers = p
 	}
 	for _, k := range kinds {
 		if !slices.Contains(b.rows, "setup") && !slices.Contains(b.rows, "setup-"+k.name) {

@@ -18,6 +18,7 @@ type Report struct {
 	Short   bool  `json:"short"`
 
 	DataPlane []Comparison `json:"data_plane,omitempty"`
+	Peers     *Peers       `json:"peers,omitempty"`
 	SetUp     []SetUp      `json:"set_up,omitempty"`
 	Overload  *Overload    `json:"overload,omitempty"`
 	Registry  *Registry    `json:"registry,omitempty"`
@@ -29,7 +30,7 @@ func newReport(ctx context.Context, o options) *Report {
 
 // markdown returns the whole report as Markdown.
 func (r *Report) markdown() string {
-	return r.dataPlaneTable() + "\n" + r.setUpTable() + "\n" + r.overloadTable() + "\n" + r.registryTable()
+	return r.dataPlaneTable() + "\n" + r.peersTable() + "\n" + r.setUpTable() + "\n" + r.overloadTable() + "\n" + r.registryTable()
 }
 
 func (r *Report) heading() string {
@@ -72,6 +73,32 @@ func (r *Report) dataPlaneTable() string {
 	return b.String()
 }
 
+func (r *Report) peersTable() string {
+	if r.Peers == nil {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString(r.heading())
+	fmt.Fprintf(&b, "Rounds of %d ms per side, MTU %d. A ratio is our wire / theirs, the median of the rounds, with its 95 %% confidence interval.\n", r.RoundMS, r.Peers.MTU)
+	for _, who := range r.Peers.LeftOut {
+		fmt.Fprintf(&b, "\nLeft out: %s\n", who)
+	}
+	b.WriteString("\n| | our wire |")
+	for _, name := range r.Peers.Names {
+		fmt.Fprintf(&b, " %s | ratio | 95 %% |", name)
+	}
+	b.WriteString(" rounds |\n|---|---|" + strings.Repeat("---|---|---|", len(r.Peers.Names)) + "---|\n")
+	for _, m := range r.Peers.Metrics {
+		ours := m.Against[0].B
+		fmt.Fprintf(&b, "| %s, %s | %s |", m.Name, m.Unit, report.Figure(report.SpreadOf(ours).Median))
+		for _, a := range m.Against {
+			fmt.Fprintf(&b, " %s | %.3f | %.3f – %.3f |", report.Figure(report.SpreadOf(a.A).Median), a.Ratio.Median, a.Ratio.Low, a.Ratio.High)
+		}
+		fmt.Fprintf(&b, " %d |\n", len(ours))
+	}
+	return b.String()
+}
+
 func (r *Report) setUpTable() string {
 	if len(r.SetUp) == 0 {
 		return ""
@@ -82,6 +109,10 @@ func (r *Report) setUpTable() string {
 	b.WriteString("| wire | already up | Request p50 | p99 | to first packet p50 | p99 | must | | Close p50 | p99 | made/s | closed/s |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, s := range r.SetUp {
+		if s.LeftOut != "" {
+			fmt.Fprintf(&b, "| %s | %d | left out: %s | | | | | | | | | |\n", s.Title, s.Held, s.LeftOut)
+			continue
+		}
 		made, closed := "", ""
 		if s.Rate.Made > 0 {
 			made, closed = report.Figure(s.Rate.Made), report.Figure(s.Rate.Closed)
@@ -96,7 +127,7 @@ func (r *Report) setUpTable() string {
 // tables are what the document has, by marker.
 func (r *Report) tables() map[string]string {
 	return map[string]string{
-		"bench:data-plane": r.dataPlaneTable(), "bench:set-up": r.setUpTable(), "bench:overload": r.overloadTable(),
+		"bench:data-plane": r.dataPlaneTable(), "bench:peers": r.peersTable(), "bench:set-up": r.setUpTable(), "bench:overload": r.overloadTable(),
 		"scale:registry": r.registryTable(),
 	}
 }

@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +42,7 @@ type SetUp struct {
 	Rate    Rate      `json:"rate,omitzero"`  // making and closing the wires that are held
 	Bound   float64   `json:"bound,omitzero"` // of the median of First, in ms
 	Met     bool      `json:"met"`
+	LeftOut string    `json:"left_out,omitempty"` // why nothing was measured
 }
 
 // Durations are quantiles in milliseconds.
@@ -60,7 +64,7 @@ func durationsOf(ds []time.Duration) Durations {
 	return Durations{N: len(ds), P50: ms(0.5), P99: ms(0.99), Max: ms(1)}
 }
 
-// setUp measures one kind, with no wire up and with b.held wires up.
+// setUp measures one kind, with as many wires up as b.held says, in turn.
 func (b *bench) setUp(ctx context.Context, k kind) (out []SetUp, err error) {
 	if err := b.endpoint(ctx, k, true); err != nil {
 		return nil, err
@@ -75,33 +79,66 @@ func (b *bench) setUp(ctx context.Context, k kind) (out []SetUp, err error) {
 	if _, err := report.Ask[connected](c, connectTask{Service: k.name, Measure: 3}); err != nil {
 		return nil, fmt.Errorf("set-up, %s: %w", k.name, err)
 	}
-	for _, held := range []int{0, b.held} {
-		var rate Rate
-		if held > 0 {
-			got, err := report.Ask[connected](c, connectTask{Service: k.name, Hold: held})
-			if err != nil {
-				return nil, fmt.Errorf("set-up, %d wires of %s: %w", held, k.name, err)
-			}
-			rate.Made = float64(held) / got.Elapsed.Seconds()
+	for _, held := range b.held {
+		s, err := b.setUpBeside(ctx, c, k, held)
+		if err != nil {
+			return nil, fmt.Errorf("set-up, %d wires of %s: %w", held, k.name, err)
 		}
-		got, err := report.Ask[connected](c, connectTask{Service: k.name, Measure: b.samples})
-		if err = errors.Join(err, ctx.Err()); err != nil {
-			return nil, fmt.Errorf("set-up, %s: %w", k.name, err)
-		}
-		s := SetUp{
-			Kind: k.name, Title: k.title, Held: held, Extra: got.Unanswered, Rate: rate,
-			Request: durationsOf(got.Request), First: durationsOf(got.First), Close: durationsOf(got.Close),
-			Bound: setupBounds[k.name].Seconds() * 1e3,
-		}
-		s.Met = s.First.P50 <= s.Bound
 		out = append(out, s)
 	}
-	got, err := report.Ask[connected](c, connectTask{Release: true})
-	if err != nil {
-		return nil, err
-	}
-	out[len(out)-1].Rate.Closed = float64(b.held) / got.Elapsed.Seconds()
 	return out, nil
+}
+
+// setUpBeside makes held wires, measures others, and closes those that are held.
+func (b *bench) setUpBeside(ctx context.Context, c *report.Child, k kind, held int) (s SetUp, err error) {
+	s = SetUp{Kind: k.name, Title: k.title, Held: held, Bound: setupBounds[k.name].Seconds() * 1e3}
+	if k.payload == "ETHERNET" {
+		if s.LeftOut, err = tooFewNeighbours(held + b.samples); s.LeftOut != "" || err != nil {
+			b.progress("%s beside %d wires is left out: %s", k.title, held, s.LeftOut)
+			return s, err
+		}
+	}
+	if held > 0 {
+		got, err := report.Ask[connected](c, connectTask{Service: k.name, Hold: held})
+		if err != nil {
+			return s, err
+		}
+		s.Rate.Made = float64(held) / got.Elapsed.Seconds()
+	}
+	got, err := report.Ask[connected](c, connectTask{Service: k.name, Measure: b.samples})
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return s, err
+	}
+	s.Extra = got.Unanswered
+	s.Request, s.First, s.Close = durationsOf(got.Request), durationsOf(got.First), durationsOf(got.Close)
+	s.Met = s.First.P50 <= s.Bound
+	if held > 0 {
+		got, err := report.Ask[connected](c, connectTask{Release: true})
+		if err != nil {
+			return s, err
+		}
+		s.Rate.Closed = float64(held) / got.Elapsed.Seconds()
+	}
+	return s, nil
+}
+
+// tooFewNeighbours says whether the kernel cannot learn the two ends of so many
+// wires as neighbours; empty = it can. The limit is of all namespaces together,
+// and packets to more neighbours are dropped. Wires of IP do not count: their
+// neighbours are permanent.
+func tooFewNeighbours(wires int) (reason string, err error) {
+	n := 1024 // the default: only the first network namespace shows another one
+	value, err := os.ReadFile("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
+	switch {
+	case err == nil:
+		n, err = strconv.Atoi(strings.TrimSpace(string(value)))
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	}
+	if err == nil && n < 2*wires {
+		reason = fmt.Sprintf("the kernel learns at most %d neighbours, and net.ipv4.neigh.default.gc_thresh3 would have to be %d", n, 2*wires)
+	}
+	return reason, err
 }
 
 // connectTask is a question to a "connect" child. One of the four is set.
