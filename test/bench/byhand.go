@@ -23,8 +23,9 @@ import (
 // mesh and between the same two namespaces: whatever else there is in them is
 // the same for both.
 type byHand struct {
-	name     string // of both interfaces
-	number   byte   // tells apart the addresses, VNIs and ports of several
+	name     string     // of both interfaces
+	number   byte       // tells apart the addresses, VNIs and ports of several
+	network  netip.Addr // of a /30, IPv4
 	mtu      int
 	from, to *lab.NetNS // workloads
 	nodeFrom *lab.Node  // from's node
@@ -32,7 +33,11 @@ type byHand struct {
 }
 
 // address of the end at from (1) or at to (2).
-func (h byHand) address(end byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, h.number, end}) }
+func (h byHand) address(end byte) netip.Addr {
+	a := h.network.As4()
+	a[3] += end
+	return netip.AddrFrom4(a)
+}
 
 // veth makes
 //

@@ -22,6 +22,8 @@ var roles = report.Roles{
 	},
 	// measure sends them as told on stdin.
 	"measure": func([]string) error { return report.Answer(task.do) },
+	// forward passes TCP connections on.
+	"forward": forward,
 	// connect asks for wires as told on stdin.
 	"connect": func([]string) error { return connectRole() },
 	// registry is a registry, filled and changed as told on stdin.

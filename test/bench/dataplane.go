@@ -26,7 +26,8 @@ type kind struct {
 	node    string // of the endpoint; the client is on node a
 	payload string
 	make    func(context.Context, *bench, byHand) (pids []int, err error)
-	holders bool // the wire's packets pass through processes
+	holders bool       // the wire's packets pass through processes
+	network netip.Addr // of the addresses of the link made by hand; none = one of its own
 }
 
 var kinds = []kind{
@@ -290,6 +291,10 @@ func (b *bench) hand(ctx context.Context, k kind, name string, mtu int) (side, e
 	h := byHand{
 		name: name, number: byte(b.hands), mtu: mtu,
 		from: b.client, nodeFrom: b.lab.Node("a"), to: b.endpoints[k.name], nodeTo: b.lab.Node(k.node),
+	}
+	h.network = netip.AddrFrom4([4]byte{10, 77, h.number, 0})
+	if k.network.IsValid() {
+		h.network = k.network
 	}
 	pids, err := k.make(ctx, b, h)
 	if err != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,14 +36,11 @@ firewall:
 //
 // It returns the processes.
 func nebula(ctx context.Context, b *bench, h byHand) (pids []int, err error) {
-	ends := []struct {
-		node     *lab.Node
-		workload *lab.NetNS
-	}{{h.nodeFrom, h.from}, {h.nodeTo, h.to}}
+	nodes := [2]*lab.Node{h.nodeFrom, h.nodeTo}
 	authority := filepath.Join(h.nodeTo.Dir, h.name)
 	lighthouse := h.address(2) // the end that answers: the other one knows where it is and asks nobody
-	for i := len(ends) - 1; i >= 0; i-- {
-		e, addr, dir := ends[i], h.address(byte(i+1)), filepath.Join(ends[i].node.Dir, h.name)
+	for i := len(nodes) - 1; i >= 0; i-- {
+		n, addr, dir := nodes[i], h.address(byte(i+1)), filepath.Join(nodes[i].Dir, h.name)
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -53,33 +51,32 @@ func nebula(ctx context.Context, b *bench, h byHand) (pids []int, err error) {
 		is, hosts, ready := "false", `"`+lighthouse.String()+`"`, "Handshake message received"
 		if addr == lighthouse {
 			is, hosts, ready = "true", "", "interface is active"
-			if _, err := e.node.NetNS.Run(ctx, b.tool("nebula-cert"), "ca", "-name", "bench", "-out-crt", in("ca.crt"), "-out-key", in("ca.key")); err != nil {
+			if _, err := n.NetNS.Run(ctx, b.tool("nebula-cert"), "ca", "-name", "bench", "-out-crt", in("ca.crt"), "-out-key", in("ca.key")); err != nil {
 				return nil, err
 			}
 		}
 		sign := append([]string{b.tool("nebula-cert"), "sign"}, ca...)
-		sign = append(sign, "-name", e.node.Name, "-ip", fmt.Sprintf("%v/30", addr), "-out-crt", in("node.crt"), "-out-key", in("node.key"))
-		if _, err := e.node.NetNS.Run(ctx, sign...); err != nil {
+		sign = append(sign, "-name", n.Name, "-ip", fmt.Sprintf("%v/30", addr), "-out-crt", in("node.crt"), "-out-key", in("node.key"))
+		if _, err := n.NetNS.Run(ctx, sign...); err != nil {
 			return nil, err
 		}
 		config := strings.NewReplacer(
 			"ca.crt", ca[1], "node.crt", in("node.crt"), "node.key", in("node.key"),
-			"LIGHTHOUSE", lighthouse.String(), "UNDERLAY", h.nodeTo.Addr.String(), "HERE", e.node.Addr.String(),
+			"LIGHTHOUSE", lighthouse.String(), "UNDERLAY", h.nodeTo.Addr.String(), "HERE", n.Addr.String(),
 			"PORT", fmt.Sprint(h.port()), "IS", is, "HOSTS", hosts, "DEVICE", h.name, "MTU", fmt.Sprint(h.mtu),
 		).Replace(nebulaConfig)
 		if err := os.WriteFile(in("config.yml"), []byte(config), 0o600); err != nil {
 			return nil, err
 		}
-		p, err := e.node.NetNS.Start(ctx, ready, b.tool("nebula"), "-config", in("config.yml"))
+		p, err := n.NetNS.Start(ctx, ready, b.tool("nebula"), "-config", in("config.yml"))
 		if err != nil {
 			return nil, err
 		}
 		pids = append(pids, p.PID)
 	}
-	for _, e := range ends {
-		if err := h.move(h.name, e.node.NetNS, e.workload); err != nil {
-			return nil, err
-		}
+	err = errors.Join(h.move(h.name, h.nodeFrom.NetNS, h.from), h.move(h.name, h.nodeTo.NetNS, h.to))
+	if err != nil {
+		return nil, err
 	}
 	return pids, h.up()
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,7 @@ type peer struct {
 	title   string
 	install []string // what 'go install' takes, all of one version; none = it is there anyway
 	make    func(context.Context, *bench, byHand) (pids []int, err error)
+	network netip.Addr // of the addresses of its link, if it has to be that one
 }
 
 var peers = []peer{
@@ -34,6 +36,11 @@ var peers = []peer{
 		"github.com/slackhq/nebula/cmd/nebula@" + nebulaVersion,
 		"github.com/slackhq/nebula/cmd/nebula-cert@" + nebulaVersion,
 	}, make: nebula},
+	{name: "tails", title: "Tailscale " + tailscaleVersion, install: []string{
+		"tailscale.com/cmd/tailscaled@" + tailscaleVersion,
+		"tailscale.com/cmd/tailscale@" + tailscaleVersion,
+		"tailscale.com/cmd/testcontrol@" + tailscaleVersion,
+	}, make: tailscale, network: tailscaleNetwork},
 }
 
 // Peers is our encrypted wire beside those of others, all between the same two
@@ -73,7 +80,7 @@ func (b *bench) peers(ctx context.Context) (*Peers, error) {
 			out.LeftOut = append(out.LeftOut, fmt.Sprintf("%s: %v", p.title, err))
 			continue
 		}
-		k.make = p.make
+		k.make, k.network = p.make, p.network
 		s, err := b.hand(ctx, k, "hand-"+p.name, c.MTU)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.title, err)
