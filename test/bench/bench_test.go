@@ -39,8 +39,8 @@ func TestShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("\n%s", r.markdown())
-	if len(r.DataPlane) != 4 || len(r.SetUp) != 6 {
-		t.Fatalf("%d comparisons and %d set-ups, want 4 and 6", len(r.DataPlane), len(r.SetUp))
+	if len(r.DataPlane) != 6 || len(r.SetUp) != 10 {
+		t.Fatalf("%d comparisons and %d set-ups, want 6 and 10", len(r.DataPlane), len(r.SetUp))
 	}
 	for _, c := range r.DataPlane {
 		if len(c.Metrics) != 8 || c.MTU < 1280 {

@@ -99,13 +99,7 @@ func (h byHand) wireguard(ctx context.Context, program string) (pids []int, err 
 			return nil, err
 		}
 		pids = append(pids, p.PID)
-		// wireguard-go learns of an MTU only as long as the device is in its own
-		// namespace. One that it does not know makes it pad full packets until they
-		// no longer fit the underlay, and TCP stops.
-		if err := onLink(e.node.NetNS, e.device, func(l netlink.Link) error { return netlink.LinkSetMTU(l, h.mtu) }); err != nil {
-			return nil, err
-		}
-		if _, err := p.WaitLine(ctx, func(line string) bool { return strings.Contains(line, fmt.Sprint("MTU updated: ", h.mtu)) }); err != nil {
+		if err := setTunnelMTU(ctx, e.node.NetNS, e.device, h.mtu, p); err != nil {
 			return nil, err
 		}
 		if err := h.move(e.device, e.node.NetNS, e.workload); err != nil {
@@ -188,6 +182,23 @@ func within(ns, other *lab.NetNS, f func(fd int) error) error {
 	}
 	defer file.Close()
 	return ns.Do(func() error { return f(int(file.Fd())) })
+}
+
+// setTunnelMTU sets the MTU of a device of wireguard-go and waits until p, which has it,
+// knows. It learns of one only as long as the device is in its own namespace. One that it
+// does not know makes it pad full packets until they no longer fit the underlay, and TCP
+// stops.
+func setTunnelMTU(ctx context.Context, ns *lab.NetNS, device string, mtu int, p *lab.Process) error {
+	known := false
+	err := onLink(ns, device, func(l netlink.Link) error {
+		known = l.Attrs().MTU == mtu // as it was made: there will be no news
+		return netlink.LinkSetMTU(l, mtu)
+	})
+	if err != nil || known {
+		return err
+	}
+	_, err = p.WaitLine(ctx, func(line string) bool { return strings.Contains(line, fmt.Sprint("MTU updated: ", mtu)) })
+	return err
 }
 
 // onLink runs f with a link of a namespace, inside.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,14 +29,41 @@ type kind struct {
 	make    func(context.Context, *bench, byHand) (pids []int, err error)
 	holders bool       // the wire's packets pass through processes
 	network netip.Addr // of the addresses of the link made by hand; none = one of its own
+	shared  bool       // the wire is in the tunnel of the two nodes
 }
 
 var kinds = []kind{
 	{name: "local", title: "local", against: "a veth pair", node: "a", payload: "IP", make: vethByHand},
 	{name: "vxlan", title: "VXLAN", against: "a VXLAN device at each node", node: "b", payload: "ETHERNET",
 		make: func(ctx context.Context, _ *bench, h byHand) ([]int, error) { return h.vxlan(ctx) }},
-	{name: "wireguard", title: "WireGuard, userspace", against: "wireguard-go at each node", node: "b", payload: "IP", holders: true,
-		make: wireGuardByHand},
+	{name: "wireguard", title: "WireGuard, userspace", against: "wireguard-go at each node", node: "b", payload: "IP", holders: true, make: wireGuardByHand},
+	{name: "tunnel", title: "Tunnel of two nodes", against: "wireguard-go at each node", node: "b", payload: "IP", holders: true, shared: true, make: wireGuardByHand},
+	{name: "tunnel-eth", title: "Tunnel of two nodes, payload ETHERNET", against: "wireguard-go at each node, for IP", node: "b", payload: "ETHERNET",
+		holders: true, shared: true, make: wireGuardByHand},
+}
+
+// needsWireGuardGo reports whether a row compares with it.
+func needsWireGuardGo(rows []string) bool {
+	return slices.Contains(rows, "peers") || slices.ContainsFunc(kinds, func(k kind) bool { return k.holders && slices.Contains(rows, k.name) })
+}
+
+// use has the forwarders make wires to other nodes as the kind is: in the nodes' tunnel, or
+// with devices of their own. Wires that stand stay as they are.
+func (b *bench) use(ctx context.Context, k kind) error {
+	if k.node == "a" || b.shared == k.shared {
+		return nil
+	}
+	b.shared = k.shared
+	tunnel := map[bool]string{true: "auto", false: "off"}[k.shared]
+	for _, n := range b.lab.Nodes() {
+		if err := b.lab.Daemon(n.Name, "forwarder").Stop(); err != nil {
+			return err
+		}
+		if _, err := n.Start(ctx, "forwarder", "--wireguard", "userspace", "--wireguard-tunnel", tunnel); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // control compares two links of the same kind made by the same hand: what its
@@ -70,7 +98,7 @@ type measurement struct {
 }
 
 var (
-	tcpBounds = map[string]float64{"local": 0.97, "vxlan": 0.97, "wireguard": 0.97}
+	tcpBounds = map[string]float64{"local": 0.97, "vxlan": 0.97, "wireguard": 0.97, "tunnel": 0.97}
 	rttBounds = map[string]float64{"local": 1.03}
 )
 

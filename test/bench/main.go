@@ -3,7 +3,7 @@
 // Command bench measures what the budgets of the design are about, as ratios
 // within one run, and writes docs/performance.md.
 //
-//	go run ./test/bench -nsm bin/nsm [-short] [-rows control,local,vxlan,wireguard,peers,setup,overload] [-json FILE] [-doc docs/performance.md]
+//	go run ./test/bench -nsm bin/nsm [-short] [-rows control,local,vxlan,wireguard,tunnel,tunnel-eth,peers,setup,overload] [-json FILE] [-doc docs/performance.md]
 //
 // It asserts nothing: a budget that is missed is printed as missed. Everything
 // runs in a lab (internal/lab): two nodes that are network namespaces, the
@@ -50,7 +50,8 @@ func main() {
 }
 
 // rows are what -rows may name; "setup" stands for all that begin with it.
-var rows = []string{"control", "local", "vxlan", "wireguard", "peers", "registry", "setup", "setup-local", "setup-vxlan", "setup-wireguard", "overload"}
+var rows = []string{"control", "local", "vxlan", "wireguard", "tunnel", "tunnel-eth", "peers", "registry",
+	"setup", "setup-local", "setup-vxlan", "setup-wireguard", "setup-tunnel", "setup-tunnel-eth", "overload"}
 
 type options struct {
 	nsm   string
@@ -79,7 +80,7 @@ type options struct {
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.nsm, "nsm", "bin/nsm", "the nsm `program` to measure")
-	chosen := f.String("rows", "control,local,vxlan,wireguard,peers,setup,registry,overload", "what to measure, of "+strings.Join(rows, ", "))
+	chosen := f.String("rows", "control,local,vxlan,wireguard,tunnel,tunnel-eth,peers,setup,registry,overload", "what to measure, of "+strings.Join(rows, ", "))
 	f.BoolVar(&o.short, "short", false, "show only that the benchmark works: two rounds, few wires, nothing downloaded")
 	o.to.Flags(f)
 	f.IntVar(&o.rounds, "rounds", 12, "rounds of a comparison, at least")
@@ -129,6 +130,7 @@ type bench struct {
 	servers   map[string]*lab.Process // of probes, by kind
 	hands     int                     // links made by hand so far
 	pools     int                     // endpoints with addresses so far
+	shared    bool                    // wires to other nodes share a tunnel now
 }
 
 func (o options) run(ctx context.Context) error {
@@ -165,12 +167,12 @@ func (o options) measure(ctx context.Context) (r *Report, err error) {
 		options: o, tools: tools,
 		endpoints: make(map[string]*lab.NetNS), servers: make(map[string]*lab.Process),
 	}
-	if slices.Contains(o.rows, "wireguard") || slices.Contains(o.rows, "peers") {
+	if needsWireGuardGo(o.rows) {
 		if err := buildWireGuardGo(ctx, b.tool("wireguard-go")); err != nil {
 			return nil, err
 		}
 	}
-	if b.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Env: []string{"NSM_WIREGUARD_TUNNEL=off"}}); err != nil { // each kind is measured by itself
+	if b.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Env: []string{"NSM_WIREGUARD_TUNNEL=off"}}); err != nil { // at first
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.lab.Close()) }()
@@ -190,6 +192,9 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 			continue
 		}
 		b.progress("data plane, %s", k.title)
+		if err := b.use(ctx, k); err != nil {
+			return err
+		}
 		c, err := b.dataPlane(ctx, k)
 		if err != nil {
 			return err
@@ -209,6 +214,9 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 			continue
 		}
 		b.progress("set-up, %s", k.title)
+		if err := b.use(ctx, k); err != nil {
+			return err
+		}
 		s, err := b.setUp(ctx, k)
 		if err != nil {
 			return err

@@ -24,7 +24,8 @@ import (
 )
 
 // setupBounds are the most that the median of "Request to first packet" may be.
-var setupBounds = map[string]time.Duration{"local": 6 * time.Millisecond, "vxlan": 15 * time.Millisecond, "wireguard": 15 * time.Millisecond}
+var setupBounds = map[string]time.Duration{"local": 6 * time.Millisecond, "vxlan": 15 * time.Millisecond, "wireguard": 15 * time.Millisecond,
+	"tunnel": 15 * time.Millisecond, "tunnel-eth": 15 * time.Millisecond}
 
 // parallel is how many wires are made or closed at a time where the rate is
 // measured.

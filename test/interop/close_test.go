@@ -101,7 +101,7 @@ func TestReferenceReselectsAtOurManager(t *testing.T) {
 		if second.GetNetworkServiceEndpointName() == old || second.GetState() != networkservice.State_UP {
 			t.Errorf("%s again, state %v", old, second.GetState())
 		}
-		node.servers[old].mustBeEmpty(t)
+		node.servers[old].mustBecomeEmpty(t)
 		if _, err := client.Close(soon(t), second); err != nil {
 			t.Errorf("close: %v", err)
 		}

@@ -83,7 +83,7 @@ func TestOurClientLeavesReferencesDeadEndpoint(t *testing.T) {
 				if node == "our node" {
 					ip := conn.GetContext().GetIpContext()
 					mustReach(t, in, ip.GetSrcIpAddrs()[0], servers[conn.GetNetworkServiceEndpointName()], ip.GetDstIpAddrs()[0])
-					servers[first].mustBeEmpty(t)
+					servers[first].mustBecomeEmpty(t)
 				}
 				if err := wire.Close(soon(t)); err != nil {
 					t.Errorf("close: %v", err)

@@ -68,6 +68,22 @@ func (w *workload) mustBeEmpty(t *testing.T) {
 	}
 }
 
+// mustBecomeEmpty is mustBeEmpty of a workload that a wire has just left: what may still
+// deliver packets that were under way goes a moment later (docs/adr/0006).
+func (w *workload) mustBecomeEmpty(t *testing.T) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := soon(t); w.census(t) != w.empty; {
+		select {
+		case <-tick.C:
+		case <-end.Done():
+			w.mustBeEmpty(t)
+			return
+		}
+	}
+}
+
 func (w *workload) inside(t *testing.T, f func() error) {
 	t.Helper()
 	if err := w.Do(f); err != nil {
