@@ -67,7 +67,10 @@ type Against struct {
 
 // peers measures whichever peers there are.
 func (b *bench) peers(ctx context.Context) (*Peers, error) {
-	k := kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.name == "wireguard" })]
+	k := kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.name == "tunnel" })] // what users get
+	if err := b.use(ctx, k); err != nil {
+		return nil, err
+	}
 	wire, c, err := b.wire(ctx, k, "nsm-peers")
 	if err != nil {
 		return nil, err
