@@ -158,3 +158,13 @@ func TestTooFewNeighbours(t *testing.T) {
 		t.Errorf("more wires than any kernel has neighbours: %q, %v", reason, err)
 	}
 }
+
+// A peer that cannot be downloaded is told in one line, which the table shows.
+func TestInstallFails(t *testing.T) {
+	t.Setenv("GOPROXY", "off")
+	b := &bench{tools: t.TempDir()}
+	err := b.install(t.Context(), []string{"example.invalid/peer@v1.0.0"})
+	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "GOPROXY=off") {
+		t.Errorf("a peer that is nowhere: %v", err)
+	}
+}
