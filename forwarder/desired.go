@@ -245,14 +245,16 @@ func leaving(a, b plan.Wire) plan.Wire {
 }
 
 // besides reports whether the ends that a wire leaves can stand beside the wanted ones
-// for a while: those of two VXLAN devices with one VNI cannot, nor two WireGuard
-// devices of one wire, which have one key and port, nor what is known by the wire that
-// it belongs to, in the tunnel and beside it.
+// for a while: those of two VXLAN devices with one VNI cannot, nor two in the tunnel with
+// one number, nor two WireGuard devices of one wire, which have one key and port, nor
+// what is known by the wire that it belongs to, in the tunnel and beside it.
 func besides(leaving, want plan.Wire) bool {
 	byWire := func(k plan.Kind) bool { return k == plan.KindWireGuard || k == plan.KindTunnel }
 	switch {
 	case len(leaving.Ends) == 0:
 		return true
+	case leaving.Kind == plan.KindTunnel && want.Kind == plan.KindTunnel:
+		return leaving.Tunnel != nil && leaving.Tunnel.Wire != want.Tunnel.Wire
 	case byWire(leaving.Kind) && byWire(want.Kind):
 		return false
 	case leaving.Kind != want.Kind:

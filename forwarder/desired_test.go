@@ -251,6 +251,9 @@ func TestLeaving(t *testing.T) {
 	vxlan := func(vni uint32, end plan.End) plan.Wire {
 		return plan.Wire{Kind: plan.KindVXLAN, VXLAN: &plan.VXLAN{VNI: vni}, Ends: []plan.End{end}}
 	}
+	tunnel := func(number uint32, end plan.End) plan.Wire {
+		return plan.Wire{Kind: plan.KindTunnel, Tunnel: &plan.Tunnel{Wire: number}, Ends: []plan.End{end}}
+	}
 	want := wire(plan.KindVeth, client, endpoint)
 	for name, tt := range map[string]struct {
 		has, want plan.Wire
@@ -268,7 +271,9 @@ func TestLeaving(t *testing.T) {
 		"with its VNI":              {vxlan(1, moved), vxlan(1, endpoint), []plan.End{moved}, false},
 		"with a VNI not known":      {wire(plan.KindVXLAN, moved), vxlan(1, endpoint), []plan.End{moved}, false},
 		"WireGuard elsewhere":       {wire(plan.KindWireGuard, moved), wire(plan.KindWireGuard, endpoint), []plan.End{moved}, false},
-		"in the tunnel elsewhere":   {wire(plan.KindTunnel, moved), wire(plan.KindTunnel, endpoint), []plan.End{moved}, false},
+		"in the tunnel elsewhere":   {tunnel(1, moved), tunnel(2, endpoint), []plan.End{moved}, true},
+		"with its number":           {tunnel(1, moved), tunnel(1, endpoint), []plan.End{moved}, false},
+		"with a number not known":   {wire(plan.KindTunnel, moved), tunnel(1, endpoint), []plan.End{moved}, false},
 		"from it, and elsewhere":    {wire(plan.KindTunnel, moved), wire(plan.KindWireGuard, endpoint), []plan.End{moved}, false},
 		"to VXLAN, and elsewhere":   {wire(plan.KindTunnel, moved), vxlan(1, endpoint), []plan.End{moved}, true},
 		"WireGuard where it stands": {wire(plan.KindWireGuard, moved), wire(plan.KindWireGuard, moved), nil, true},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -198,10 +199,11 @@ func (f *Forwarder) withoutTunnel(id string, err error) {
 	}
 }
 
-// numberOf is the number by which this end of a wire receives: the one that it has,
-// that of an interface which an earlier life of this forwarder left, or a new one.
+// numberOf is the number by which this end of a wire receives: the one that it has in
+// this namespace, that of an interface which an earlier life of this forwarder left, or a
+// new one. So an end that moves can be in both places until nothing is under way.
 func (f *Forwarder) numberOf(ctx context.Context, known *wire, space, id string) uint32 {
-	if known != nil && known.desired.Tunnel != nil {
+	if known != nil && known.desired.Tunnel != nil && slices.ContainsFunc(known.desired.Ends, func(e plan.End) bool { return e.NetNS == space }) {
 		return known.desired.Tunnel.Wire
 	}
 	if known == nil {

@@ -61,7 +61,7 @@ func (c *call) do(step plan.Step) error {
 	case plan.AddTunnel:
 		return c.addTunnel(s)
 	case plan.PointTunnel:
-		return c.k.tunnel.PointWire(c.ctx, s.Tag.String(), s.Tunnel)
+		return c.k.tunnel.PointWire(c.ctx, s.NetNS, s.Tag.String(), s.Tunnel)
 	case plan.DelLink:
 		return c.delLink(s)
 	case plan.SetSysctl:
@@ -220,7 +220,7 @@ func (c *call) delLink(d plan.DelLink) error {
 		defer s.known.forget(d.Tag.String())
 	}
 	if (d.Kind == plan.KindWireGuard || d.Kind == plan.KindTunnel) && c.k.wireguard != nil {
-		if err := c.k.wireguard.Delete(c.ctx, s.ns, d.Name, d.Tag.Device().String()); err != nil {
+		if err := c.k.wireguard.Delete(c.ctx, d.NetNS, s.ns, d.Name, d.Tag.Device().String()); err != nil {
 			return err
 		}
 		// One that another backend has made may be left.

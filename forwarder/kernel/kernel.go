@@ -297,7 +297,7 @@ func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
 		// The link may be gone while its holder still keeps the device.
 		e := all[0]
 		ns, _ := k.namespaces.Get(e.NetNS) // nil if gone
-		errs = append(errs, k.wireguard.Delete(ctx, ns, e.Name, w.Tag(e.Side).String()))
+		errs = append(errs, k.wireguard.Delete(ctx, e.NetNS, ns, e.Name, w.Tag(e.Side).String()))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

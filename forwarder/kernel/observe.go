@@ -87,7 +87,7 @@ func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *r
 		o.VXLAN = &plan.VXLAN{VNI: uint32(v.VxlanId), Local: addrOf(v.SrcAddr), Remote: addrOf(v.Group), Port: uint16(v.Port)}
 	}
 	if o.LinkKind == "tun" && c.k.tunnel != nil {
-		if err := c.observeTunnel(c.wire.Tag(e.Side).String(), o); err != nil {
+		if err := c.observeTunnel(e.NetNS, c.wire.Tag(e.Side).String(), o); err != nil {
 			return err
 		}
 	}

@@ -32,7 +32,7 @@ func (k *Kernel) TunnelWire(ctx context.Context, key, wireID string) (number uin
 		return 0, false
 	}
 	for _, f := range k.linksOf(ctx, key, wireID) {
-		status, exists, err := k.tunnel.ReadWire(ctx, f.Tag.Device().String())
+		status, exists, err := k.tunnel.ReadWire(ctx, key, f.Tag.Device().String())
 		if err == nil && exists {
 			return status.Wire, true
 		}
@@ -79,8 +79,8 @@ func (c *call) addTunnel(t plan.AddTunnel) error {
 }
 
 // observeTunnel looks whether a TUN or TAP interface is a wire of the tunnel.
-func (c *call) observeTunnel(tag string, o *plan.ObservedEnd) error {
-	status, ok, err := c.k.tunnel.ReadWire(c.ctx, tag)
+func (c *call) observeTunnel(key, tag string, o *plan.ObservedEnd) error {
+	status, ok, err := c.k.tunnel.ReadWire(c.ctx, key, tag)
 	if err != nil || !ok {
 		return err
 	}

@@ -29,10 +29,10 @@ type WireGuardBackend interface {
 	// Read returns the device as it is, its private key included; false means
 	// that it does not exist.
 	Read(ctx context.Context, ns *netns.Handle, ifname, tag string) (WireGuardStatus, bool, error)
-	// Delete removes the device; one that does not exist, or whose namespace
-	// is gone (then ns may be nil), is not an error. A device that a process keeps
-	// alive is removed by every backend, one of the module by the module's.
-	Delete(ctx context.Context, ns *netns.Handle, ifname, tag string) error
+	// Delete removes the device; one that does not exist, or whose namespace, of the
+	// given key, is gone (then ns may be nil), is not an error. A device that a process
+	// keeps alive is removed by every backend, one of the module by the module's.
+	Delete(ctx context.Context, key string, ns *netns.Handle, ifname, tag string) error
 	// Devices returns the devices that a process keeps alive, whoever's they are.
 	// They keep their namespaces alive, too, after all that was in there has ended.
 	Devices(ctx context.Context) ([]WireGuardDevice, error)
@@ -48,8 +48,9 @@ type WireGuardDevice struct {
 }
 
 // TunnelBackend is a WireGuardBackend that has wires share one device as well, the node's
-// tunnel (docs/adr/0008). What is known of a wire by its tag is deleted and listed as if it
-// were a device.
+// tunnel (docs/adr/0008). A wire of it is known by its tag and the key of its namespace, so
+// that one can stand in the place to which it moves before it leaves the other. It is
+// deleted and listed as if it were a device.
 type TunnelBackend interface {
 	WireGuardBackend
 	// OpenTunnel returns the node's end of the tunnel, made as wanted if there is none.
@@ -59,9 +60,9 @@ type TunnelBackend interface {
 	AddWire(ctx context.Context, ns *netns.Handle, ifname, tag string, mtu int, ethernet bool, t plan.Tunnel) error
 	// PointWire leads a wire to its other end. The peers of the tunnel are then those
 	// which wires lead to; what is as desired stays untouched, sessions included.
-	PointWire(ctx context.Context, tag string, t plan.Tunnel) error
+	PointWire(ctx context.Context, key, tag string, t plan.Tunnel) error
 	// ReadWire returns a wire as it is; false means that there is none.
-	ReadWire(ctx context.Context, tag string) (TunnelStatus, bool, error)
+	ReadWire(ctx context.Context, key, tag string) (TunnelStatus, bool, error)
 	// RenewTunnel forgets all sessions with a peer if the last one is outlived.
 	RenewTunnel(ctx context.Context, t plan.Tunnel) error
 }

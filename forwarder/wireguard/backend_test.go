@@ -134,14 +134,14 @@ func TestDeleteLeavesNothing(t *testing.T) {
 		if _, found, err := a.backend.Read(t.Context(), a.work, ifname, a.tag); found || err != nil {
 			t.Errorf("Read before Create: %t, %v", found, err)
 		}
-		must(t, a.backend.Delete(t.Context(), a.work, ifname, a.tag))
+		must(t, a.backend.Delete(t.Context(), a.work.Key(), a.work, ifname, a.tag))
 		fds := descriptors(t)
 		for range 3 {
 			a.wire(t)
 			b.wire(t)
 			for _, n := range []*node{a, b} {
-				must(t, n.backend.Delete(t.Context(), n.work, ifname, n.tag))
-				must(t, n.backend.Delete(t.Context(), n.work, ifname, n.tag))
+				must(t, n.backend.Delete(t.Context(), n.work.Key(), n.work, ifname, n.tag))
+				must(t, n.backend.Delete(t.Context(), n.work.Key(), n.work, ifname, n.tag))
 				if linkExists(n.work, ifname) {
 					t.Error("the interface is left")
 				}
@@ -216,7 +216,7 @@ func TestErrors(t *testing.T) {
 		if err := a.backend.Create(t.Context(), dead, ifname, a.tag+"3", 1420); !errors.Is(err, nserr.NoNetNS) {
 			t.Errorf("Create in a dead namespace: %v", err)
 		}
-		must(t, a.backend.Delete(t.Context(), dead, ifname, a.tag+"3"))
+		must(t, a.backend.Delete(t.Context(), dead.Key(), dead, ifname, a.tag+"3"))
 	})
 }
 

@@ -175,9 +175,11 @@ func (m *Module) Devices(ctx context.Context) ([]kernel.WireGuardDevice, error) 
 
 // Delete implements kernel.WireGuardBackend. An interface of another kind that
 // bears the name stays.
-func (m *Module) Delete(ctx context.Context, ns *netns.Handle, ifname, tag string) error {
-	if err := m.old.Delete(ctx, tag); err != nil {
-		return err
+func (m *Module) Delete(ctx context.Context, key string, ns *netns.Handle, ifname, tag string) error {
+	for _, old := range []string{tag, wireTag(key, tag)} {
+		if err := m.old.Delete(ctx, old); err != nil {
+			return err
+		}
 	}
 	err := ns.Do(func() error {
 		link, err := netlink.LinkByName(ifname)

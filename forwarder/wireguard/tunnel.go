@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,6 +59,12 @@ func (u *Userspace) OpenTunnel(ctx context.Context, want plan.TunnelNode) (plan.
 	return is, nil
 }
 
+// wireTag is the tag that a wire has at the holder: it can be in two namespaces at a time.
+func wireTag(key, tag string) string { return tag + "@" + key }
+
+// tagOf is the tag of a wire of which the holder has told.
+func tagOf(w holder.Wire) string { return strings.TrimSuffix(w.Tag, "@"+w.NetNS) }
+
 // tunnelOnly is the tag of no wire.
 const tunnelOnly = "-"
 
@@ -95,7 +102,7 @@ func (u *Userspace) AddWire(ctx context.Context, ns *netns.Handle, ifname, tag s
 	if err := u.setOwn(dev, made, t.Own); err != nil {
 		return err
 	}
-	return u.holder.AddWire(ctx, ns, holder.Wire{Tag: tag, Name: ifname, MTU: mtu, Ethernet: ethernet, Local: t.Wire})
+	return u.holder.AddWire(ctx, ns, holder.Wire{Tag: wireTag(ns.Key(), tag), Name: ifname, MTU: mtu, Ethernet: ethernet, Local: t.Wire})
 }
 
 // device reads the tunnel; nil means that there is none.
@@ -115,7 +122,7 @@ func (u *Userspace) device(ctx context.Context) (holder.Tunnel, *wgtypes.Device,
 }
 
 // PointWire implements kernel.TunnelBackend.
-func (u *Userspace) PointWire(ctx context.Context, tag string, want plan.Tunnel) error {
+func (u *Userspace) PointWire(ctx context.Context, space, tag string, want plan.Tunnel) error {
 	u.peers.mu.Lock()
 	defer u.peers.mu.Unlock()
 	t, dev, err := u.device(ctx)
@@ -146,7 +153,7 @@ func (u *Userspace) PointWire(ctx context.Context, tag string, want plan.Tunnel)
 		}
 		u.peers.deaf[k] = seen == nil && !want.Calls
 	}
-	left, err := u.holder.PointWire(ctx, tag, want.Peer.ID, want.Peer.Wire)
+	left, err := u.holder.PointWire(ctx, wireTag(space, tag), want.Peer.ID, want.Peer.Wire)
 	if err != nil {
 		return err
 	}
@@ -250,8 +257,8 @@ func (u *Userspace) setPeers(t holder.Tunnel, set ...wgtypes.PeerConfig) error {
 }
 
 // ReadWire implements kernel.TunnelBackend.
-func (u *Userspace) ReadWire(ctx context.Context, tag string) (s kernel.TunnelStatus, found bool, err error) {
-	t, wires, err := u.holder.Wires(ctx, tag)
+func (u *Userspace) ReadWire(ctx context.Context, key, tag string) (s kernel.TunnelStatus, found bool, err error) {
+	t, wires, err := u.holder.Wires(ctx, wireTag(key, tag))
 	if err != nil || len(wires) != 1 {
 		return s, false, err
 	}

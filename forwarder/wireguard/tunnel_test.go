@@ -81,7 +81,7 @@ func (e *end) add(t *testing.T, want plan.Tunnel, ethernet bool, addr string) wo
 func (e *end) make(t *testing.T, w workload, want plan.Tunnel, ethernet bool) {
 	t.Helper()
 	must(t, e.backend.AddWire(t.Context(), w.ns, ifname, w.tag, 1400, ethernet, want))
-	must(t, e.backend.PointWire(t.Context(), w.tag, want))
+	must(t, e.backend.PointWire(t.Context(), w.ns.Key(), w.tag, want))
 	err := w.ns.Do(func() error {
 		link, err := netlink.LinkByName(ifname)
 		if err != nil {
@@ -128,11 +128,11 @@ func TestTunnelCarriesWires(t *testing.T) {
 			t.Errorf("peers %v", peers)
 		}
 	}
-	status, found, err := a.backend.ReadWire(t.Context(), near[1].tag)
+	status, found, err := a.backend.ReadWire(t.Context(), near[1].ns.Key(), near[1].tag)
 	if err != nil || !found || status.Tunnel.Peer != a.to(b, 1, true).Peer || status.Own != a.own || status.LastHandshake.IsZero() || status.RxBytes == 0 || status.TxBytes == 0 {
 		t.Errorf("wire 1 is %+v, %v, %v", status, found, err)
 	}
-	if _, found, err := a.backend.ReadWire(t.Context(), "nsm:fwd:none:c"); found || err != nil {
+	if _, found, err := a.backend.ReadWire(t.Context(), near[1].ns.Key(), "nsm:fwd:none:c"); found || err != nil {
 		t.Errorf("a wire that there is not: %v, %v", found, err)
 	}
 	if devices, err := a.backend.Devices(t.Context()); err != nil || len(devices) != 3 || !devices[0].Tunnel {
@@ -142,7 +142,7 @@ func TestTunnelCarriesWires(t *testing.T) {
 		if peers := a.device(t).Peers; len(peers) != 1 {
 			t.Errorf("%d peers while there are wires", len(peers))
 		}
-		must(t, a.backend.Delete(t.Context(), w.ns, ifname, w.tag))
+		must(t, a.backend.Delete(t.Context(), w.ns.Key(), w.ns, ifname, w.tag))
 		if linkExists(w.ns, ifname) {
 			t.Errorf("the interface of wire %d is left", number)
 		}
@@ -162,22 +162,53 @@ func TestTunnelPointsElsewhere(t *testing.T) {
 	two := b.add(t, second, false, "172.16.1.2")
 	w := a.add(t, want, false, "172.16.1.1")
 	want.Peer.Wire = 2
-	must(t, a.backend.PointWire(t.Context(), w.tag, want))
+	must(t, a.backend.PointWire(t.Context(), w.ns.Key(), w.tag, want))
 	roundTrip(t, dial(t, w.ns, echo(t, two.ns, two.addr)), "to the second")
 
 	other := want
 	other.Peer.Key, other.Peer.ID = key(newKey(t)).PublicKey(), 0xc
-	must(t, a.backend.PointWire(t.Context(), w.tag, other))
+	must(t, a.backend.PointWire(t.Context(), w.ns.Key(), w.tag, other))
 	if peers := a.device(t).Peers; len(peers) != 1 || idOf(&peers[0]) != 0xc {
 		t.Errorf("peers %v, want the new one", peers)
 	}
-	if err := a.backend.PointWire(t.Context(), "nsm:fwd:none:c", want); !errors.Is(err, nserr.KernelFailed) {
+	if err := a.backend.PointWire(t.Context(), w.ns.Key(), "nsm:fwd:none:c", want); !errors.Is(err, nserr.KernelFailed) {
 		t.Errorf("a wire that there is not: %v", err)
 	}
 	own := want
 	own.Peer.Key = key(a.own.PrivateKey).PublicKey()
-	if err := a.backend.PointWire(t.Context(), w.tag, own); !errors.Is(err, nserr.BadMechanism) {
+	if err := a.backend.PointWire(t.Context(), w.ns.Key(), w.tag, own); !errors.Is(err, nserr.BadMechanism) {
 		t.Errorf("this node as its own peer: %v", err)
+	}
+}
+
+// An end that moves to another namespace is in both until the old one is deleted, and
+// neither is taken for the other.
+func TestTunnelEndMoves(t *testing.T) {
+	a, b := newTunnel(t)
+	old := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
+	moved := b.add(t, b.to(a, 2, false), false, "172.16.1.2")
+	here := b.to(a, 2, false)
+	here.Peer.Wire = 1
+	must(t, b.backend.Delete(t.Context(), moved.ns.Key(), moved.ns, ifname, moved.tag))
+	moved.tag = old.tag
+	b.make(t, moved, here, false)
+	there := a.to(b, 1, true)
+	w := a.add(t, there, false, "172.16.1.1")
+	for number, far := range map[uint32]workload{1: old, 2: moved} {
+		there.Peer.Wire = number
+		must(t, a.backend.PointWire(t.Context(), w.ns.Key(), w.tag, there))
+		roundTrip(t, dial(t, w.ns, echo(t, far.ns, far.addr)), fmt.Sprint("to number ", number))
+		s, found, err := b.backend.ReadWire(t.Context(), far.ns.Key(), far.tag)
+		if err != nil || !found || s.Wire != number {
+			t.Errorf("wire %d is %+v, %v, %v", number, s, found, err)
+		}
+	}
+	must(t, b.backend.Delete(t.Context(), old.ns.Key(), old.ns, ifname, old.tag))
+	there.Peer.Wire = 2
+	must(t, a.backend.PointWire(t.Context(), w.ns.Key(), w.tag, there))
+	roundTrip(t, dial(t, w.ns, echo(t, moved.ns, moved.addr)), "when the old end is gone")
+	if devices, err := b.backend.Devices(t.Context()); err != nil || len(devices) != 1 || devices[0].Tag != moved.tag || devices[0].NetNS != moved.ns.Key() {
+		t.Errorf("devices %+v, %v", devices, err)
 	}
 }
 
@@ -197,7 +228,7 @@ func TestTunnelAfterDeaths(t *testing.T) {
 	if own, err := again.OpenTunnel(t.Context(), plan.TunnelNode{PrivateKey: newKey(t), Port: 1, ID: 1}); err != nil || own != b.own {
 		t.Errorf("the tunnel is %+v, %v; it was %+v", own, err, b.own)
 	}
-	if s, found, err := again.ReadWire(t.Context(), far.tag); err != nil || !found || s.Wire != 1 {
+	if s, found, err := again.ReadWire(t.Context(), far.ns.Key(), far.tag); err != nil || !found || s.Wire != 1 {
 		t.Errorf("wire is %+v, %v, %v", s, found, err)
 	}
 

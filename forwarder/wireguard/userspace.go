@@ -82,8 +82,11 @@ func (u *Userspace) Read(ctx context.Context, _ *netns.Handle, _, tag string) (k
 }
 
 // Delete implements kernel.WireGuardBackend.
-func (u *Userspace) Delete(ctx context.Context, _ *netns.Handle, _, tag string) error {
-	left, err := u.holder.Drop(ctx, tag) // takes the kernel 20 ms, others meanwhile too
+func (u *Userspace) Delete(ctx context.Context, key string, _ *netns.Handle, _, tag string) error {
+	if err := u.holder.Delete(ctx, tag); err != nil {
+		return err
+	}
+	left, err := u.holder.Drop(ctx, wireTag(key, tag)) // takes the kernel 20 ms, others meanwhile too
 	if err != nil {
 		return err
 	}
@@ -100,7 +103,7 @@ func (u *Userspace) Devices(ctx context.Context) ([]kernel.WireGuardDevice, erro
 	}
 	_, wires, err := u.holder.Wires(ctx, "")
 	for _, w := range wires {
-		all = append(all, kernel.WireGuardDevice{Tag: w.Tag, NetNS: w.NetNS, Name: w.Name, Tunnel: true})
+		all = append(all, kernel.WireGuardDevice{Tag: tagOf(w), NetNS: w.NetNS, Name: w.Name, Tunnel: true})
 	}
 	return all, err
 }

@@ -26,7 +26,7 @@ func moves(t *testing.T, what string, n int, stop func() (sent, lost int)) {
 	fmt.Printf("MEASURED: %d move(s) of a wire (%s) cost %d of %d packets, one each %v\n", n, what, lost, sent, pingInterval)
 	may := pingInterval
 	switch {
-	case !nstest.RenamesUp(), what == "IP on another node", strings.HasSuffix(what, "tunnel on another node"):
+	case !nstest.RenamesUp(), what == "IP on another node":
 		may = time.Second
 	case what == "IP between other nodes", what == endpointEnds, strings.HasSuffix(what, "tunnel between other nodes"):
 		may = 100 * time.Millisecond

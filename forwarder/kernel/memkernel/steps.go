@@ -171,10 +171,10 @@ func (k *Kernel) addTunnel(s plan.AddTunnel) error {
 	if k.tunnel == (plan.TunnelNode{}) {
 		k.tunnel = s.Tunnel.Own
 	}
-	for _, ns := range k.namespaces {
+	for key, ns := range k.namespaces {
 		for _, l := range ns.links {
-			if l.device == s.Tag {
-				return syscall.EEXIST // the holder knows it by its tag, as any device
+			if l.device == s.Tag && (key == s.NetNS || l.kind != plan.LinkTunnel) {
+				return syscall.EEXIST // the holder knows it by its tag and namespace
 			}
 		}
 	}
