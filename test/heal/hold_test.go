@@ -28,7 +28,7 @@ func TestHold(t *testing.T) {
 	if r.Refreshed < h.wires {
 		t.Errorf("%d refreshes of %d wires whose tokens live for %v", r.Refreshed, h.wires, h.lifetime)
 	}
-	if r.Clients != 3 || r.Kinds["local"] != 12 || r.Kinds["vxlan"] != 6 || r.Kinds["wireguard"] != 6 {
+	if r.Clients != 3 || r.Kinds["local"] != 12 || r.Kinds["ethernet"] != 6 || r.Kinds["ip"] != 6 {
 		t.Errorf("%d clients, kinds %v", r.Clients, r.Kinds)
 	}
 	if len(r.Samples) != 3 || r.Pinged != h.pings || r.Pings.Sent == 0 {

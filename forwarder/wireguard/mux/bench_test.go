@@ -5,6 +5,7 @@ package mux
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -103,9 +104,17 @@ func newCandidate(t testing.TB, name string, client, server end) candidate {
 	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
 	_, err := out.ReadString('\n')
 	must(t, err)
+	to := netip.AddrPortFrom(server.addr4, probePort)
 	// The first packets find no session of WireGuard, and no neighbour in a VXLAN.
-	udpEcho(t, client, server, server.addr4, 100)
-	return candidate{name, client.ns, netip.AddrPortFrom(server.addr4, probePort)}
+	must(t, client.ns.Do(func() error {
+		socket, err := probe.Datagram(unix.AF_INET)
+		if err != nil {
+			return err
+		}
+		_, err = probe.Reply(socket, to, 10*time.Millisecond, patience)
+		return errors.Join(err, unix.Close(socket))
+	}))
+	return candidate{name, client.ns, to}
 }
 
 // figures are of one measurement: a rate, and the processor time that this process,
