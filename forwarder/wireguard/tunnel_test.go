@@ -194,10 +194,12 @@ func TestTunnelEndMoves(t *testing.T) {
 	b.make(t, moved, here, false)
 	there := a.to(b, 1, true)
 	w := a.add(t, there, false, "172.16.1.1")
+	server := echo(t, moved.ns, moved.addr)
+	echo(t, old.ns, old.addr) // the same
 	for number, far := range map[uint32]workload{1: old, 2: moved} {
 		there.Peer.Wire = number
 		must(t, a.backend.PointWire(t.Context(), w.ns.Key(), w.tag, there))
-		roundTrip(t, dial(t, w.ns, echo(t, far.ns, far.addr)), fmt.Sprint("to number ", number))
+		roundTrip(t, dial(t, w.ns, server), fmt.Sprint("to number ", number))
 		s, found, err := b.backend.ReadWire(t.Context(), far.ns.Key(), far.tag)
 		if err != nil || !found || s.Wire != number {
 			t.Errorf("wire %d is %+v, %v, %v", number, s, found, err)
@@ -206,7 +208,7 @@ func TestTunnelEndMoves(t *testing.T) {
 	must(t, b.backend.Delete(t.Context(), old.ns.Key(), old.ns, ifname, old.tag))
 	there.Peer.Wire = 2
 	must(t, a.backend.PointWire(t.Context(), w.ns.Key(), w.tag, there))
-	roundTrip(t, dial(t, w.ns, echo(t, moved.ns, moved.addr)), "when the old end is gone")
+	roundTrip(t, dial(t, w.ns, server), "when the old end is gone")
 	if devices, err := b.backend.Devices(t.Context()); err != nil || len(devices) != 1 || devices[0].Tag != moved.tag || devices[0].NetNS != moved.ns.Key() {
 		t.Errorf("devices %+v, %v", devices, err)
 	}
