@@ -140,7 +140,7 @@ func (f *Forwarder) Prune(ctx context.Context) {
 func (f *Forwarder) prune(ctx context.Context, t *conn.Turn[wire], links []plan.Found) {
 	var desired plan.Wire
 	switch grace := f.graceEnds.Load(); {
-	case t.Record != nil && t.Record.adopted:
+	case t.Record != nil && (t.Record.adopted || time.Now().Before(t.Record.lingers)):
 		return
 	case t.Record != nil:
 		desired = t.Record.desired

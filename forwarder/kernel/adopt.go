@@ -71,10 +71,14 @@ func (k *Kernel) addHeld(ctx context.Context, found []Found) []Found {
 	if err != nil {
 		k.log.Warn("list WireGuard devices", "error", err)
 	}
-	index := make(map[plan.Tag]int, len(found))
+	type place struct { // an end that moves is in two namespaces for a while
+		tag   plan.Tag
+		netns string
+	}
+	index := make(map[place]int, len(found))
 	for i, f := range found {
 		if f.LinkKind == "tun" {
-			index[f.Tag.Device()] = i
+			index[place{f.Tag.Device(), f.NetNS}] = i
 		}
 	}
 	for _, d := range devices {
@@ -83,7 +87,7 @@ func (k *Kernel) addHeld(ctx context.Context, found []Found) []Found {
 			kind = plan.LinkTunnel
 		}
 		tag, ok := plan.ParseTag(d.Tag)
-		if i, is := index[tag]; is {
+		if i, is := index[place{tag, d.NetNS}]; is {
 			found[i].LinkKind = kind
 		} else if ok && tag.Owner == k.name {
 			found = append(found, Found{Tag: tag, NetNS: d.NetNS, Name: d.Name, LinkKind: kind, Hidden: true})
