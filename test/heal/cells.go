@@ -114,9 +114,9 @@ var control = []component{registry, localManager, remoteManager, localForwarder,
 // long is longer than any keepalive waits.
 const long = 20 * time.Second
 
-// moved is what it costs at most that a wire moves while both ends are well. A packet
-// that is under way then may be lost, and some devices are made anew.
-const moved = 200 * time.Millisecond
+// moved is what it costs at most that a wire moves while both ends are well: a few packets
+// that are under way then, on a machine that has other things to do.
+const moved = 100 * time.Millisecond
 
 // back is how soon after the end of a fault that nobody can help packets flow again.
 const back = time.Second

@@ -93,8 +93,8 @@ type meshOptions struct {
 }
 
 // newMesh makes a lab with the wires standing.
-func newMesh(ctx context.Context, o meshOptions) (m *mesh, err error) {
-	m = &mesh{newer: o.newer, self: o.self}
+func newMesh(ctx context.Context, o meshOptions) (_ *mesh, err error) {
+	m := &mesh{newer: o.newer, self: o.self}
 	env := []string{"NSM_WIREGUARD=userspace"} // where wires share a tunnel
 	if o.own {
 		env = []string{"NSM_WIREGUARD_TUNNEL=off"}

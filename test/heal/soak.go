@@ -24,7 +24,7 @@ import (
 //
 //	node a                            node b
 //	┌──────────────────────────┐      ┌────────────────────────────┐
-//	│ web-0 … web-9: 5 wires   ├──────┤ ethernet-1   ethernet-2     │
+//	│ web-0 … web-9: 5 wires   ├──────┤ ethernet-1   ethernet-2    │
 //	│ each   local-1  local-2  │      │ ip-1         ip-2          │
 //	└──────────────────────────┘      └────────────────────────────┘
 type soak struct {
@@ -117,8 +117,8 @@ func (k *keeper) current() *lab.Process {
 }
 
 // newSoak makes the lab, without a client yet.
-func newSoak(ctx context.Context, o options, so soakOptions) (s *soak, err error) {
-	s = &soak{self: o.self, say: o.progress, wires: so.wires, mix: so.mix}
+func newSoak(ctx context.Context, o options, so soakOptions) (_ *soak, err error) {
+	s := &soak{self: o.self, say: o.progress, wires: so.wires, mix: so.mix}
 	s.lab, err = lab.New(ctx, lab.Config{Binary: o.nsm, Profiles: true, Env: []string{"NSM_MAX_TOKEN_LIFETIME=" + so.lifetime.String()}})
 	if err != nil {
 		return nil, err
