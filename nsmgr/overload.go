@@ -9,6 +9,7 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 
 	"github.com/openvwire/nsm/sdk/gate"
+	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -20,7 +21,8 @@ type gated struct{ *Manager }
 
 // Request waits to be let in, and requests.
 func (g gated) Request(ctx context.Context, req *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
-	leave, err := g.config.Gate.Enter(ctx, func() gate.Visit { return g.hop.Visit(ctx, req.GetConnection(), g.config.MayRelay) })
+	caller := hop.Identity(rpc.CallerFrom(ctx))
+	leave, err := g.config.Gate.Enter(ctx, caller, func() gate.Visit { return g.hop.Visit(ctx, req.GetConnection(), g.config.MayRelay) })
 	if err != nil {
 		g.refused(ctx, req, err)
 		return nil, err

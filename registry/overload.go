@@ -50,8 +50,8 @@ func (g gatedEndpoints) Find(q *api.NetworkServiceEndpointQuery, out api.Network
 // if the caller, as TLS has proved, is one of those through whom what stands there has
 // come.
 func letIn[T Object](ctx context.Context, g *gate.Gate, store Store[T], named T) (leave func(), err error) {
-	return g.Enter(ctx, func() gate.Visit {
-		caller := rpc.CallerFrom(ctx).ID
+	caller := rpc.CallerFrom(ctx).ID
+	return g.Enter(ctx, caller, func() gate.Visit {
 		for v, err := range store.Find(ctx, named) {
 			if err == nil && v.GetName() == named.GetName() && slices.Contains(v.GetPathIds(), caller) {
 				return gate.Visit{Class: gate.Refresh, Caller: caller, Of: v.GetName()}
@@ -68,7 +68,8 @@ func letLook(g *gate.Gate, watch bool, out grpc.ServerStream, find func() error)
 		return find()
 	}
 	ctx := out.Context()
-	leave, err := g.Enter(ctx, func() gate.Visit { return gate.Visit{Class: gate.Transit, Caller: rpc.CallerFrom(ctx).ID} })
+	caller := rpc.CallerFrom(ctx).ID
+	leave, err := g.Enter(ctx, caller, func() gate.Visit { return gate.Visit{Class: gate.Transit, Caller: caller} })
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,7 @@
 // longer than is of use: work that nobody waits for any more is what makes a server
 // collapse under load.
 //
-//	leave, err := g.Enter(ctx, func() gate.Visit { … })
+//	leave, err := g.Enter(ctx, caller, func() gate.Visit { … })
 //	if err != nil {
 //		return err // nserr.Busy, and when to try again
 //	}
@@ -13,12 +13,15 @@
 //
 // Who waits is let in by class, what is under way already before what is new, and
 // within a class by turns of the callers, so that one with ten thousand Requests
-// delays another by one of them.
+// delays another by one of them. No class waits for ever: after [share] of those before
+// it one of its own is let in, so that who refreshes without end keeps nobody out.
 //
 // A place is held while the work is done, but for [hold] at most: who takes longer waits
 // for somebody else, an endpoint or the next hop, and needs no processor. So hops that
 // call each other in a circle, each with a gate, cannot block each other, and a slow
-// endpoint does not keep a node from others.
+// endpoint does not keep a node from others. Those who take longer are bounded, too, and
+// each caller has at most half as many under way as others could still have: so one whose
+// endpoint never answers does not use them up, nor do a few.
 package gate
 
 import (
@@ -61,6 +64,8 @@ const (
 	// slowest is how many may take longer than that, for each that is worked on. It bounds
 	// what piles up on a machine that is so slow that everything takes longer.
 	slowest = 16
+	// share is how many of the classes before it are let in while one of a class waits.
+	share = 8
 	// retry is when those who are refused are to try again. Clients add some by chance.
 	retry = time.Second
 )
@@ -68,7 +73,7 @@ const (
 // Visit is who wants to be let in.
 type Visit struct {
 	Class  Class
-	Caller string // whose turn it takes
+	Caller string // whose turn it takes, as told to Enter
 	Of     string // what a Refresh keeps alive: once at a time, any more is Fresh
 }
 
@@ -79,7 +84,9 @@ type Gate struct {
 	mu      sync.Mutex
 	inside  int                 // guarded by mu
 	slow    int                 // guarded by mu; who have been inside for longer than hold, and do not count there
+	of      map[string]int      // guarded by mu; who are inside or slow, by caller
 	waiting [classes]queue      // guarded by mu
+	passed  [classes]int        // guarded by mu; how many of the classes before have been let in while one waits
 	known   map[string]struct{} // guarded by mu; Visit.Of of the refreshes that wait
 }
 
@@ -88,29 +95,21 @@ func New(limit int) *Gate {
 	if limit <= 0 {
 		limit = perProcessor * runtime.GOMAXPROCS(0)
 	}
-	return &Gate{limit: limit, known: make(map[string]struct{})}
+	return &Gate{limit: limit, of: make(map[string]int), known: make(map[string]struct{})}
 }
 
 // Enter waits until it is let in; leave must be called when the work is done. It fails
 // with nserr.Busy, which says when to try again, or with nserr.TimedOut when ctx ends
-// first. visit is asked only if there is no place at once.
-func (g *Gate) Enter(ctx context.Context, visit func() Visit) (leave func(), err error) {
-	g.mu.Lock()
-	if g.inside < g.limit {
-		g.inside++
-		g.mu.Unlock()
-		return g.place(), nil
+// first. visit is asked only if there is no place at once for caller.
+func (g *Gate) Enter(ctx context.Context, caller string, visit func() Visit) (leave func(), err error) {
+	if g.enterAtOnce(caller) {
+		return g.place(caller), nil
 	}
-	g.mu.Unlock()
-
 	w := &waiter{Visit: visit(), in: make(chan error, 1)}
+	w.Caller = caller
 	g.mu.Lock()
-	if g.inside < g.limit { // meanwhile
-		g.inside++
-		g.mu.Unlock()
-		return g.place(), nil
-	}
 	g.queueLocked(w)
+	g.fillLocked() // there may be a place meanwhile
 	g.mu.Unlock()
 
 	var late <-chan time.Time
@@ -129,7 +128,30 @@ func (g *Gate) Enter(ctx context.Context, visit func() Visit) (leave func(), err
 	if err != nil {
 		return nil, err
 	}
-	return g.place(), nil
+	return g.place(caller), nil
+}
+
+// enterAtOnce takes a place if there is one for caller.
+func (g *Gate) enterAtOnce(caller string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.inside == g.limit || !g.mayLocked(caller) {
+		return false
+	}
+	g.takeLocked(caller)
+	return true
+}
+
+func (g *Gate) takeLocked(caller string) {
+	g.inside++
+	g.of[caller]++
+}
+
+// mayLocked reports whether caller may have one more under way: the fewer can still be
+// slow, the fewer it may have.
+func (g *Gate) mayLocked(caller string) bool {
+	n := g.of[caller]
+	return n == 0 || n < (slowest*g.limit-g.slow)/2
 }
 
 // queueLocked has w wait. If there is no room, whoever has come last of the caller with
@@ -168,39 +190,79 @@ func (g *Gate) forgetLocked(w *waiter) {
 }
 
 // place begins the time of somebody who is inside.
-func (g *Gate) place() (leave func()) {
-	late := false // guarded by g.mu: the place has been given back, and counts as slow
+func (g *Gate) place(caller string) (leave func()) {
+	late, left := false, false // guarded by g.mu; late: the place has been given back, and counts as slow
 	timer := time.AfterFunc(hold, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if g.slow < slowest*g.limit {
-			late = true
-			g.slow++
-			g.nextLocked()
+		if left || g.slow >= slowest*g.limit {
+			return
 		}
+		late = true
+		g.slow++
+		g.inside--
+		g.fillLocked()
 	})
 	return sync.OnceFunc(func() {
 		timer.Stop()
 		g.mu.Lock()
 		defer g.mu.Unlock()
+		left = true // the timer may have fired already, and wait for mu
 		if late {
 			g.slow--
 		} else {
-			g.nextLocked()
+			g.inside--
 		}
+		if g.of[caller]--; g.of[caller] == 0 {
+			delete(g.of, caller)
+		}
+		g.fillLocked()
 	})
 }
 
-// nextLocked gives a place that is free to whoever is first, if anybody waits.
-func (g *Gate) nextLocked() {
-	for i := range g.waiting {
-		if w := g.waiting[i].first(); w != nil {
-			g.forgetLocked(w)
-			w.in <- nil
+// fillLocked gives the places that are free to those who wait.
+func (g *Gate) fillLocked() {
+	for g.inside < g.limit {
+		w := g.nextLocked()
+		if w == nil {
 			return
 		}
+		g.forgetLocked(w)
+		g.takeLocked(w.Caller)
+		w.in <- nil
 	}
-	g.inside--
+}
+
+// nextLocked takes out whose turn it is of those who may be let in; nil if there is nobody.
+func (g *Gate) nextLocked() *waiter {
+	for class := classes - 1; class > 0; class-- {
+		if g.passed[class] >= share {
+			if w := g.firstLocked(class); w != nil {
+				return w
+			}
+		}
+	}
+	for class := range g.waiting {
+		if w := g.firstLocked(class); w != nil {
+			return w
+		}
+	}
+	return nil
+}
+
+// firstLocked takes out whose turn it is in a class.
+func (g *Gate) firstLocked(class int) *waiter {
+	w := g.waiting[class].first(g.mayLocked)
+	if w == nil {
+		return nil
+	}
+	g.passed[class] = 0
+	for after := class + 1; after < classes; after++ {
+		if g.passed[after]++; g.waiting[after].len == 0 {
+			g.passed[after] = 0
+		}
+	}
+	return w
 }
 
 func busy(why string) error {

@@ -19,8 +19,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func as(class Class, caller string) func() Visit {
-	return func() Visit { return Visit{Class: class, Caller: caller} }
+// enter has v enter g.
+func enter(ctx context.Context, g *Gate, v Visit) (leave func(), err error) {
+	return g.Enter(ctx, v.Caller, func() Visit { return v })
 }
 
 // full returns a gate with all places taken, and what gives one back.
@@ -28,7 +29,7 @@ func full(t *testing.T, limit int) (g *Gate, leave []func()) {
 	t.Helper()
 	g = New(limit)
 	for range limit {
-		l, err := g.Enter(t.Context(), func() Visit { t.Error("asked who it is though there is a place"); return Visit{} })
+		l, err := g.Enter(t.Context(), "x", func() Visit { t.Error("asked who it is though there is a place"); return Visit{} })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +52,7 @@ func TestOrder(t *testing.T) {
 		} {
 			entering.Go(func() {
 				of := fmt.Sprint(v.class, v.caller)
-				l, err := g.Enter(t.Context(), func() Visit { return Visit{v.class, v.caller, of} })
+				l, err := enter(t.Context(), g, Visit{v.class, v.caller, of})
 				if err != nil {
 					t.Error(err)
 					return
@@ -75,8 +76,8 @@ func empty(t *testing.T, g *Gate) {
 	t.Helper()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.inside != 0 || g.slow != 0 || len(g.known) != 0 {
-		t.Errorf("%d inside, %d of them for long, %d refreshes wait", g.inside, g.slow, len(g.known))
+	if g.inside != 0 || g.slow != 0 || len(g.of) != 0 || len(g.known) != 0 {
+		t.Errorf("%d inside, %d for long, %v of each caller, %d refreshes wait", g.inside, g.slow, g.of, len(g.known))
 	}
 	for class, q := range g.waiting {
 		if q.len != 0 || len(q.lines) != 0 || len(q.of) != 0 {
@@ -93,21 +94,52 @@ func TestPatience(t *testing.T) {
 	}{{Fresh, patience[Fresh]}, {Transit, patience[Transit]}, {Refresh, 0}} {
 		synctest.Test(t, func(t *testing.T) {
 			g := New(1)
-			var blocked sync.WaitGroup
-			stop := make(chan struct{})
-			for _, x := range []string{"x", "y"} { // take the place by turns, before all others
-				blocked.Go(func() {
+			var before sync.WaitGroup
+			for i := range queued { // come first, and take longer than anybody waits who does not want to
+				before.Go(func() {
+					leave, err := enter(t.Context(), g, Visit{tt.class, "a", fmt.Sprint(i)})
+					if err != nil {
+						return
+					}
+					time.Sleep(hold * 9 / 10)
+					leave()
+				})
+				synctest.Wait()
+			}
+			start := time.Now()
+			leave, err := enter(t.Context(), g, Visit{tt.class, "a", "a"})
+			took := time.Since(start)
+			if tt.waits == 0 {
+				if err != nil || took < queued*hold*9/10 {
+					t.Fatalf("%v after %v", err, took)
+				}
+				leave()
+			} else if e := nserr.From(err); !errors.Is(err, nserr.Busy) || e.Retry != retry || took != tt.waits {
+				t.Errorf("class %d: %v after %v, to be tried again after %v", tt.class, err, took, e.Retry)
+			}
+			before.Wait()
+			empty(t, g)
+		})
+	}
+}
+
+// Refreshes without end, of a caller who has many connections, keep nobody out, and what
+// other hops have let in does not either.
+func TestEachClassHasItsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(1)
+		const work = time.Millisecond
+		var coming sync.WaitGroup
+		stop := make(chan struct{})
+		for class := range Class(classes) {
+			for i := range 4 { // one works, and the others wait
+				coming.Go(func() {
 					for {
-						leave, err := g.Enter(t.Context(), func() Visit { return Visit{Refresh, x, x} })
-						if err != nil {
-							t.Error(err)
-							return
+						leave, err := enter(t.Context(), g, Visit{class, "many", fmt.Sprint(i)})
+						if err == nil {
+							time.Sleep(work)
+							leave()
 						}
-						select {
-						case <-stop:
-						case <-time.After(time.Millisecond):
-						}
-						leave()
 						select {
 						case <-stop:
 							return
@@ -116,29 +148,83 @@ func TestPatience(t *testing.T) {
 					}
 				})
 			}
-			time.Sleep(time.Millisecond / 2)
+		}
+		time.Sleep(100 * work)
+		for class := range Class(classes) {
 			start := time.Now()
-			if tt.class == Refresh {
-				time.AfterFunc(10*time.Second, func() { close(stop) })
+			leave, err := enter(t.Context(), g, Visit{class, "few", "few"})
+			if took := time.Since(start); err != nil || took > 3*share*work {
+				t.Errorf("class %d: %v after %v", class, err, took)
 			}
-			leave, err := g.Enter(t.Context(), func() Visit { return Visit{tt.class, "a", "a"} })
-			took := time.Since(start)
-			if tt.waits == 0 {
-				if err != nil {
-					t.Fatal(err)
-				}
+			if err == nil {
 				leave()
-			} else {
-				if e := nserr.From(err); !errors.Is(err, nserr.Busy) || e.Retry != retry || took != tt.waits {
-					t.Errorf("class %d: %v after %v, to be tried again after %v", tt.class, err, took, e.Retry)
-				}
-				close(stop)
 			}
-			blocked.Wait()
-			synctest.Wait()
-			empty(t, g)
-		})
+		}
+		close(stop)
+		coming.Wait()
+		empty(t, g)
+	})
+}
+
+// Callers whose work never ends, since nobody answers them, do not use up what there is,
+// however many times each of them comes.
+func TestHogs(t *testing.T) {
+	for class := range Class(classes) {
+		for _, hogs := range []int{1, 5} {
+			synctest.Test(t, func(t *testing.T) {
+				const limit = 4
+				g := New(limit)
+				ctx, end := context.WithCancel(t.Context())
+				var coming sync.WaitGroup
+				for i := range 2 * slowest * limit {
+					coming.Go(func() {
+						for ctx.Err() == nil {
+							leave, err := enter(ctx, g, Visit{class, fmt.Sprint("hog ", i%hogs), fmt.Sprint(i)})
+							if err != nil {
+								time.Sleep(retry)
+								continue
+							}
+							<-ctx.Done()
+							leave()
+						}
+					})
+				}
+				time.Sleep(10 * slowest * hold)
+				start := time.Now()
+				leave, err := enter(t.Context(), g, Visit{Fresh, "other", "other"})
+				if err != nil {
+					t.Errorf("class %d, %d hogs: %v after %v", class, hogs, err, time.Since(start))
+				} else {
+					leave()
+				}
+				end()
+				coming.Wait()
+				empty(t, g)
+			})
+		}
 	}
+}
+
+// Who leaves when the time of a place ends gives it back once.
+func TestLeavesAtTheLastMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(100)
+		var coming sync.WaitGroup
+		for range 100 {
+			coming.Go(func() {
+				leave, err := enter(t.Context(), g, Visit{Caller: "a"})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				time.Sleep(hold)
+				leave()
+			})
+		}
+		coming.Wait()
+		synctest.Wait()
+		empty(t, g)
+	})
 }
 
 // Who takes long waits for somebody else, and does not keep others out.
@@ -146,7 +232,7 @@ func TestSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, slow := full(t, 3)
 		start := time.Now()
-		leave, err := g.Enter(t.Context(), as(Transit, "a"))
+		leave, err := enter(t.Context(), g, Visit{Transit, "a", ""})
 		if err != nil || time.Since(start) != hold {
 			t.Fatalf("%v after %v, want to be let in after %v", err, time.Since(start), hold)
 		}
@@ -164,13 +250,13 @@ func TestAllSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, leave := full(t, 1)
 		for len(leave) <= slowest {
-			l, err := g.Enter(t.Context(), as(Transit, "a"))
+			l, err := enter(t.Context(), g, Visit{Transit, fmt.Sprint(len(leave)), ""})
 			if err != nil {
 				t.Fatalf("after %d: %v", len(leave), err)
 			}
 			leave = append(leave, l)
 		}
-		if _, err := g.Enter(t.Context(), as(Transit, "a")); !errors.Is(err, nserr.Busy) {
+		if _, err := enter(t.Context(), g, Visit{Transit, "a", ""}); !errors.Is(err, nserr.Busy) {
 			t.Errorf("after %d: %v", len(leave), err)
 		}
 		time.Sleep(2 * hold) // the last timer, in vain
@@ -188,9 +274,9 @@ func TestFull(t *testing.T) {
 		var mu sync.Mutex
 		refused := make(map[string]int)
 		var entering sync.WaitGroup
-		enter := func(class Class, caller, of string) {
+		come := func(class Class, caller, of string) {
 			entering.Go(func() {
-				l, err := g.Enter(t.Context(), func() Visit { return Visit{class, caller, of} })
+				l, err := enter(t.Context(), g, Visit{class, caller, of})
 				if err == nil {
 					l()
 					return
@@ -205,22 +291,22 @@ func TestFull(t *testing.T) {
 			synctest.Wait()
 		}
 		for range queued {
-			enter(Fresh, "many", "")
+			come(Fresh, "many", "")
 		}
-		enter(Fresh, "few", "")
-		enter(Fresh, "few", "")
+		come(Fresh, "few", "")
+		come(Fresh, "few", "")
 		if refused["many"] != 2 || refused["few"] != 0 {
 			t.Errorf("refused %v, want 2 of many", refused)
 		}
 		// Refreshes are never too many, unless they are the same again and again.
 		for i := range 2 * queued {
-			enter(Refresh, "many", fmt.Sprint(i))
+			come(Refresh, "many", fmt.Sprint(i))
 		}
 		if refused["many"] != 2 {
 			t.Errorf("%d refreshes refused", refused["many"]-2)
 		}
 		for range queued {
-			enter(Refresh, "liar", "1")
+			come(Refresh, "liar", "1")
 		}
 		leave[0]()
 		entering.Wait()
@@ -238,7 +324,7 @@ func TestGivenUp(t *testing.T) {
 			g, leave := full(t, 1)
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
-			if _, err := g.Enter(ctx, as(class, "a")); !errors.Is(err, nserr.TimedOut) {
+			if _, err := enter(ctx, g, Visit{class, "a", ""}); !errors.Is(err, nserr.TimedOut) {
 				t.Errorf("class %d: %v", class, err)
 			}
 			leave[0]()
@@ -260,7 +346,7 @@ func TestPlaces(t *testing.T) {
 				time.Sleep(time.Duration(i%700) * time.Millisecond)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i%13)*100*time.Millisecond)
 				defer cancel()
-				leave, err := g.Enter(ctx, func() Visit { return Visit{Class(i % classes), fmt.Sprint(i % 17), fmt.Sprint(i)} })
+				leave, err := enter(ctx, g, Visit{Class(i % classes), fmt.Sprint(i % 17), fmt.Sprint(i)})
 				if err != nil {
 					return
 				}

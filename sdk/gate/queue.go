@@ -38,17 +38,18 @@ func (q *queue) add(w *waiter) {
 	q.len++
 }
 
-// first takes out whose turn it is; nil if nobody waits.
-func (q *queue) first() *waiter {
-	if len(q.lines) == 0 {
+// first takes out whose turn it is among the callers who may; nil if none of those waits.
+func (q *queue) first(may func(caller string) bool) *waiter {
+	i := slices.IndexFunc(q.lines, func(l *line) bool { return may(l.caller) })
+	if i < 0 {
 		return nil
 	}
-	l := q.lines[0]
+	l := q.lines[i]
 	w := l.waiters[0]
 	l.waiters[0] = nil
 	l.waiters = l.waiters[1:]
 	q.len--
-	q.lines = q.lines[1:]
+	q.lines = slices.Delete(q.lines, i, i+1)
 	if len(l.waiters) > 0 {
 		q.lines = append(q.lines, l)
 	} else {
