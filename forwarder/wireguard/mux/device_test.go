@@ -3,10 +3,12 @@
 package mux
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -188,6 +190,54 @@ func sendSegments(t testing.TB, c *net.UDPConn, bytes int) {
 	must(t, err)
 	_, err = c.Write(make([]byte, bytes))
 	must(t, err)
+}
+
+// A workload that sends raw packets can ask the kernel for segments of any size. It does not
+// have others wait for one packet for each of its bytes.
+func TestReadRefusesTinySegments(t *testing.T) {
+	d := newDevice(t, Config{NodeID: nodeA, MTU: tunnelMTU})
+	many, fd := quietEnd(t, 1)
+	must(t, d.Add(Wire{FD: fd, Local: 1, Remote: 11, Peer: nodeB}))
+	one, fd := quietEnd(t, 2)
+	must(t, d.Add(Wire{FD: fd, Local: 2, Remote: 12, Peer: nodeB}))
+	tiny := shape{ports: 1, flags: tcpACK, payload: make([]byte, 60000), uncomputed: true}
+	many.sendRaw(t, tiny.unit(1))
+	send(t, one.sender(t), 1)
+	in := newInbox(128)
+	for packets := 0; ; {
+		headers := in.read(t, d)
+		packets += len(headers)
+		if slices.ContainsFunc(headers, func(h header) bool { return h.wire == 12 }) {
+			break
+		}
+		if packets > maxSegments {
+			t.Fatalf("%d packets, and another wire's is not among them", packets)
+		}
+	}
+	if s, _ := d.Stats(1); s.Dropped.Malformed != 1 {
+		t.Errorf("of the wire with the segments: %+v", s)
+	}
+}
+
+// sendRaw sends a packet, behind a vnet, by a raw socket.
+func (e end) sendRaw(t testing.TB, raw []byte) {
+	t.Helper()
+	must(t, e.ns.Do(func() error {
+		link, err := netlink.LinkByName(ifname)
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+			return err
+		}
+		protocol := binary.NativeEndian.Uint16([]byte{unix.ETH_P_IP >> 8, unix.ETH_P_IP & 0xff})
+		return unix.Sendto(fd, raw, 0, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: link.Attrs().Index})
+	}))
 }
 
 // A unit that does not fit into what is left goes on with the next Read.

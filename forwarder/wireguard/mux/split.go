@@ -8,6 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxSegments is how many packets a unit may become. A workload that may send raw packets
+// can ask for segments of one byte, and would have all others wait for 65,535 packets
+// at each of its turns. TCP's least (TCP_MIN_MSS of the kernel, 88 bytes with options)
+// makes 862 of 64 KiB.
+const maxSegments = 1024
+
 // unit is what one read of a TUN or TAP device gives: a packet, or a TCP or UDP packet
 // that is to be split into segments. The zero unit is empty.
 type unit struct {
@@ -78,6 +84,8 @@ func (u *unit) parseSegments(v vnet, frame []byte, ethernet bool) bool {
 	payload := transport + headers
 	switch {
 	case v.size == 0 || payload >= len(frame) || int(v.sumAt) != sumAt || len(frame)-ip > maxLength:
+		return false
+	case (len(frame)-payload-1)/int(v.size) >= maxSegments:
 		return false
 	case !udp && headers < tcpLen:
 		return false

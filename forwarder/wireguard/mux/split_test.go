@@ -30,7 +30,7 @@ func TestSplit(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		s := shapes(5000, false).Draw(r, "packet")
 		s.uncomputed = true
-		size := rapid.IntRange(1, 1500).Draw(r, "size")
+		size := rapid.IntRange(5, 1500).Draw(r, "size") // no more than maxSegments
 		packets, u := split(t, s.unit(size), s.ethernet())
 		want := s.segments(size)
 		if len(packets) != len(want) || !u.summed {
@@ -81,6 +81,7 @@ func TestSplitRefuses(t *testing.T) {
 		{"half a header", tcp4, cut(vnetLen - 1)},
 		{"no packet", tcp4, cut(vnetLen)},
 		{"no segment size", tcp4, put(size, 0)},
+		{"segments of a byte", tcp4, put(size, 1)},
 		{"no checksum to compute", tcp4, set(flags, 0)},
 		{"unknown offload", tcp4, set(gso, 9)},
 		{"offload not asked for", tcp4, set(gso, unix.VIRTIO_NET_HDR_GSO_TCPV4|unix.VIRTIO_NET_HDR_GSO_ECN)},
