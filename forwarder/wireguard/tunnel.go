@@ -139,6 +139,9 @@ func (u *Userspace) PointWire(ctx context.Context, space, tag string, want plan.
 	if k == key(want.Own.PrivateKey).PublicKey() {
 		return nserr.BadMechanism.Errorf("the peer's key is our own")
 	}
+	if err := u.checkPeer(ctx, dev, want.Peer, wireTag(space, tag)); err != nil {
+		return err
+	}
 	seen := findPeer(dev, k)
 	again := u.callAgain(want, seen)
 	if again {
@@ -158,6 +161,27 @@ func (u *Userspace) PointWire(ctx context.Context, space, tag string, want plan.
 		return err
 	}
 	return u.forgetPeer(ctx, left)
+}
+
+// checkPeer refuses a peer that has the key or the id of another, to which wires lead
+// besides the one with this tag: their packets would go to it, or nowhere. The forwarder
+// believes nobody who tells of such a one, but has forgotten whom it believed when it
+// has started anew, and the wires stand.
+func (u *Userspace) checkPeer(ctx context.Context, dev *wgtypes.Device, want plan.TunnelPeer, tag string) error {
+	for i := range dev.Peers {
+		id := idOf(&dev.Peers[i])
+		if sameKey := dev.Peers[i].PublicKey == key(want.Key); id == 0 || sameKey == (id == want.ID) {
+			continue
+		}
+		_, wires, err := u.holder.Wires(ctx, "")
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(wires, func(w holder.Wire) bool { return w.Peer == id && w.Tag != tag }) {
+			return nserr.BadMechanism.Errorf("node id %d with this key: wires lead to node id %d, which has the one or the other", want.ID, id)
+		}
+	}
+	return nil
 }
 
 // callAgain reports whether a peer that has not been heard of yet is to be called at once,

@@ -181,6 +181,40 @@ func TestTunnelPointsElsewhere(t *testing.T) {
 	}
 }
 
+// While wires lead to a node nobody else can have its id, whose packets would go to him, or
+// give it another one, so that they go nowhere: not even when the forwarder has started anew
+// and does not know who has told of that node.
+func TestTunnelPeerOfOthers(t *testing.T) {
+	a, b := newTunnel(t)
+	far := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
+	w := a.add(t, a.to(b, 1, true), false, "172.16.1.1")
+	server := echo(t, far.ns, far.addr)
+	roundTrip(t, dial(t, w.ns, server), "at first")
+	again, err := NewUserspace(t.Context(), holder.ClientConfig{Socket: a.socket, Underlay: a.table.Self()})
+	must(t, err)
+	defer again.Close()
+	before := a.device(t).Peers
+	for name, spoil := range map[string]func(*plan.TunnelPeer){
+		"its id":  func(p *plan.TunnelPeer) { p.Key = key(newKey(t)).PublicKey() },
+		"its key": func(p *plan.TunnelPeer) { p.ID = 0xc },
+	} {
+		want := a.to(b, 2, false)
+		spoil(&want.Peer)
+		must(t, again.AddWire(t.Context(), w.ns, "nsm-2", "nsm:fwd:wire-2:c", 1400, false, want))
+		if err := again.PointWire(t.Context(), w.ns.Key(), "nsm:fwd:wire-2:c", want); !errors.Is(err, nserr.BadMechanism) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if after := a.device(t).Peers; len(after) != 1 || after[0].PublicKey != before[0].PublicKey || idOf(&after[0]) != b.own.ID {
+			t.Errorf("%s: peers %v, they were %v", name, after, before)
+		}
+		roundTrip(t, dial(t, w.ns, server), "after another has told of "+name)
+	}
+	// The only wire to a node can learn that it has another key.
+	only := a.to(b, 1, true)
+	only.Peer.Key = key(newKey(t)).PublicKey()
+	must(t, again.PointWire(t.Context(), w.ns.Key(), w.tag, only))
+}
+
 // An end that moves to another namespace is in both until the old one is deleted, and
 // neither is taken for the other.
 func TestTunnelEndMoves(t *testing.T) {
