@@ -99,6 +99,10 @@ type Config struct {
 	// local user can name it, so by default nobody may. It is asked for the node's
 	// manager too, through which clients send their namespaces.
 	MayUseNode func(id string) bool
+	// MayTunnel reports whether an identity may tell of another node's end of the tunnel, as
+	// managers and forwarders do. nil means that all may. Whoever may not has wires with
+	// devices of their own.
+	MayTunnel func(id string) bool
 	// MayProfile reports whether an identity may record profiles of this process. nil
 	// means that nobody may.
 	MayProfile func(id string) bool

@@ -108,9 +108,17 @@ func (t *tunnel) set(own plan.TunnelNode, port func()) {
 // close releases the tunnel's port in numbers. The device stays.
 func (t *tunnel) close() { t.set(plan.TunnelNode{}, nil) }
 
-// errClaimed says that a node's key or id is another one's: without the tunnel there can
-// be a wire.
+// errClaimed says that a node's key or id is another one's, or told by somebody who may not:
+// without the tunnel there can be a wire.
 var errClaimed = errors.New("this is another node's in the tunnel")
+
+// claim is that of the tunnel, of what id has told.
+func (f *Forwarder) claim(p plan.TunnelPeer, id string) (release func(), err error) {
+	if f.config.MayTunnel != nil && !f.config.MayTunnel(id) {
+		return nil, nserr.NotAllowed.Errorf("%q may not tell of node id %d in the tunnel: %w", id, p.ID, errClaimed)
+	}
+	return f.tunnel.claim(p, nodeOf(id))
+}
 
 // claim notes that a wire is wanted to a node, of which whose has told. The first who
 // tells of a node owns its key and id for as long as there are wires to it: all others
@@ -251,7 +259,7 @@ func (f *Forwarder) acceptSharedLeft(ctx context.Context, l *leg, known *wire, c
 	}
 	peer := peerOf(theirs, said.Src.Addr())
 	senders := call.Senders()
-	release, err := f.tunnel.claim(peer, nodeOf(senders[len(senders)-1]))
+	release, err := f.claim(peer, senders[len(senders)-1])
 	if err != nil {
 		f.withoutTunnel(call.Conn.GetId(), err)
 		return false, nil
@@ -308,7 +316,7 @@ func (f *Forwarder) acceptSharedRight(known *wire, r *leg, m mechanism.Mechanism
 		return nserr.BadMechanism.Errorf("dst_ip is missing")
 	}
 	r.tunnel.Peer = peerOf(theirs, said.Dst.Addr())
-	release, err := f.tunnel.claim(r.tunnel.Peer, nodeOf(id))
+	release, err := f.claim(r.tunnel.Peer, id)
 	if err != nil {
 		return err
 	}

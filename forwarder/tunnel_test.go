@@ -74,6 +74,24 @@ func TestClaim(t *testing.T) {
 	}
 }
 
+// Only managers and forwarders are believed, if somebody says who they are.
+func TestWhoMayTunnel(t *testing.T) {
+	const manager, workload = "spiffe://nsm.local/node/a/manager", "spiffe://nsm.local/node/a/uid/1000"
+	peer := plan.TunnelPeer{Key: [32]byte{1}, ID: 1, Endpoint: netip.MustParseAddrPort("10.0.0.1:51820"), Wire: 9}
+	f := &Forwarder{config: Config{MayTunnel: func(id string) bool { return id == manager }}}
+	f.tunnel.peers = make(map[uint32]*claimant)
+	if _, err := f.claim(peer, workload); !errors.Is(err, errClaimed) || !errors.Is(err, nserr.NotAllowed) || len(f.tunnel.peers) > 0 {
+		t.Errorf("a workload: %v, %d nodes", err, len(f.tunnel.peers))
+	}
+	if _, err := f.claim(peer, manager); err != nil || f.tunnel.peers[1].whose != "spiffe://nsm.local/node/a" {
+		t.Errorf("a manager: %v, %+v", err, f.tunnel.peers[1])
+	}
+	f.config.MayTunnel = nil
+	if _, err := f.claim(peer, workload); err != nil {
+		t.Errorf("nobody says who may: %v", err)
+	}
+}
+
 // An answer with a half of a tunnel that was not offered makes no sense.
 func TestTunnelNotOffered(t *testing.T) {
 	f := &Forwarder{}

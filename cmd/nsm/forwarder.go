@@ -49,6 +49,7 @@ type forwarderDaemonConfig struct {
 	ListenOn  string   `flag:"listen-on" env:"NSM_LISTEN_ON" help:"URL to serve on; default a socket in --state-dir"`
 	Operators []string `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root and the parts of each node, that may record profiles; ID/* means everything below ID"`
 	Observers []string `flag:"observers" env:"NSM_OBSERVERS" help:"SPIFFE IDs that may see all wires; ID/* means everything below ID"`
+	Managers  []string `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs of managers and forwarders of other nodes, besides the parts and root of each node, whose wires may share the tunnel; ID/* means everything below ID"`
 }
 
 func newForwarder(a *app) *cobra.Command {
@@ -81,7 +82,7 @@ func newForwarder(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, cfg.MaxTokenLifetime, manager, forwarderRights{cfg.Observers, cfg.Operators}, cfg.ConnectTo)
+		f, err := openForwarder(ctx, p, cfg.forwarderSettings, cfg.Name, cfg.StateDir, cfg.MaxTokenLifetime, manager, forwarderRights{cfg.Observers, cfg.Operators, cfg.Managers}, cfg.ConnectTo)
 		if err != nil {
 			return err
 		}
@@ -103,6 +104,7 @@ func newForwarder(a *app) *cobra.Command {
 type forwarderRights struct {
 	observers []string // see all wires
 	operators []string // record profiles
+	managers  []string // tell of their nodes in the tunnel
 }
 
 // openForwarder starts a forwarder that is stopped with p. Wires of an earlier life
@@ -148,7 +150,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: hop.Strict{Observers: rights.observers},
 		Peers: p.pool(name, nil), Sockets: p.sockets, Registry: manager,
-		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers), MayProfile: caretakers(p, rights.operators), Needed: needed,
+		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers), MayTunnel: relays(p, rights.managers), MayProfile: caretakers(p, rights.operators), Needed: needed,
 		NoTunnel: c.Tunnel == "off", VXLANPort: c.VXLANPort, WireGuardPort: c.WireGuardPort, Logger: p.log,
 	})
 	if err != nil {

@@ -93,7 +93,8 @@ func forwarders(p *part, named []string) func(id string) bool {
 	return func(id string) bool { return isOwn(p, id) || listed(named, id) }
 }
 
-// relays are those that may send Requests of others.
+// relays are those that may send Requests of others, and tell of their nodes in the
+// tunnel.
 func relays(p *part, named []string) func(id string) bool {
 	return func(id string) bool { return isPart(p, id) || listed(named, id) }
 }

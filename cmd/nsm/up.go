@@ -127,7 +127,7 @@ func up(ctx context.Context, d *daemon, c upConfig) error {
 	d.ready("manager", urlsOf(managerListeners), managerPart.id())
 
 	manager := forwarderPart.call(managerLocal)
-	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, c.MaxTokenLifetime, manager, forwarderRights{c.Observers, c.Operators}, c.RegistryURL)
+	f, err := openForwarder(ctx, forwarderPart, c.forwarderSettings, forwarderName, c.StateDir, c.MaxTokenLifetime, manager, forwarderRights{c.Observers, c.Operators, c.Managers}, c.RegistryURL)
 	if err != nil {
 		return err
 	}
