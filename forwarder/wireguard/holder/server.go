@@ -89,6 +89,8 @@ func Main(ctx context.Context, cfg Config) error {
 	announceReady()
 
 	s := newServer(cfg, namespaces)
+	s.memory = newMemory(machineMemory(), debug.SetMemoryLimit(-1))
+	s.memory.add(0)
 	cfg.Logger.Info("WireGuard holder serves", "address", cfg.Socket, "pid", os.Getpid())
 	s.run(ctx, listener)
 	cfg.Logger.Info("WireGuard holder ends", "address", cfg.Socket)
@@ -144,6 +146,7 @@ type server struct {
 	slots       map[string]*slot
 	tunnel      *shared // nil: there is none
 	conns       map[*net.UnixConn]struct{}
+	memory      memory
 	collections int  // of garbage that are due
 	forwarders  int  // attached
 	stopping    bool // no more devices are made
@@ -389,6 +392,7 @@ func (s *server) create(req *request, file *os.File) (Device, error) {
 	}
 	s.mu.Lock()
 	sl.dev = dev
+	s.memory.add(1)
 	s.idleLocked()
 	s.mu.Unlock()
 	s.running.Go(func() { s.watch(req.Tag, dev) })
@@ -402,6 +406,7 @@ func (s *server) watch(tag string, dev *device) {
 	defer s.mu.Unlock()
 	if sl := s.slots[tag]; sl != nil && sl.dev == dev {
 		sl.dev = nil
+		s.memory.add(-1)
 		s.litterLocked()
 		s.forgetLocked(tag, sl)
 		s.idleLocked()
@@ -429,6 +434,7 @@ func (s *server) drop(sl *slot, dev *device) {
 	s.mu.Unlock()
 	dev.close()
 	s.mu.Lock()
+	s.memory.add(-1)
 	s.litterLocked()
 	s.mu.Unlock()
 }
