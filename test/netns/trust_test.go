@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -118,6 +119,26 @@ var doors = map[string]func(ctx context.Context, v visitor) error{
 		}
 		_, err = c.Request(ctx, client.Request{Service: "db", Interface: "nsm-9"})
 		return errors.Join(err, c.Close())
+	},
+	"tunnel of nodes": func(ctx context.Context, v visitor) error {
+		half := mechanism.Shared{Key: mechanism.NewPrivateKey().Public(), Port: 51820, Node: 1, Wire: 1}
+		offer := mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: netip.MustParseAddrPort("192.0.2.1:4789")}}.
+			With(mechanism.Mechanism{}).WithShared(half, mechanism.Shared{})
+		c := networkservice.NewNetworkServiceClient(v.manager)
+		got, err := c.Request(ctx, &networkservice.NetworkServiceRequest{
+			Connection: &networkservice.Connection{Id: "t", NetworkService: "db", Payload: mechanism.PayloadEthernet, Path: &networkservice.Path{
+				PathSegments: []*networkservice.PathSegment{{Name: "mallory", Id: "t"}},
+			}},
+			MechanismPreferences: []*networkservice.Mechanism{hop.MechanismMessage(offer)},
+		})
+		if err != nil {
+			return err
+		}
+		if !hop.MechanismOf(got.GetMechanism()).IsShared() {
+			err = nserr.NotAllowed.Errorf("the wire has a device of its own")
+		}
+		_, closed := c.Close(ctx, got)
+		return errors.Join(err, closed)
 	},
 	"profile of the manager":  func(ctx context.Context, v visitor) error { return v.profile(ctx, v.manager) },
 	"profile of the registry": func(ctx context.Context, v visitor) error { return v.profile(ctx, v.registry) },
@@ -245,7 +266,8 @@ func nodeOf(t *testing.T, n *lab.Node) string {
 // An identity alone opens no door that matters, and each flag one kind of them.
 func TestFlagsOfTrust(t *testing.T) {
 	needUsers(t)
-	l := newLab(t, lab.Config{Nodes: []string{"a"}})
+	needTUN(t)
+	l := newLab(t, lab.Config{Nodes: []string{"a"}, Env: sharedTunnel})
 	a := l.Node("a")
 	up, err := a.Start(t.Context(), "up")
 	if err != nil {
@@ -260,7 +282,7 @@ func TestFlagsOfTrust(t *testing.T) {
 	}{
 		{"", nil},
 		{"--forwarders", []string{"forwarder"}},
-		{"--managers", []string{"request of another", "registration of another"}},
+		{"--managers", []string{"request of another", "registration of another", "tunnel of nodes"}},
 		{"--node-users", []string{"node's own namespace"}},
 		{"--observers", []string{"wires of others"}},
 		{"--operators", []string{"profile of the manager", "profile of the registry"}},
