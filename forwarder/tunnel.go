@@ -112,12 +112,15 @@ func (t *tunnel) close() { t.set(plan.TunnelNode{}, nil) }
 // without the tunnel there can be a wire.
 var errClaimed = errors.New("this is another node's in the tunnel")
 
-// claim is that of the tunnel, of what id has told.
-func (f *Forwarder) claim(p plan.TunnelPeer, id string) (release func(), err error) {
-	if f.config.MayTunnel != nil && !f.config.MayTunnel(id) {
-		return nil, nserr.NotAllowed.Errorf("%q may not tell of node id %d in the tunnel: %w", id, p.ID, errClaimed)
+// claim is that of the tunnel, of what the last of ids has told, by way of the others: that
+// it was the last is their word.
+func (f *Forwarder) claim(p plan.TunnelPeer, ids ...string) (release func(), err error) {
+	for _, id := range ids {
+		if f.config.MayTunnel != nil && !f.config.MayTunnel(id) {
+			return nil, nserr.NotAllowed.Errorf("%q may not tell of node id %d in the tunnel: %w", id, p.ID, errClaimed)
+		}
 	}
-	return f.tunnel.claim(p, nodeOf(id))
+	return f.tunnel.claim(p, nodeOf(ids[len(ids)-1]))
 }
 
 // claim notes that a wire is wanted to a node, of which whose has told. The first who
@@ -258,8 +261,7 @@ func (f *Forwarder) acceptSharedLeft(ctx context.Context, l *leg, known *wire, c
 		return false, nil
 	}
 	peer := peerOf(theirs, said.Src.Addr())
-	senders := call.Senders()
-	release, err := f.claim(peer, senders[len(senders)-1])
+	release, err := f.claim(peer, call.Senders()...)
 	if err != nil {
 		f.withoutTunnel(call.Conn.GetId(), err)
 		return false, nil

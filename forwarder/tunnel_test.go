@@ -80,8 +80,10 @@ func TestWhoMayTunnel(t *testing.T) {
 	peer := plan.TunnelPeer{Key: [32]byte{1}, ID: 1, Endpoint: netip.MustParseAddrPort("10.0.0.1:51820"), Wire: 9}
 	f := &Forwarder{config: Config{MayTunnel: func(id string) bool { return id == manager }}}
 	f.tunnel.peers = make(map[uint32]*claimant)
-	if _, err := f.claim(peer, workload); !errors.Is(err, errClaimed) || !errors.Is(err, nserr.NotAllowed) || len(f.tunnel.peers) > 0 {
-		t.Errorf("a workload: %v, %d nodes", err, len(f.tunnel.peers))
+	for _, senders := range [][]string{{workload}, {manager, workload}, {workload, manager}} {
+		if _, err := f.claim(peer, senders...); !errors.Is(err, errClaimed) || !errors.Is(err, nserr.NotAllowed) || len(f.tunnel.peers) > 0 {
+			t.Errorf("%q: %v, %d nodes", senders, err, len(f.tunnel.peers))
+		}
 	}
 	if _, err := f.claim(peer, manager); err != nil || f.tunnel.peers[1].whose != "spiffe://nsm.local/node/a" {
 		t.Errorf("a manager: %v, %+v", err, f.tunnel.peers[1])

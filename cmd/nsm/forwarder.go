@@ -49,7 +49,7 @@ type forwarderDaemonConfig struct {
 	ListenOn  string   `flag:"listen-on" env:"NSM_LISTEN_ON" help:"URL to serve on; default a socket in --state-dir"`
 	Operators []string `flag:"operators" env:"NSM_OPERATORS" help:"SPIFFE IDs, besides root and the parts of each node, that may record profiles; ID/* means everything below ID"`
 	Observers []string `flag:"observers" env:"NSM_OBSERVERS" help:"SPIFFE IDs that may see all wires; ID/* means everything below ID"`
-	Managers  []string `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs of managers and forwarders of other nodes, besides the parts and root of each node, whose wires may share the tunnel; ID/* means everything below ID"`
+	Managers  []string `flag:"managers" env:"NSM_MANAGERS" help:"SPIFFE IDs of managers and forwarders, besides the parts and root of each node, whose wires may share the tunnel; ID/* means everything below ID"`
 }
 
 func newForwarder(a *app) *cobra.Command {
