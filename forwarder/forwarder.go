@@ -53,6 +53,10 @@ type Kernel interface {
 	Switch(ctx context.Context, w plan.Wire) ([]plan.Step, error)
 	// Remove removes all of w. What is gone already is no error.
 	Remove(ctx context.Context, w plan.Wire) error
+	// Look looks at many wires at once: what it returns reports whether w is as Apply
+	// would make it. It may show it as it was since Look was called. What is not sure is
+	// not intact.
+	Look() (intact func(ctx context.Context, w plan.Wire) bool)
 	// Observe returns what the kernel has of w.
 	Observe(ctx context.Context, w plan.Wire) (plan.Observed, error)
 	// WireGuardKey returns the private key and UDP port of the WireGuard device

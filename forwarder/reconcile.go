@@ -19,6 +19,12 @@ const (
 	briefly = 20 * time.Millisecond
 	// reconcileFor bounds one Reconcile: no Request hangs longer than that.
 	reconcileFor = 30 * time.Second
+	// restFor is how many times as long as it has worked a round of looks rests: so it
+	// uses a fifth of a processor at most.
+	restFor = 4
+	// leastRest is how long it rests at least, since to wake up is work, too: more than
+	// to look at a wire.
+	leastRest = 5 * time.Millisecond
 	// pruneEvery is how many rounds of repair there are to one of Prune, which looks
 	// at every namespace of the node.
 	pruneEvery = 15
@@ -37,24 +43,61 @@ func (f *Forwarder) Reconcile(ctx context.Context) {
 }
 
 // KeepReconciled reconciles at the given interval until ctx ends, and prunes now and
-// then. The wires are spread over the interval, so that a thousand of them are no
-// burst.
+// then. What somebody damages is repaired within the interval.
 func (f *Forwarder) KeepReconciled(ctx context.Context, every time.Duration) {
 	for round := 1; ; round++ {
 		f.followUplink()
-		ids := f.wires.IDs()
-		for _, id := range ids {
-			f.repair(ctx, id)
-			if !pause(ctx, every/time.Duration(len(ids))) {
-				return
-			}
+		begun := time.Now()
+		if !f.lookAtAll(ctx, every) {
+			return
 		}
-		if len(ids) == 0 && !pause(ctx, every) {
+		// Of what was seen some is as old as this round. The next one takes as long.
+		if !pause(ctx, max(every-2*time.Since(begun), every/10)) {
 			return
 		}
 		if round%pruneEvery == 0 {
 			f.Prune(ctx)
 		}
+	}
+}
+
+// lookAtAll looks at all wires and repairs those that are not as they should be. Most
+// are, and it costs little to see that of many at once. It reports whether ctx has not
+// ended.
+func (f *Forwarder) lookAtAll(ctx context.Context, every time.Duration) bool {
+	intact := f.config.Kernel.Look()
+	ids := f.wires.IDs()
+	var owed time.Duration // of rest
+	for _, id := range ids {
+		begun := time.Now()
+		f.look(ctx, id, intact)
+		// A thousand wires are no burst. One that hangs does not keep others waiting.
+		owed += min(restFor*time.Since(begun), every/time.Duration(len(ids)))
+		if owed < leastRest {
+			continue
+		}
+		if !pause(ctx, owed) {
+			return false
+		}
+		owed = 0
+	}
+	return ctx.Err() == nil
+}
+
+// look repairs a wire if it is not intact. Its turn is not kept while it is looked at.
+func (f *Forwarder) look(ctx context.Context, id string, intact func(context.Context, plan.Wire) bool) {
+	var desired plan.Wire
+	f.onTurn(ctx, id, func(t *conn.Turn[wire]) {
+		if f.mayRepair(t) {
+			desired = t.Record.desired
+		}
+	})
+	switch {
+	case desired.Kind == "":
+	case intact(ctx, desired):
+		f.damaged.Forget(id)
+	default:
+		f.repair(ctx, id)
 	}
 }
 
@@ -66,6 +109,7 @@ func (f *Forwarder) followUplink() {
 	}
 }
 
+// pause reports whether ctx has not ended meanwhile.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -88,14 +132,20 @@ func (f *Forwarder) onTurn(ctx context.Context, id string, do func(t *conn.Turn[
 	return done
 }
 
-// repair compares one wire with the kernel. It reports whether it could: somebody
-// else may work on it.
+// mayRepair reports whether it is known what the kernel should have of a wire, and nothing
+// is left on purpose.
 //
 // Of an adopted wire nothing is known but where its links stand. One that is damaged
 // is made whole by the next refresh, or removed when none comes.
+func (f *Forwarder) mayRepair(t *conn.Turn[wire]) bool {
+	return t.Record != nil && !t.Record.adopted && t.Record.desired.Kind != "" && !time.Now().Before(t.Record.lingers)
+}
+
+// repair compares one wire with the kernel. It reports whether it could: somebody
+// else may work on it.
 func (f *Forwarder) repair(ctx context.Context, id string) bool {
 	return f.onTurn(ctx, id, func(t *conn.Turn[wire]) {
-		if t.Record == nil || t.Record.adopted || t.Record.desired.Kind == "" || time.Now().Before(t.Record.lingers) {
+		if !f.mayRepair(t) {
 			return
 		}
 		steps, err := f.config.Kernel.Apply(ctx, t.Record.desired)

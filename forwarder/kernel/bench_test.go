@@ -44,7 +44,7 @@ func BenchmarkVXLAN(b *testing.B) {
 }
 
 // BenchmarkNothingToDo is what a look at a wire costs that is as it should be: alone in
-// its namespaces, and one of 100. It is what a forwarder does most.
+// its namespaces, and one of 100. It is what a refresh costs.
 func BenchmarkNothingToDo(b *testing.B) {
 	for _, many := range []int{1, 100} {
 		b.Run(fmt.Sprint("of=", many), func(b *testing.B) {
@@ -59,6 +59,29 @@ func BenchmarkNothingToDo(b *testing.B) {
 				mustApply(b, n, last)
 			}
 			b.ReportMetric(float64((cpu()-begun).Microseconds())/float64(b.N), "CPU-µs/op")
+		})
+	}
+}
+
+// BenchmarkLook is what it costs for each wire to see that many are as they should be.
+func BenchmarkLook(b *testing.B) {
+	for _, many := range []int{1, 100} {
+		b.Run(fmt.Sprint("of=", many), func(b *testing.B) {
+			n := newNode(b, "fwd")
+			client, endpoint := n.workload(), n.workload()
+			for i := range many {
+				mustApply(b, n, numberedWire(i, client, endpoint))
+			}
+			begun := cpu()
+			for b.Loop() {
+				intact := n.Look()
+				for i := range many {
+					if !intact(b.Context(), numberedWire(i, client, endpoint)) {
+						b.Fatal("a wire is not intact")
+					}
+				}
+			}
+			b.ReportMetric(float64((cpu()-begun).Microseconds())/float64(b.N*many), "CPU-µs/wire")
 		})
 	}
 }

@@ -25,6 +25,7 @@ type call struct {
 	wire  plan.Wire
 	sites map[string]*site // by namespace key; the underlay's under ""
 	brief bool             // observe only what plan.Removal needs
+	look  *look            // the wire is only looked at, as one of many; nil: it is not
 
 	unsettled []plan.Step // executed, see settle
 }
@@ -33,8 +34,9 @@ type call struct {
 type site struct {
 	ns     *netns.Handle
 	nl     *netlink.Handle
-	ofLink ofLink
-	ctl    int // datagram socket for ioctls, -1: none, as in a brief call
+	view   view
+	reader *reader // that the view is, if it is what is there now
+	ctl    int     // datagram socket for ioctls, -1: none, as in a brief call
 
 	ipv6 bool // the wire has something of IPv6 here
 
@@ -63,7 +65,7 @@ func (k *Kernel) open(ctx context.Context, w plan.Wire, brief bool) (*call, erro
 		}
 		s := &site{ns: ns, ctl: -1, known: k.known(ns)}
 		c.sites[e.NetNS] = s
-		if err := ns.Do(func() error { return s.enter(w, brief) }); err != nil {
+		if err := ns.Do(func() error { return s.enter(k, w, brief) }); err != nil {
 			c.close()
 			return nil, unprivileged(err, "open namespace "+e.NetNS)
 		}
@@ -72,15 +74,16 @@ func (k *Kernel) open(ctx context.Context, w plan.Wire, brief bool) (*call, erro
 }
 
 // enter opens the site's sockets and reads what needs a thread inside.
-func (s *site) enter(w plan.Wire, brief bool) (err error) {
+func (s *site) enter(k *Kernel, w plan.Wire, brief bool) (err error) {
 	if s.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
+	if s.reader, err = k.newReader(); err != nil {
+		return err
+	}
+	s.view = s.reader
 	if brief {
 		return s.read(w)
-	}
-	if s.ofLink, err = newOfLink(); err != nil {
-		return err
 	}
 	if s.ctl, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return err
@@ -116,11 +119,18 @@ func (s *site) read(w plan.Wire) error {
 		}
 	}
 	s.newIPv6Off = s.ipv6 && readSysctl("net/ipv6/conf/default/disable_ipv6") == "1"
-	if s.ctl >= 0 && !s.known.pingOpen.Load() {
-		s.pingClosed = readSysctl("net/ipv4/ping_group_range") == "1\t0"
-		s.known.pingOpen.Store(!s.pingClosed)
-	}
+	s.pingClosed = s.ctl >= 0 && s.known.pingClosed()
 	return nil
+}
+
+// pingClosed reports whether nobody may open ping sockets. It runs inside the namespace.
+func (k *known) pingClosed() bool {
+	if k.pingOpen.Load() {
+		return false
+	}
+	closed := readSysctl("net/ipv4/ping_group_range") == "1\t0"
+	k.pingOpen.Store(!closed)
+	return closed
 }
 
 // reload reads all sites again.
@@ -163,7 +173,9 @@ func (c *call) close() {
 		if s.nl != nil {
 			s.nl.Close()
 		}
-		s.ofLink.close()
+		if s.reader != nil {
+			s.reader.close()
+		}
 		if s.ctl >= 0 {
 			unix.Close(s.ctl)
 		}

@@ -16,8 +16,9 @@
 // in its namespace in one message, a VXLAN device by a socket in the underlay's
 // namespace, which stays its underlay, into the workload's.
 //
-// Each call opens one rtnetlink socket per namespace and closes it, so that ten
-// thousand idle wires cost no descriptor but their namespaces'.
+// Each call opens its sockets in the namespaces and closes them, so that ten thousand
+// idle wires cost no descriptor but their namespaces'. Whether wires are as they should
+// be is seen of many at once, see [Kernel.Look].
 package kernel
 
 import (
@@ -56,6 +57,7 @@ type Kernel struct {
 	log        *slog.Logger
 
 	namesFixed atomic.Bool // see fixNames
+	lists      lists
 
 	mu sync.Mutex // never held across a system call
 	// tables are the policy tables in use by wire id, so that two calls that
@@ -126,14 +128,8 @@ func (k *Kernel) apply(ctx context.Context, w plan.Wire, part func([]plan.Step) 
 	if w.Owner == "" {
 		w.Owner = k.name
 	}
-	if err := w.Validate(); err != nil {
+	if err := k.check(w); err != nil {
 		return nil, err
-	}
-	if w.Kind == plan.KindWireGuard && k.wireguard == nil {
-		return nil, nserr.Unsupported.Errorf("forwarder %s has no WireGuard", k.name)
-	}
-	if w.Kind == plan.KindTunnel && k.tunnel == nil {
-		return nil, k.noTunnel()
 	}
 	c, err := k.open(ctx, w, false)
 	if err != nil {
@@ -162,6 +158,20 @@ func (k *Kernel) apply(ctx context.Context, w plan.Wire, part func([]plan.Step) 
 	}
 	c.settle()
 	return done, nil
+}
+
+// check reports what is wrong with a wire, or what is missing to make it.
+func (k *Kernel) check(w plan.Wire) error {
+	if err := w.Validate(); err != nil {
+		return err
+	}
+	if w.Kind == plan.KindWireGuard && k.wireguard == nil {
+		return nserr.Unsupported.Errorf("forwarder %s has no WireGuard", k.name)
+	}
+	if w.Kind == plan.KindTunnel && k.tunnel == nil {
+		return k.noTunnel()
+	}
+	return nil
 }
 
 // fixNames reports whether err says that this kernel does not rename links that are

@@ -97,9 +97,13 @@ type sought struct {
 	mac        string
 }
 
+func soughtOf(w plan.Wire, e plan.End) sought {
+	return sought{name: e.Name, tag: w.Tag(e.Side).String(), aside: w.Tag(e.Side).SetAside().String(), mac: macOf(w, e)}
+}
+
 // locate finds the links of one end.
 func (s *site) locate(w plan.Wire, e plan.End) (located, error) {
-	what := sought{name: e.Name, tag: w.Tag(e.Side).String(), aside: w.Tag(e.Side).SetAside().String(), mac: macOf(w, e)}
+	what := soughtOf(w, e)
 	hint, listed := s.known.hint(what.tag, what.mac)
 	aside, _ := s.known.hint(what.aside, "")
 	if listed {

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/openvwire/nsm/forwarder/plan"
 )
@@ -57,7 +56,7 @@ func (c *call) observeEnd(e plan.End, orphans bool) (plan.ObservedEnd, error) {
 			return o, err
 		}
 	}
-	if len(e.Policies) > 0 && !c.brief {
+	if len(e.Policies) > 0 && !c.brief && c.look == nil {
 		o.UsedTables, err = r.used()
 	}
 	return o, err
@@ -104,8 +103,12 @@ func (c *call) observeLink(l netlink.Link, e plan.End, o *plan.ObservedEnd, r *r
 	if o.Addrs, err = s.addrs(a.Index, e.Addrs); err != nil {
 		return err
 	}
-	if o.Neighbors, err = s.neighbors(a.Index); err != nil {
+	neighbors, err := s.view.neighbors(a.Index)
+	if err != nil {
 		return err
+	}
+	for _, n := range neighbors {
+		o.Neighbors = append(o.Neighbors, n.Neighbor)
 	}
 	routes, err := r.routes(a.Index)
 	for _, route := range routes {
@@ -125,10 +128,21 @@ func linkKind(l netlink.Link) string {
 	return l.Type()
 }
 
+// view shows what hangs on the links of a namespace: as it is now (reader), or was when
+// it was looked at (snapshot). Whose a link is 0 stands for all links.
+type view interface {
+	addresses(link int) ([]address, error)
+	neighbors(link int) ([]neighbor, error) // permanent ones
+	// routes returns this forwarder's, and maybe others. Those of all links are
+	// everybody's.
+	routes(link int) ([]ownedRoute, error)
+	rules() ([]ownedRule, error)
+}
+
 // addrs returns the addresses of a link, without those that the kernel made
 // (link-local ones, unless desired, and those learned from a router).
 func (s *site) addrs(link int, desired []netip.Prefix) (addrs []netip.Prefix, err error) {
-	list, err := s.ofLink.addresses(link)
+	list, err := s.view.addresses(link)
 	for _, a := range list {
 		kernelMade := a.Addr().IsLinkLocalUnicast() && a.Addr().Is6() && !slices.Contains(desired, a.Prefix)
 		if a.permanent && !kernelMade {
@@ -138,28 +152,11 @@ func (s *site) addrs(link int, desired []netip.Prefix) (addrs []netip.Prefix, er
 	return addrs, err
 }
 
-// neighbors returns the link's permanent neighbours.
-func (s *site) neighbors(link int) (neighbors []plan.Neighbor, err error) {
-	list, err := s.ofLink.neighbors(link)
-	for _, n := range list {
-		if n.State&netlink.NUD_PERMANENT != 0 && (n.Family == unix.AF_INET || n.Family == unix.AF_INET6) {
-			neighbors = append(neighbors, plan.Neighbor{IP: addrOf(n.IP), MAC: n.HardwareAddr})
-		}
-	}
-	return neighbors, err
-}
-
 // routing reads the routes and rules of a site, only if needed.
 type routing struct {
 	site   *site
 	link   int                  // index of the link that is looked at; 0: none
 	cached map[int][]ownedRoute // by link; 0: of all links
-}
-
-// ownedRoute is a route with its place in the kernel.
-type ownedRoute struct {
-	plan.Route
-	table, link, protocol int
 }
 
 // routes returns the routes over a link, or of all links if it is 0. There may be others
@@ -170,51 +167,15 @@ func (r *routing) routes(link int) ([]ownedRoute, error) {
 			return routes, nil
 		}
 	}
-	var routes []ownedRoute
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		list, err := routesOf(r.site.nl, link, family)
-		if err != nil {
-			return nil, err
-		}
-		for _, route := range list {
-			routes = append(routes, ownedRoutes(route, family)...)
-		}
+	routes, err := r.site.view.routes(link)
+	if err != nil {
+		return nil, err
 	}
 	if r.cached == nil {
 		r.cached = make(map[int][]ownedRoute)
 	}
 	r.cached[link] = routes
 	return routes, nil
-}
-
-// ownedRoutes takes a route apart: IPv6 routes of different links to the same
-// destination come as one route with several next hops.
-func ownedRoutes(r netlink.Route, family int) []ownedRoute {
-	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if family == unix.AF_INET6 {
-		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	if r.Dst != nil {
-		dst = prefixOf(r.Dst)
-	}
-	hops := r.MultiPath
-	if len(hops) == 0 {
-		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Flags: r.Flags}}
-	}
-	var routes []ownedRoute
-	for _, hop := range hops {
-		onLink := hop.Flags&int(netlink.FLAG_ONLINK) != 0
-		routes = append(routes, ownedRoute{
-			Route: plan.Route{Dst: dst, Via: addrOf(hop.Gw), OnLink: onLink},
-			table: r.Table, link: hop.LinkIndex, protocol: int(r.Protocol),
-		})
-	}
-	if r.Protocol != plan.RouteProtocol {
-		for i := range routes {
-			routes[i].link = 0 // not ours, but its table is in use
-		}
-	}
-	return routes
 }
 
 // tables returns our policy tables over the link and, if asked, our rules that
@@ -265,33 +226,14 @@ func (r *routing) tables(orphans, rulesOnly bool) ([]plan.PolicyTable, error) {
 
 // rules returns the namespace's rules of our protocol.
 func (r *routing) rules() ([]plan.Rule, error) {
+	all, err := r.site.view.rules()
 	var rules []plan.Rule
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		list, err := dump(func() ([]netlink.Rule, error) { return r.site.nl.RuleList(family) })
-		if err != nil {
-			return nil, err
-		}
-		for _, rule := range list {
-			if rule.Protocol == plan.RouteProtocol {
-				rules = append(rules, ruleOf(rule, family))
-			}
+	for _, rule := range all {
+		if rule.protocol == plan.RouteProtocol {
+			rules = append(rules, rule.Rule)
 		}
 	}
-	return rules, nil
-}
-
-func ruleOf(r netlink.Rule, family int) plan.Rule {
-	rule := plan.Rule{IPv6: family == unix.AF_INET6, Proto: uint8(r.IPProto), Table: r.Table, Priority: r.Priority}
-	if r.Src != nil {
-		rule.From = prefixOf(r.Src)
-	}
-	if r.Sport != nil {
-		rule.SrcPort = plan.PortRange{From: r.Sport.Start, To: r.Sport.End}
-	}
-	if r.Dport != nil {
-		rule.DstPort = plan.PortRange{From: r.Dport.Start, To: r.Dport.End}
-	}
-	return rule
+	return rules, err
 }
 
 // used returns the numbers of all tables that hold a route or that a rule,
@@ -305,26 +247,16 @@ func (r *routing) used() ([]int, error) {
 	for _, route := range routes {
 		used = append(used, route.table)
 	}
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		list, err := dump(func() ([]netlink.Rule, error) { return r.site.nl.RuleList(family) })
-		if err != nil {
-			return nil, err
-		}
-		for _, rule := range list {
-			used = append(used, rule.Table)
-		}
+	rules, err := r.site.view.rules()
+	for _, rule := range rules {
+		used = append(used, rule.Table)
 	}
-	return used, nil
+	return used, err
 }
 
 func addrOf(ip net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(ip)
 	return a.Unmap()
-}
-
-func prefixOf(n *net.IPNet) netip.Prefix {
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(addrOf(n.IP), ones)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

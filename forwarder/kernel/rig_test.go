@@ -153,13 +153,21 @@ func prefixes(list ...string) []netip.Prefix {
 
 type applier interface {
 	Apply(context.Context, plan.Wire) ([]plan.Step, error)
+	Look() func(context.Context, plan.Wire) bool
 }
 
+// mustApply also checks that a look has seen whether there is anything to do, unless what
+// it does is measured.
 func mustApply(t testing.TB, k applier, w plan.Wire) []plan.Step {
 	t.Helper()
+	_, measured := t.(*testing.B)
+	intact := !measured && k.Look()(t.Context(), w)
 	steps, err := k.Apply(t.Context(), w)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !measured && intact != (len(steps) == 0) {
+		t.Errorf("a look says that %s is intact: %v, but the steps are\n%s", w.ID, intact, plan.Script(steps, func(key string) string { return key }))
 	}
 	return steps
 }

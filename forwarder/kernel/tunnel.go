@@ -80,7 +80,11 @@ func (c *call) addTunnel(t plan.AddTunnel) error {
 
 // observeTunnel looks whether a TUN or TAP interface is a wire of the tunnel.
 func (c *call) observeTunnel(key, tag string, o *plan.ObservedEnd) error {
-	status, ok, err := c.k.tunnel.ReadWire(c.ctx, key, tag)
+	read := c.k.tunnel.ReadWire
+	if c.look != nil {
+		read = c.look.readWire
+	}
+	status, ok, err := read(c.ctx, key, tag)
 	if err != nil || !ok {
 		return err
 	}

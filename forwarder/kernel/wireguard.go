@@ -63,6 +63,9 @@ type TunnelBackend interface {
 	PointWire(ctx context.Context, key, tag string, t plan.Tunnel) error
 	// ReadWire returns a wire as it is; false means that there is none.
 	ReadWire(ctx context.Context, key, tag string) (TunnelStatus, bool, error)
+	// ReadWires reads all wires, for those who want to know of many: by the function it
+	// returns they are told as by ReadWire.
+	ReadWires(ctx context.Context) (func(key, tag string) (TunnelStatus, bool), error)
 	// RenewTunnel forgets all sessions with a peer if the last one is outlived.
 	RenewTunnel(ctx context.Context, t plan.Tunnel) error
 }

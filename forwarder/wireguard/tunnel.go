@@ -282,27 +282,53 @@ func (u *Userspace) setPeers(t holder.Tunnel, set ...wgtypes.PeerConfig) error {
 
 // ReadWire implements kernel.TunnelBackend.
 func (u *Userspace) ReadWire(ctx context.Context, key, tag string) (s kernel.TunnelStatus, found bool, err error) {
-	t, wires, err := u.holder.Wires(ctx, wireTag(key, tag))
-	if err != nil || len(wires) != 1 {
+	read, err := u.read(ctx, wireTag(key, tag))
+	if err != nil {
 		return s, false, err
+	}
+	s, found = read(key, tag)
+	return s, found, nil
+}
+
+// ReadWires implements kernel.TunnelBackend.
+func (u *Userspace) ReadWires(ctx context.Context) (func(key, tag string) (kernel.TunnelStatus, bool), error) {
+	return u.read(ctx, "")
+}
+
+// read reads the wire with a tag as the holder knows it, or all if it is empty.
+func (u *Userspace) read(ctx context.Context, tag string) (func(key, tag string) (kernel.TunnelStatus, bool), error) {
+	none := func(string, string) (s kernel.TunnelStatus, found bool) { return s, false }
+	t, wires, err := u.holder.Wires(ctx, tag)
+	if err != nil || len(wires) == 0 {
+		return none, err
 	}
 	dev, err := u.wg.Device(t.UAPI)
 	if gone(err) {
-		return s, false, nil
+		return none, nil
 	}
 	if err != nil {
-		return s, false, configError(t.UAPI, err)
+		return none, configError(t.UAPI, err)
 	}
-	w := wires[0]
-	s.Own = plan.TunnelNode{PrivateKey: dev.PrivateKey, Port: uint16(dev.ListenPort), ID: t.Node}
-	s.Wire, s.RxBytes, s.TxBytes = w.Local, int64(w.Received), int64(w.Sent)
+	byTag, byID := make(map[string]*holder.Wire), make(map[uint32]*wgtypes.Peer)
+	for i := range wires {
+		byTag[wires[i].Tag] = &wires[i]
+	}
 	for i := range dev.Peers {
-		if p := &dev.Peers[i]; w.Peer != 0 && idOf(p) == w.Peer {
+		byID[idOf(&dev.Peers[i])] = &dev.Peers[i]
+	}
+	return func(key, tag string) (s kernel.TunnelStatus, found bool) {
+		w := byTag[wireTag(key, tag)]
+		if w == nil {
+			return s, false
+		}
+		s.Own = plan.TunnelNode{PrivateKey: dev.PrivateKey, Port: uint16(dev.ListenPort), ID: t.Node}
+		s.Wire, s.RxBytes, s.TxBytes = w.Local, int64(w.Received), int64(w.Sent)
+		if p := byID[w.Peer]; w.Peer != 0 && p != nil {
 			s.Peer = plan.TunnelPeer{Key: p.PublicKey, ID: w.Peer, Endpoint: addrPort(p.Endpoint), Wire: w.Remote}
 			s.LastHandshake, s.Keepalive = p.LastHandshakeTime, p.PersistentKeepaliveInterval
 		}
-	}
-	return s, true, nil
+		return s, true
+	}, nil
 }
 
 // RenewTunnel implements kernel.TunnelBackend. A peer that is removed is forgotten with

@@ -67,6 +67,12 @@ func (k *Kernel) Remove(ctx context.Context, w plan.Wire) error {
 	return k.Kernel.Remove(ctx, w)
 }
 
+// Look counts, and looks.
+func (k *Kernel) Look() (intact func(ctx context.Context, w plan.Wire) bool) {
+	k.calls.Add(1)
+	return k.Kernel.Look()
+}
+
 // Observe counts, and observes.
 func (k *Kernel) Observe(ctx context.Context, w plan.Wire) (plan.Observed, error) {
 	k.calls.Add(1)

@@ -87,6 +87,31 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
+// A round in which nothing is wrong looks at all wires at once, and works on none.
+func TestLooksAreShared(t *testing.T) {
+	Run(t, func(t *testing.T, m *Mesh) {
+		const wires, rounds = 8, 10
+		a := m.Node("a")
+		a.Serve(Service{Name: "db"})
+		web := a.Client("web")
+		for i := range wires {
+			web.Connect(fmt.Sprint("kernel://db/nsm-", i))
+		}
+		before := a.Kernel.Work()
+		a.Forwarder().reconciled(t, time.Second)
+		Pass(rounds * time.Second)
+		// A look, and what the MTU of the underlay is.
+		if asked := a.Kernel.Work() - before; asked < rounds || asked > 2*(rounds+1) {
+			t.Errorf("the kernel was asked %d times in %d rounds", asked, rounds)
+		}
+		a.deleteLink("web", "nsm-3")
+		Pass(time.Second)
+		if now := a.Kernel.Links(); now != 2*wires {
+			t.Errorf("%d links, want %d", now, 2*wires)
+		}
+	})
+}
+
 // Damage that comes back at once, and one that cannot be repaired, are not said with
 // every round.
 func TestReconcileSaysItOnce(t *testing.T) {
@@ -119,34 +144,41 @@ func TestReconcileSaysItOnce(t *testing.T) {
 
 // A Request that hangs does not keep other wires from being repaired.
 func TestReconcileIsNotHeldUp(t *testing.T) {
-	Run(t, func(t *testing.T, m *Mesh) {
-		a := m.Node("a")
-		a.Serve(Service{Name: "db"})
-		stuck := a.Serve(Service{Name: "stuck", CIDR: "10.61.0.0/24"})
-		web := a.Client("web")
-		web.Connect("kernel://db/nsm-1")
-		m.silent(LoseRequest, stuck.url)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		defer cancel()
-		var trying sync.WaitGroup
-		var others []*Client // one of which comes before the wire to be repaired
-		for i := range 5 {
-			others = append(others, a.Client(fmt.Sprint("other-", i)))
-			m.Space(others[i].name)
-		}
-		for _, other := range others {
-			trying.Go(func() { _, _ = other.Try(ctx, "kernel://stuck/nsm-1") })
-		}
-		Settle()
-		a.deleteLink("web", "nsm-1")
-		trying.Go(func() { a.Forwarder().Reconcile(ctx) })
-		Pass(time.Second)
-		if a.Kernel.Links() != 2 {
-			t.Error("not repaired while the other Request hangs")
-		}
-		trying.Wait()
-		m.silent(Deliver)
-	})
+	for name, repair := range map[string]func(context.Context, *Forwarder){
+		"at once":      func(ctx context.Context, f *Forwarder) { f.Reconcile(ctx) },
+		"now and then": func(ctx context.Context, f *Forwarder) { f.KeepReconciled(ctx, 500*time.Millisecond) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				a := m.Node("a")
+				a.Serve(Service{Name: "db"})
+				stuck := a.Serve(Service{Name: "stuck", CIDR: "10.61.0.0/24"})
+				web := a.Client("web")
+				web.Connect("kernel://db/nsm-1")
+				m.silent(LoseRequest, stuck.url)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				var trying sync.WaitGroup
+				var others []*Client // one of which comes before the wire to be repaired
+				for i := range 5 {
+					others = append(others, a.Client(fmt.Sprint("other-", i)))
+					m.Space(others[i].name)
+				}
+				for _, other := range others {
+					trying.Go(func() { _, _ = other.Try(ctx, "kernel://stuck/nsm-1") })
+				}
+				Settle()
+				a.deleteLink("web", "nsm-1")
+				trying.Go(func() { repair(ctx, a.Forwarder()) })
+				Pass(time.Second)
+				if a.Kernel.Links() != 2 {
+					t.Error("not repaired while the other Request hangs")
+				}
+				trying.Wait()
+				m.silent(Deliver)
+			})
+		})
+	}
 }
 
 // Links that bear a forwarder's name and belong to no wire of its are removed, once

@@ -165,6 +165,19 @@ func (k *Kernel) apply(ctx context.Context, w plan.Wire, part func([]plan.Step) 
 	return steps, nil
 }
 
+// Look is like the real one, but shows everything as it is when it is asked.
+func (k *Kernel) Look() (intact func(ctx context.Context, w plan.Wire) bool) {
+	return func(ctx context.Context, w plan.Wire) bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if w.Owner == "" {
+			w.Owner = k.owner
+		}
+		seen, err := k.observe(ctx, w)
+		return err == nil && w.Validate() == nil && plan.Conflict(w, seen) == nil && len(plan.Diff(w, seen)) == 0
+	}
+}
+
 // Execute executes steps as they are, or takes them back if one fails.
 func (k *Kernel) Execute(steps []plan.Step) error {
 	k.mu.Lock()
