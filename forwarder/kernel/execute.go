@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -102,7 +103,7 @@ func (c *call) doOnLink(step plan.Step) error {
 		}
 		return s.nl.AddrAdd(link, a)
 	case plan.DelAddr:
-		return gone(s.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(step.Addr)}))
+		return s.delAddr(link, step.Addr)
 	case plan.AddRoute:
 		return s.nl.RouteAppend(netlinkRoute(index, step.Route, step.Table))
 	case plan.DelRoute:
@@ -113,6 +114,22 @@ func (c *call) doOnLink(step plan.Step) error {
 		return gone(s.nl.NeighDel(netlinkNeigh(index, step.Neighbor)))
 	}
 	panic("kernel: unknown step " + step.String())
+}
+
+// delAddr deletes an address. One that has a peer, as somebody else may have given it, is
+// known to the kernel by that as well.
+func (s *site) delAddr(link netlink.Link, a netip.Prefix) error {
+	err := s.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(a)})
+	if !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return gone(err)
+	}
+	has, err := s.view.addresses(link.Attrs().Index)
+	for _, other := range has {
+		if other.Prefix == a && other.peer.IsValid() {
+			return gone(s.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(a), Peer: ipNet(other.peer)}))
+		}
+	}
+	return err
 }
 
 // rename gives a link name and alias by one message, so that nobody who is killed

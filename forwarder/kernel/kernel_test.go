@@ -431,26 +431,37 @@ func TestRemoveAfterNamespaceDied(t *testing.T) {
 	}
 }
 
-// An address that has a peer is the address, not its peer's network.
+// An address that has a peer is the address, not its peer's network. A stranger's goes
+// like any other.
 func TestAddressWithPeer(t *testing.T) {
 	n := newNode(t, "fwd")
-	w := vethWire("u1", n.workload(), n.workload(), plan.IP, 4)
+	w := vethWire("u1", n.workload(), n.workload(), plan.IP, 4, 6)
 	mustApply(t, n, w)
+	before := n.census(w.Ends[0].NetNS)
+	foreign := prefixes("10.3.0.1/32", "fd03::1/128")
 	n.inside(w.Ends[0].NetNS, func(h *netlink.Handle) error {
 		l, err := h.LinkByName("nsm-c")
-		if err != nil {
-			return err
+		for i, peer := range []string{"10.4.0.0/24", "fd04::/64"} {
+			_, of, _ := net.ParseCIDR(peer)
+			a := &net.IPNet{IP: foreign[i].Addr().AsSlice(), Mask: net.CIDRMask(foreign[i].Bits(), foreign[i].Bits())}
+			err = errors.Join(err, h.AddrAdd(l, &netlink.Addr{IPNet: a, Peer: of}))
 		}
-		_, peer, _ := net.ParseCIDR("10.4.0.0/24")
-		return h.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 3, 0, 1), Mask: net.CIDRMask(32, 32)}, Peer: peer})
+		return err
 	})
 	seen, err := n.Observe(t.Context(), w)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := seen.Ends[0].Addrs; !slices.Contains(got, netip.MustParsePrefix("10.3.0.1/32")) || len(got) != 2 {
-		t.Errorf("observed %v", got)
+	for _, a := range foreign {
+		if got := seen.Ends[0].Addrs; !slices.Contains(got, a) || len(got) != 4 {
+			t.Errorf("observed %v, want %v too", got, a)
+		}
 	}
+	mustApply(t, n, w)
+	if after := n.census(w.Ends[0].NetNS); before != after {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+	mustBeDone(t, n, w)
 }
 
 // A look at a wire costs the same alone and beside others: what is read of a namespace
