@@ -68,6 +68,9 @@ type prober struct {
 	slot // of the pacer
 
 	mu    sync.Mutex
+	own   []netip.Addr  // as told to follow; guarded by mu
+	peers []netip.Addr  // likewise; guarded by mu
+	again time.Time     // when to open lines again, if none could be; zero = not; guarded by mu
 	pulse pulse         // guarded by mu
 	lines []line        // one per family, or none; guarded by mu
 	best  int           // of lines: the one that answered last; guarded by mu
@@ -86,44 +89,59 @@ type line struct {
 
 // follow pings from one of own to one of peers, of each family, from now on. For a new
 // path end comes first: there may be another endpoint with the same addresses.
-// What could not be opened is tried again with the next call.
+// What could not be opened is tried again with the next call; if that is all of it and
+// there is somebody who answers, every reopen, too: the interface may be gone or without
+// addresses until the forwarder has repaired it, which is not this process's doing.
 func (p *prober) follow(own, peers []netip.Addr) {
 	if p.config.Disabled {
 		return
 	}
 	p.mu.Lock()
-	old := p.lines
+	p.own, p.peers = own, peers
+	begins := p.openLocked(time.Now()) || !p.again.IsZero()
 	p.mu.Unlock()
+	if begins {
+		p.pacer.wake(p)
+	}
+}
+
+// reopen is how long after an attempt to open lines the next one is made. Each costs a
+// thread where the workload's namespace is another.
+const reopen = 2 * time.Second
+
+// openLocked opens the lines that are not open yet, and closes those of other addresses.
+// It reports whether there are new ones.
+func (p *prober) openLocked(now time.Time) (changed bool) {
 	var lines []line
-	changed := false
+	known := false
 	for _, v4 := range []bool{true, false} {
-		from, okFrom := first(own, v4)
-		to, okTo := first(peers, v4)
+		from, okFrom := first(p.own, v4)
+		to, okTo := first(p.peers, v4)
 		if !okFrom || !okTo {
 			continue
 		}
-		if i := slices.IndexFunc(old, func(l line) bool { return l.from == from && l.to == to }); i >= 0 {
-			lines = append(lines, old[i])
+		known = true
+		if i := slices.IndexFunc(p.lines, func(l line) bool { return l.from == from && l.to == to }); i >= 0 {
+			lines = append(lines, p.lines[i])
 		} else if e, err := p.config.Open(p.netns, from, to); err == nil {
 			lines = append(lines, line{e, from, to})
 			changed = true
 		} // else it is not known whether packets flow, which is what no answer means too
 	}
-	p.mu.Lock()
-	for _, l := range old {
+	for _, l := range p.lines {
 		if !slices.Contains(lines, l) {
 			_ = l.Close()
 			p.forgetLocked()
 		}
 	}
-	p.lines, p.best = lines, 0
+	p.lines, p.best, p.again = lines, 0, time.Time{}
+	if len(lines) == 0 && known && p.pulse.expects {
+		p.again = now.Add(reopen)
+	}
 	if changed {
 		p.next = time.Time{} // at once
 	}
-	p.mu.Unlock()
-	if changed {
-		p.pacer.wake(p)
-	}
+	return changed
 }
 
 // end ends the pinging. What is known about endpoints of the service stays known.
@@ -133,7 +151,7 @@ func (p *prober) end() {
 	for _, l := range p.lines {
 		_ = l.Close()
 	}
-	p.lines = nil
+	p.lines, p.again = nil, time.Time{}
 	p.forgetLocked()
 }
 
@@ -215,8 +233,11 @@ const measureEvery = 16
 func (p *prober) tick(now time.Time) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.again.IsZero() && p.again.Sub(now) < grain {
+		p.openLocked(now)
+	}
 	if len(p.lines) == 0 {
-		return time.Time{}
+		return p.again
 	}
 	p.read(now)
 	p.pulse.look(now, p.config)

@@ -143,6 +143,45 @@ func TestProberOfTheSilent(t *testing.T) {
 	})
 }
 
+// Where an interface was deleted no socket can be opened until the forwarder has made it
+// again, which no Request of the client tells of: then packets are looked at as before.
+func TestProberOpensAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		air := &memecho.Air{Trip: time.Millisecond}
+		p, lost := newProber(t, air)
+		var came atomic.Int64
+		p.back = func() { came.Add(1) }
+		own, peers := addresses("10.0.0.1", "fd00::1"), addresses("10.0.0.2", "fd00::2")
+		p.follow(own, peers)
+		pass(time.Second)
+		if got := p.data(time.Now()); got != conn.Flowing || came.Load() != 1 {
+			t.Fatalf("all is well: %v, came %d times", got, came.Load())
+		}
+		air.SetRefuses(errors.New("cannot assign requested address"))
+		p.end() // another path, of the same addresses
+		p.follow(own, peers)
+		pass(20 * time.Second)
+		if got := p.data(time.Now()); got != conn.Unknown || lost.Load() != 0 {
+			t.Errorf("without a socket: %v, lost %d times", got, lost.Load())
+		}
+		air.SetRefuses(nil)
+		pass(reopen + 500*time.Millisecond)
+		if got, n := p.data(time.Now()), air.Sockets(); got != conn.Flowing || came.Load() != 2 || n != 2 {
+			t.Errorf("repaired: %v, came %d times, %d sockets", got, came.Load(), n)
+		}
+		air.SetRefuses(errors.New("cannot assign requested address"))
+		p.end()
+		p.follow(own, peers)
+		pass(time.Second)
+		air.SetRefuses(nil)
+		p.end() // for good
+		pass(time.Minute)
+		if n := air.Sockets(); n != 0 {
+			t.Errorf("%d sockets after the end", n)
+		}
+	})
+}
+
 // Sockets follow the addresses of both ends, one by one; what could not be opened
 // is tried again; what an endpoint has shown is remembered.
 func TestProberFollows(t *testing.T) {
