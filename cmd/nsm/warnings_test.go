@@ -43,6 +43,9 @@ func TestWarnings(t *testing.T) {
 	}{
 		{name: "all is well", first: link("vxlan", 10, 10), second: link("vxlan", 15, 15)},
 		{name: "nothing is sent", first: link("vxlan", 10, 0), second: link("vxlan", 10, 0)},
+		{name: "a router solicitation or two", first: link("tunnel", 10, 3), second: link("tunnel", 12, 3)},
+		{"a few that somebody sends", link("tunnel", 10, 3), link("tunnel", 13, 3), nil, "",
+			[]string{"forwarder fwd-a: 3 packets were sent through nsm-1 within 1s, and none was received", ports}},
 		{name: "only looked at once", first: link("vxlan", 10, 0)},
 		{name: "a wire on this node", first: link("veth", 10, 0), second: link("veth", 20, 0)},
 		{"nothing comes back", link("vxlan", 10, 3), link("vxlan", 15, 3), nil, "",
