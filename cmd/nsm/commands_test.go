@@ -228,7 +228,7 @@ func TestDescribeWire(t *testing.T) {
 		"  web-1 > mgr-a   LOCAL/KERNEL   name=nsm-1\n",
 		"  client   route     10.9.0.0/16 via 10.0.0.0\n", "  client   policy    from 10.0.0.1 proto tcp dport 80-90 > 10.8.0.0/16\n",
 		"  link nsm-1 (vxlan, up) in namespace 4:4026532281, which has no process and no name that the forwarder sees\n", "received 10 packets, 1000 bytes",
-		"made as if by\n    ip -n web link set nsm-1 up\n  NOT as it should be; this would repair it\n    ip -n web address add",
+		"made as if by\n    ip -n web link set nsm-1 up\n  NOT as it should be; the forwarder repairs it when it compares next (--reconcile), as if by\n    ip -n web address add",
 		"wireguard (userspace), port 51820, key pub=\n    peer peer= at -, last handshake never", "  as it should be\n",
 		"Kernel, by forwarder fwd-c on c\n  cannot tell: connection refused\n", "  3s ago   heal   NSM-3004 db-2 failed\n",
 	} {

@@ -307,7 +307,7 @@ func (p *page) describeKernel(k *adminv1.KernelObjects, now time.Time) {
 		p.lines([]string{"as it should be"})
 		return
 	}
-	p.lines([]string{"NOT as it should be; this would repair it"})
+	p.lines([]string{"NOT as it should be; the forwarder repairs it when it compares next (--reconcile), as if by"})
 	p.lines(indent(k.GetDrift()))
 }
 

@@ -83,7 +83,7 @@ func (w *Wire) noPackets() error {
 			WithFix("see whether the workload of the endpoint runs and answers pings; 'nsm describe wire %s' shows what the wire is made of", w.id)
 	}
 	return nserr.NoPackets.Errorf("no answer comes through %s (%s); the control plane is well", w.Interface(), tunnel).
-		WithFix("see that UDP passes between the nodes, in both directions, at the addresses and ports of the tunnel that 'nsm describe wire %s' shows", w.id)
+		WithFix("see with 'nsm describe wire %s' whether all is as it should be at both ends; if it is, that UDP passes between the nodes, in both directions, at the addresses and ports of the tunnel", w.id)
 }
 
 // tunnel is the mechanism by which the wire leaves this node, as the first forwarder
