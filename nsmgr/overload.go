@@ -24,7 +24,7 @@ func (g gated) Request(ctx context.Context, req *networkservice.NetworkServiceRe
 	caller := hop.Identity(rpc.CallerFrom(ctx))
 	leave, err := g.config.Gate.Enter(ctx, caller, func() gate.Visit { return g.hop.Visit(ctx, req.GetConnection(), g.config.MayRelay) })
 	if err != nil {
-		g.refused(ctx, req, err)
+		g.refused(ctx, caller, req, err)
 		return nil, err
 	}
 	defer leave()
@@ -32,12 +32,12 @@ func (g gated) Request(ctx context.Context, req *networkservice.NetworkServiceRe
 }
 
 // refused ends a Request that was not let in. Its descriptors would keep those of others
-// out for a while.
-func (g gated) refused(ctx context.Context, req *networkservice.NetworkServiceRequest, err error) {
+// out for a while. It is said of each caller: who asks for too much is among them.
+func (g gated) refused(ctx context.Context, caller string, req *networkservice.NetworkServiceRequest, err error) {
 	for _, p := range req.GetMechanismPreferences() {
 		rpc.DiscardFile(ctx, p.GetParameters()["inodeURL"])
 	}
 	rpc.DiscardFile(ctx, req.GetConnection().GetMechanism().GetParameters()["inodeURL"])
 	reason := nserr.From(err).Reason.Code
-	g.log.Log(ctx, g.overload.Level(slog.LevelWarn, "", reason), "a Request was not let in", "error", err)
+	g.log.Log(ctx, g.overload.Level(slog.LevelWarn, caller, reason), "a Request was not let in", "spiffe_id", caller, "error", err)
 }

@@ -32,7 +32,7 @@ type connectConfig struct {
 	LivenessInterval time.Duration     `flag:"liveness-check-interval" env:"NSM_LIVENESS_CHECK_INTERVAL" default:"200ms" help:"between pings"`
 	LivenessTimeout  time.Duration     `flag:"liveness-check-timeout" env:"NSM_LIVENESS_CHECK_TIMEOUT" default:"1s" help:"without an answer, after which the endpoint counts as lost"`
 	Leave            bool              `flag:"leave" help:"on exit leave the wires up: the next nsm connect with the same --name takes them over; without one they expire"`
-	Wait             time.Duration     `flag:"wait" default:"0s" help:"how long to go on trying while there is no endpoint yet; 0 = one attempt"`
+	Wait             time.Duration     `flag:"wait" default:"0s" help:"how long to go on trying while there is no endpoint yet, no forwarder, or too much load; 0 = one attempt"`
 }
 
 func newConnect(a *app) *cobra.Command {

@@ -78,7 +78,7 @@ var (
 	KernelFailed  = reason("NSM-4002", codes.Internal, "the kernel refused", "see the failed command; check privileges (CAP_NET_ADMIN) and kernel features")
 	PeerDown      = reason("NSM-4003", codes.Unavailable, "peer is not reachable", "check that it runs and that its address is right", passes, unanswered)
 	TimedOut      = reason("NSM-4004", codes.DeadlineExceeded, "took too long", "try again; see which hop is slow with 'nsm describe wire'", passes, unanswered)
-	Busy          = reason("NSM-4005", codes.ResourceExhausted, "too much load", "try again later", passes)
+	Busy          = reason("NSM-4005", codes.ResourceExhausted, "too much load", "try again later, as nsm connect --wait does by itself; 'nsm profile' of the hop that says so shows what it does meanwhile", passes)
 	Stopping      = reason("NSM-4006", codes.Unavailable, "shutting down", "try again, or ask another instance", passes, unanswered)
 	StateDir      = reason("NSM-4007", codes.FailedPrecondition, "state directory cannot be used", "check that it exists, is writable and not full")
 	AddressInUse  = reason("NSM-4008", codes.FailedPrecondition, "address is in use", "stop the other process or choose another --listen-on")
