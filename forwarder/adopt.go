@@ -14,7 +14,7 @@ import (
 // Adopt takes charge of the wires that an earlier life of this forwarder left in
 // the kernel. Packets flow through them as if nothing had happened. The next
 // refresh makes each whole again, without touching it; one that nobody refreshes
-// within grace is removed. grace is the longest life of a token: by then every
+// within grace is removed. With Config.Encrypted those in the clear are removed at once. grace is the longest life of a token: by then every
 // client that still lives has refreshed.
 func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
 	until := time.Now().Add(grace)
@@ -29,7 +29,7 @@ func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
 	for _, w := range wires {
 		errs = append(errs, f.wires.Do(ctx, w.ID, func(t *conn.Turn[wire]) error {
 			if t.Record == nil { // else a Request was quicker
-				f.adopt(t, w, until)
+				f.takeOn(ctx, t, w, until)
 			}
 			return nil
 		}))
@@ -38,6 +38,20 @@ func (f *Forwarder) Adopt(ctx context.Context, grace time.Duration) error {
 		f.log.Info("wires adopted", "count", len(wires))
 	}
 	return errors.Join(errs...)
+}
+
+// takeOn adopts w until then, unless it is in the clear, and must not be: that is removed
+// now. A Request makes it anew, or is refused.
+func (f *Forwarder) takeOn(ctx context.Context, t *conn.Turn[wire], w plan.Wire, until time.Time) {
+	if !f.config.Encrypted || w.Kind != plan.KindVXLAN {
+		f.adopt(t, w, until)
+		return
+	}
+	if err := f.config.Kernel.Remove(ctx, w); err != nil {
+		f.keepRest(t, &wire{desired: w}, err)
+		return
+	}
+	f.log.Warn("wire removed, it was not encrypted", "connection", w.ID)
 }
 
 // adopt keeps what it takes to remove w, until then.

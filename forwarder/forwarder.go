@@ -117,6 +117,10 @@ type Config struct {
 	// NoTunnel has each wire have a device of its own. Else it shares one with all others
 	// where WireGuard is in userspace and the other node can do it, too.
 	NoTunnel bool
+	// Encrypted refuses wires to other nodes whose packets would be in the clear: those with
+	// payload ETHERNET that do not get the tunnel. What an earlier life has left of such
+	// wires is removed by Adopt.
+	Encrypted bool
 
 	VXLANPort     uint16 // default 4789, the same on all nodes
 	WireGuardPort uint16 // the first that is tried; default 51820

@@ -4,6 +4,7 @@ package forwarder
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
@@ -334,20 +335,19 @@ func (f *Forwarder) offerRight(ctx context.Context, t *task, to *candidate) (*le
 
 func (f *Forwarder) offerTunnel(ctx context.Context, t *task, r *leg, to *candidate) error {
 	known, c := t.known, t.call.Conn
-	shared := f.tunnelFor(ctx, t) // first, so that it has the first port
+	shared, why := f.tunnelFor(ctx, t) // first, so that it has the first port
 	if to.payload == mechanism.PayloadEthernet {
 		if err := f.tunnelMTU(r, known, plan.KindVXLAN, 0); err != nil {
 			return err
 		}
 		r.local = netip.AddrPortFrom(f.config.TunnelIP, f.config.VXLANPort)
 		v := mechanism.VXLAN{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}}
-		if known == nil {
+		if known == nil && !f.config.Encrypted {
 			v.VNI = f.leftoverVNI(ctx, t.left, c, to)
 			r.ownDevice = v.VNI != 0
 		}
 		r.mech = v.With(r.mech)
-		f.offerShared(ctx, t, r, shared)
-		return nil
+		return f.offerShared(ctx, t, r, shared, why)
 	}
 	if err := f.tunnelMTU(r, known, plan.KindWireGuard, 0); err != nil {
 		return err
@@ -359,8 +359,7 @@ func (f *Forwarder) offerTunnel(ctx context.Context, t *task, r *leg, to *candid
 		r.private = mechanism.NewPrivateKey()
 	}
 	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.private.Public()}.With(r.mech)
-	f.offerShared(ctx, t, r, shared)
-	return nil
+	return f.offerShared(ctx, t, r, shared, why)
 }
 
 // outlived reports whether a wire that has to go another way has a WireGuard session that
@@ -406,7 +405,7 @@ func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *n
 		return nserr.BadAnswer.Errorf("the endpoint answered with mechanism %q, offered was %q", m.Type, r.mech.Type)
 	}
 	defer func() {
-		if err != nil {
+		if err != nil && !errors.Is(err, nserr.NotEncrypted) {
 			err = nserr.BadAnswer.Errorf("the endpoint's mechanism: %w", err)
 		}
 	}()
@@ -437,6 +436,9 @@ func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *n
 		r.name = k.Name
 		r.mech = k.With(m)
 	case mechanism.TypeVXLAN:
+		if err := f.inClear(m.Type, "the endpoint's node has not accepted it; its log may say why"); err != nil {
+			return err
+		}
 		v, err := m.VXLAN()
 		if err != nil {
 			return err

@@ -195,7 +195,7 @@ func (f *Forwarder) prune(ctx context.Context, t *conn.Turn[wire], links []plan.
 	case t.Record != nil:
 		desired = t.Record.desired
 	case grace != nil && time.Now().Before(*grace):
-		f.adopt(t, plan.Wires(links)[0], *grace)
+		f.takeOn(ctx, t, plan.Wires(links)[0], *grace)
 		return
 	}
 	for _, rest := range plan.Wires(strays(links, desired)) {

@@ -133,7 +133,7 @@ func (f *Forwarder) choose(ctx context.Context, r *task) (out *networkservice.Co
 func (f *Forwarder) connectTwice(ctx, limited context.Context, r *task, c *candidate) (*networkservice.Connection, error) {
 	out, err := f.connect(ctx, limited, r, c)
 	if errors.Is(err, errClaimed) {
-		f.withoutTunnel(r.turn.ID, err)
+		_ = f.withoutTunnel(r.turn.ID, "", err) // if it must be in the tunnel the error is another
 		r.plain = true
 	}
 	if errors.Is(err, plan.ErrVNITaken) || errors.Is(err, nserr.NoDescriptor) || errors.Is(err, errClaimed) {

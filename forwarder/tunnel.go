@@ -178,36 +178,52 @@ func nodeOf(id string) string {
 	return id
 }
 
-// tunnelFor returns this node's end of the tunnel if it may be offered for a wire; the zero
-// value means that it may not. One that has a device of its own is left alone, unless it is
-// made anew.
-func (f *Forwarder) tunnelFor(ctx context.Context, t *task) plan.TunnelNode {
+// errOwnDevice is why a wire is not in the tunnel that has been made beside it.
+var errOwnDevice = nserr.Unsupported.Errorf("the wire has a device of its own")
+
+// tunnelFor returns this node's end of the tunnel if it may be offered for a wire, or why
+// not. One that has a device of its own is left alone, unless it is made anew.
+func (f *Forwarder) tunnelFor(ctx context.Context, t *task) (plan.TunnelNode, error) {
 	if t.plain || t.known != nil && t.known.desired.Tunnel == nil && !t.anew {
-		return plan.TunnelNode{}
+		return plan.TunnelNode{}, errOwnDevice
 	}
-	own, err := f.openTunnel(ctx, t.known)
-	if err != nil {
-		f.withoutTunnel(t.call.Conn.GetId(), err)
-	}
-	return own
+	return f.openTunnel(ctx, t.known)
 }
 
-// offerShared offers that the leg towards the endpoint is in the tunnel, if there is one.
-func (f *Forwarder) offerShared(ctx context.Context, t *task, r *leg, own plan.TunnelNode) {
+// offerShared offers that the leg towards the endpoint is in the tunnel. why says what is
+// against it.
+func (f *Forwarder) offerShared(ctx context.Context, t *task, r *leg, own plan.TunnelNode, why error) error {
 	r.mech = r.mech.WithShared(mechanism.Shared{}, mechanism.Shared{})
-	if own == (plan.TunnelNode{}) || r.ownDevice {
-		return
+	if why == nil && r.ownDevice {
+		why = errOwnDevice
+	}
+	if why != nil {
+		return f.withoutTunnel(t.call.Conn.GetId(), r.mech.Type, why)
 	}
 	r.tunnel = &plan.Tunnel{Own: own, Wire: f.numberOf(ctx, t.known, t.left.space, t.call.Conn.GetId()), Calls: true}
 	r.renew = t.anew && f.outlived(ctx, t.known)
 	r.mech = r.mech.WithShared(halfOf(r.tunnel), mechanism.Shared{})
+	return nil
 }
 
-// withoutTunnel says why a wire is not in the tunnel.
-func (f *Forwarder) withoutTunnel(id string, err error) {
-	if !errors.Is(err, nserr.Unsupported) {
-		f.log.Warn("wire is not in the tunnel", "connection", id, "error", err)
+// withoutTunnel says why a wire is not in the tunnel. It is an error if the wire must be.
+func (f *Forwarder) withoutTunnel(id, mechanismType string, why error) error {
+	if err := f.inClear(mechanismType, nserr.From(why).Msg); err != nil {
+		return err
 	}
+	if !errors.Is(why, nserr.Unsupported) {
+		f.log.Warn("wire is not in the tunnel", "connection", id, "error", why)
+	}
+	return nil
+}
+
+// inClear refuses a wire to another node outside of the tunnel if its packets would not be
+// encrypted there, and must be. With payload IP they are: it has a WireGuard device.
+func (f *Forwarder) inClear(mechanismType, why string) error {
+	if !f.config.Encrypted || mechanismType != mechanism.TypeVXLAN {
+		return nil
+	}
+	return nserr.NotEncrypted.Errorf("%s demands encryption, and a wire with payload ETHERNET has none outside of the tunnel of the two nodes: %s", f.config.Name, why)
 }
 
 // numberOf is the number by which this end of a wire receives: the one that it has in
@@ -245,8 +261,11 @@ func (f *Forwarder) acceptSharedLeft(ctx context.Context, l *leg, known *wire, c
 	}
 	l.mech = l.mech.WithShared(theirs, mechanism.Shared{})
 	anew := known != nil && hop.Anew(known.next.Conn, call.Conn)
-	if theirs.IsZero() || known != nil && known.desired.Tunnel == nil && !anew {
-		return false, nil
+	if theirs.IsZero() {
+		return false, f.inClear(l.mech.Type, "the client's node has not offered it; its log may say why")
+	}
+	if known != nil && known.desired.Tunnel == nil && !anew {
+		return false, f.inClear(l.mech.Type, errOwnDevice.Msg)
 	}
 	said, err := l.mech.Tunnel()
 	if err != nil {
@@ -257,14 +276,12 @@ func (f *Forwarder) acceptSharedLeft(ctx context.Context, l *leg, known *wire, c
 	}
 	own, err := f.openTunnel(ctx, known)
 	if err != nil {
-		f.withoutTunnel(call.Conn.GetId(), err)
-		return false, nil
+		return false, f.withoutTunnel(call.Conn.GetId(), l.mech.Type, err)
 	}
 	peer := peerOf(theirs, said.Src.Addr())
 	release, err := f.claim(peer, call.Senders()...)
 	if err != nil {
-		f.withoutTunnel(call.Conn.GetId(), err)
-		return false, nil
+		return false, f.withoutTunnel(call.Conn.GetId(), l.mech.Type, err)
 	}
 	l.holds.add(release)
 	l.tunnel = &plan.Tunnel{Own: own, Peer: peer}
@@ -320,6 +337,9 @@ func (f *Forwarder) acceptSharedRight(known *wire, r *leg, m mechanism.Mechanism
 	r.tunnel.Peer = peerOf(theirs, said.Dst.Addr())
 	release, err := f.claim(r.tunnel.Peer, id)
 	if err != nil {
+		if refused := f.inClear(m.Type, nserr.From(err).Msg); refused != nil {
+			return refused // no second attempt, without the tunnel
+		}
 		return err
 	}
 	r.holds.add(release)

@@ -32,7 +32,7 @@ type forwarderSettings struct {
 	VXLANPort     uint16            `flag:"vxlan-port" env:"NSM_VXLAN_PORT" default:"4789" help:"UDP port of VXLAN wires, the same on all nodes"`
 	WireGuardPort uint16            `flag:"wireguard-port" env:"NSM_WIREGUARD_PORT" default:"51820" help:"first UDP port of WireGuard; the tunnel has one, and each wire with a device of its own"`
 	WireGuard     string            `flag:"wireguard" env:"NSM_WIREGUARD" default:"auto" choices:"auto,userspace" help:"auto takes the kernel's module where it exists"`
-	Tunnel        string            `flag:"wireguard-tunnel" env:"NSM_WIREGUARD_TUNNEL" default:"auto" choices:"auto,off" help:"auto has all wires between two nodes share one encrypted tunnel, ETHERNET too, where both nodes can and WireGuard is in userspace; off gives each wire a device of its own"`
+	Tunnel        string            `flag:"wireguard-tunnel" env:"NSM_WIREGUARD_TUNNEL" default:"auto" choices:"auto,off,required" help:"auto has all wires between two nodes share one encrypted tunnel, ETHERNET too, where both nodes can and WireGuard is in userspace; off gives each wire a device of its own; required is auto, but refuses wires to other nodes that would not be encrypted (ETHERNET outside of the tunnel), and removes those that stand"`
 	Labels        map[string]string `flag:"labels" env:"NSM_LABELS" default:"p2p:true" help:"labels of the registration, by which services choose forwarders"`
 	Reconcile     time.Duration     `flag:"reconcile" env:"NSM_RECONCILE" default:"20s" help:"how often each wire is compared with the kernel and repaired; every 15th time leftovers are looked for; 0 = never"`
 	NodeUsers     []string          `flag:"node-users" env:"NSM_NODE_USERS" help:"SPIFFE IDs, besides this node's root, that may have wires in the node's own network namespace; ID/* means everything below ID"`
@@ -151,7 +151,7 @@ func openForwarder(ctx context.Context, p *part, c forwarderSettings, name, stat
 		Name: name, TunnelIP: c.TunnelIP.Unmap(), Tokens: p.tokens, Policy: hop.Strict{Observers: rights.observers},
 		Peers: p.pool(name, nil), Sockets: p.sockets, Registry: manager,
 		Kernel: k, Namespaces: namespaces, MayUseNode: nodeUsers(p, c.NodeUsers), MayTunnel: relays(p, rights.managers), MayProfile: caretakers(p, rights.operators), Needed: needed,
-		NoTunnel: c.Tunnel == "off", VXLANPort: c.VXLANPort, WireGuardPort: c.WireGuardPort, Logger: p.log,
+		NoTunnel: c.Tunnel == "off", Encrypted: c.Tunnel == "required", VXLANPort: c.VXLANPort, WireGuardPort: c.WireGuardPort, Logger: p.log,
 	})
 	if err != nil {
 		return nil, err

@@ -70,6 +70,7 @@ var (
 	NameInUse          = reason("NSM-3017", codes.AlreadyExists, "endpoint of this name runs already", "give one of the two another name: nsm serve --name NAME")
 	Draining           = reason("NSM-3018", codes.Unavailable, "endpoint is being drained", "name no endpoint to have another one chosen, or take the drain back: nsm drain endpoint NAME --undo", passes)
 	NoPackets          = reason("NSM-3019", codes.Unavailable, "no packets come back through the wire", "see with 'nsm describe wire' whether all is as it should be, and whether a tunnel carries it: UDP must pass between the two nodes, in both directions, at its addresses and ports; if it does, see whether the workload of the endpoint answers", passes)
+	NotEncrypted       = reason("NSM-3020", codes.FailedPrecondition, "wire would not be encrypted", "give both nodes a forwarder that has the tunnel, with --wireguard=userspace and --wireguard-tunnel=auto or required; or take payload IP; or allow VXLAN in the clear with --wireguard-tunnel=auto at the forwarder that refuses")
 )
 
 // What this machine could not do (4xxx).

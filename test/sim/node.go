@@ -31,7 +31,9 @@ type Node struct {
 	Kernel   *Kernel
 	Manager  *Manager // nil while stopped
 	Excluded func() []netip.Prefix
-	NoTunnel bool // for forwarders to come
+	// For forwarders to come.
+	NoTunnel  bool
+	Encrypted bool
 
 	mesh       *Mesh
 	forwarders []*Forwarder
@@ -253,7 +255,7 @@ func (n *Node) StartForwarder(name string, labels map[string]string) *Forwarder 
 	}
 	f, err := forwarder.New(forwarder.Config{
 		Name: name, TunnelIP: n.TunnelIP, Tokens: p.tokens, Policy: p.policy, Peers: p.peers,
-		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: adopter{n.Kernel, n.mesh, namespaces}, Namespaces: namespaces, NoTunnel: n.NoTunnel, Logger: p.log,
+		Sockets: p.sockets, Registry: p.dial(n.ManagerURL()), Kernel: adopter{n.Kernel, n.mesh, namespaces}, Namespaces: namespaces, NoTunnel: n.NoTunnel, Encrypted: n.Encrypted, Logger: p.log,
 		MayUseNode: func(id string) bool { return id == ID("root") || id == ID("manager-"+n.Name) },
 	})
 	if err != nil {
