@@ -69,7 +69,7 @@ func desired(owner, id string, left, right *leg, got *networkservice.Connection)
 	case tunnel.mech.Type == mechanism.TypeWireGuard:
 		w.Kind = plan.KindWireGuard
 		w.WireGuard = &plan.WireGuard{
-			PrivateKey: tunnel.private, Port: tunnel.local.Port(),
+			PrivateKey: tunnel.keys.Private, Port: tunnel.local.Port(),
 			PeerKey: tunnel.peer, Endpoint: tunnel.remote, Keepalive: keepalive,
 		}
 	default:

@@ -35,7 +35,7 @@ func wireGuardLeg() *leg {
 	return &leg{
 		mech: mechanism.WireGuard{}.With(mechanism.Mechanism{}), mtu: 1440,
 		local: netip.MustParseAddrPort("192.0.2.1:51820"), remote: netip.MustParseAddrPort("192.0.2.2:51821"),
-		private: mechanism.Key{1}, peer: mechanism.Key{2},
+		keys: mechanism.KeyPair{Private: mechanism.Key{1}}, peer: mechanism.Key{2},
 	}
 }
 

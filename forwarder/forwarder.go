@@ -159,7 +159,7 @@ type wire struct {
 	desired plan.Wire           // what the kernel has
 	holds   holdings            // namespaces, sockets, numbers
 	lingers time.Time           // until then some of what it was before is there beside it, see retire
-	spare   ownKeys             // of a wire in the tunnel: what the next refresh offers beside it
+	own     ownKeys             // for the next refresh to say again
 
 	// adopted wires are links without a connection: an earlier life of this forwarder
 	// has made them, or they could not be removed. No more is known of them: only
@@ -169,10 +169,20 @@ type wire struct {
 	stuck   int // how often it could not be removed
 }
 
-// ownKeys are of a WireGuard device that a wire would have if it were not in the tunnel.
+// ownKeys are of the WireGuard device that a wire has, or would have if it were not in
+// the tunnel.
 type ownKeys struct {
-	private mechanism.Key
-	port    uint16 // 0: there are none
+	keys mechanism.KeyPair
+	port uint16 // 0: there are none
+}
+
+func ownKeysOf(legs ...*leg) (own ownKeys) {
+	for _, l := range legs {
+		if !l.keys.Private.IsZero() {
+			own = ownKeys{l.keys, l.local.Port()}
+		}
+	}
+	return own
 }
 
 // New returns a forwarder. It touches nothing before the first Request.

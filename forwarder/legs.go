@@ -36,7 +36,8 @@ type leg struct {
 	mtu           int // inside the tunnel
 	vni           uint32
 	offered       bool // left: the client's forwarder has named the VNI
-	private, peer mechanism.Key
+	keys          mechanism.KeyPair
+	peer          mechanism.Key
 	ownDevice     bool // the kernel has a device of this wire alone, from an earlier life
 
 	// In the tunnel that all wires share; while it is offered, what follows it is settled
@@ -259,7 +260,7 @@ func (f *Forwarder) finishLeft(ctx context.Context, known *wire, left, right *le
 	if err != nil {
 		return err
 	}
-	w.Dst, w.DstKey, w.MTU = left.local, left.private.Public(), left.mtu
+	w.Dst, w.DstKey, w.MTU = left.local, left.keys.Public, left.mtu
 	left.mech = w.With(left.mech)
 	return nil
 }
@@ -285,27 +286,23 @@ func (f *Forwarder) renumber(l *leg, known *wire, space string) error {
 // ownKey sets this side's WireGuard key and port: those that the wire has, those
 // of a device that an earlier life of this forwarder left, or new ones.
 func (f *Forwarder) ownKey(ctx context.Context, l *leg, known *wire, space, id string) error {
-	key, port, ok := [32]byte{}, uint16(0), false
-	switch {
-	case known != nil && known.desired.WireGuard != nil:
-		key, port, ok = known.desired.WireGuard.PrivateKey, known.desired.WireGuard.Port, true
-	case known != nil && known.spare.port != 0:
-		key, port, ok = known.spare.private, known.spare.port, true
-	case known == nil:
-		key, port, ok = f.config.Kernel.WireGuardKey(ctx, space, id)
-		l.ownDevice = ok
+	var own ownKeys
+	if known != nil {
+		own = known.own
+	} else if key, port, ok := f.config.Kernel.WireGuardKey(ctx, space, id); ok {
+		own, l.ownDevice = ownKeys{mechanism.PairOf(key), port}, true
 	}
-	if ok {
-		l.holds.add(f.numbers.holdPort(port))
+	if own.port != 0 {
+		l.holds.add(f.numbers.holdPort(own.port))
 	} else {
-		p, release, err := f.numbers.choosePort()
+		port, release, err := f.numbers.choosePort()
 		if err != nil {
 			return err
 		}
-		key, port = mechanism.NewPrivateKey(), p
+		own = ownKeys{mechanism.NewKeyPair(), port}
 		l.holds.add(release)
 	}
-	l.private, l.local = key, netip.AddrPortFrom(f.config.TunnelIP, port)
+	l.keys, l.local = own.keys, netip.AddrPortFrom(f.config.TunnelIP, own.port)
 	return nil
 }
 
@@ -356,9 +353,9 @@ func (f *Forwarder) offerTunnel(ctx context.Context, t *task, r *leg, to *candid
 		return err
 	}
 	if t.anew && known != nil && known.desired.WireGuard != nil && f.outlived(ctx, known) {
-		r.private = mechanism.NewPrivateKey()
+		r.keys = mechanism.NewKeyPair()
 	}
-	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.private.Public()}.With(r.mech)
+	r.mech = mechanism.WireGuard{Tunnel: mechanism.Tunnel{Src: r.local, MTU: r.mtu}, SrcKey: r.keys.Public}.With(r.mech)
 	return f.offerShared(ctx, t, r, shared, why)
 }
 

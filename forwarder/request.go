@@ -207,9 +207,7 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 	if rest {
 		w.lingers = time.Now().Add(linger)
 	}
-	if right.tunnel != nil {
-		w.spare = ownKeys{right.private, right.local.Port()}
-	}
+	w.own = ownKeysOf(left, right)
 	w.holds.take(&left.holds, &right.holds, &c.holds)
 	return f.establish(ctx, t, w, call, p, got), nil
 }

@@ -28,6 +28,7 @@ type tunnel struct {
 
 	mu    sync.Mutex
 	own   plan.TunnelNode      // guarded by mu; zero: not opened by this process yet
+	keys  mechanism.KeyPair    // guarded by mu; of own
 	port  func()               // guarded by mu; releases own.Port in numbers
 	peers map[uint32]*claimant // guarded by mu; by id
 }
@@ -96,9 +97,10 @@ func (t *tunnel) opened() plan.TunnelNode {
 }
 
 func (t *tunnel) set(own plan.TunnelNode, port func()) {
+	keys := mechanism.PairOf(own.PrivateKey)
 	t.mu.Lock()
 	old := t.port
-	t.own, t.port = own, port
+	t.own, t.port, t.keys = own, port, keys
 	t.mu.Unlock()
 	if old != nil {
 		old()
@@ -130,7 +132,7 @@ func (t *tunnel) claim(p plan.TunnelPeer, whose string) (release func(), err err
 	p.Wire = 0
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p.ID == t.own.ID || mechanism.Key(p.Key) == mechanism.Key(t.own.PrivateKey).Public() {
+	if p.ID == t.own.ID || mechanism.Key(p.Key) == t.keys.Public {
 		return nil, nserr.BadMechanism.Errorf("node id %d, or the key: it is this node's: %w", p.ID, errClaimed)
 	}
 	c := t.peers[p.ID]
@@ -202,7 +204,7 @@ func (f *Forwarder) offerShared(ctx context.Context, t *task, r *leg, own plan.T
 	}
 	r.tunnel = &plan.Tunnel{Own: own, Wire: f.numberOf(ctx, t.known, t.left.space, t.call.Conn.GetId()), Calls: true}
 	r.renew = t.anew && f.outlived(ctx, t.known)
-	r.mech = r.mech.WithShared(halfOf(r.tunnel), mechanism.Shared{})
+	r.mech = r.mech.WithShared(f.tunnel.half(r.tunnel), mechanism.Shared{})
 	return nil
 }
 
@@ -241,9 +243,19 @@ func (f *Forwarder) numberOf(ctx context.Context, known *wire, space, id string)
 	return someNumber()
 }
 
-// halfOf is what this node says of its end of a wire.
-func halfOf(t *plan.Tunnel) mechanism.Shared {
-	return mechanism.Shared{Key: mechanism.Key(t.Own.PrivateKey).Public(), Port: t.Own.Port, Node: t.Own.ID, Wire: t.Wire}
+// half is what this node says of its end of a wire.
+func (t *tunnel) half(of *plan.Tunnel) mechanism.Shared {
+	return mechanism.Shared{Key: t.public(of.Own.PrivateKey), Port: of.Own.Port, Node: of.Own.ID, Wire: of.Wire}
+}
+
+func (t *tunnel) public(private mechanism.Key) mechanism.Key {
+	t.mu.Lock()
+	keys := t.keys
+	t.mu.Unlock()
+	if private == keys.Private {
+		return keys.Public
+	}
+	return private.Public() // it was opened anew just now
 }
 
 // peerOf is what the other node has said of its end.
@@ -318,7 +330,7 @@ func (f *Forwarder) finishSharedLeft(ctx context.Context, l *leg, known *wire, s
 	}
 	l.tunnel.Wire = f.numberOf(ctx, known, space, id)
 	said.Dst, said.MTU = netip.AddrPortFrom(f.config.TunnelIP, 0), l.mtu
-	l.mech = said.With(l.mech).WithShared(theirs, halfOf(l.tunnel))
+	l.mech = said.With(l.mech).WithShared(theirs, f.tunnel.half(l.tunnel))
 	return nil
 }
 
@@ -349,6 +361,6 @@ func (f *Forwarder) acceptSharedRight(known *wire, r *leg, m mechanism.Mechanism
 	}
 	_, payload := ownKind(m.Type)
 	r.mtu = plan.MinMTU(plan.SharedMTU(uplink, payload, f.config.TunnelIP), said.MTU)
-	r.mech = m.WithShared(halfOf(r.tunnel), theirs)
+	r.mech = m.WithShared(f.tunnel.half(r.tunnel), theirs)
 	return nil
 }

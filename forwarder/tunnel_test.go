@@ -21,7 +21,7 @@ import (
 // nothing for those who have one.
 func TestClaim(t *testing.T) {
 	const a, b, evil = "spiffe://nsm.local/node/a", "spiffe://nsm.local/node/b", "spiffe://nsm.local/node/evil"
-	own := mechanism.NewPrivateKey()
+	own := mechanism.NewKeyPair()
 	peer := func(key byte, id uint32, at string) plan.TunnelPeer {
 		return plan.TunnelPeer{Key: [32]byte{key}, ID: id, Endpoint: netip.MustParseAddrPort(at), Wire: 9}
 	}
@@ -41,10 +41,10 @@ func TestClaim(t *testing.T) {
 		"its id with another key, as it says": {peer(6, 1, "10.0.0.1:51820"), a, false},
 		"its key with another id":             {peer(1, 6, "10.0.0.1:51820"), evil, false},
 		"this node's id":                      {peer(6, 77, "10.0.0.66:51820"), evil, false},
-		"this node's key":                     {plan.TunnelPeer{Key: own.Public(), ID: 6, Endpoint: honest.Endpoint}, evil, false},
+		"this node's key":                     {plan.TunnelPeer{Key: own.Public, ID: 6, Endpoint: honest.Endpoint}, evil, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tunnel := tunnel{own: plan.TunnelNode{PrivateKey: own, Port: 51820, ID: 77}, peers: make(map[uint32]*claimant)}
+			tunnel := tunnel{own: plan.TunnelNode{PrivateKey: own.Private, Port: 51820, ID: 77}, keys: own, peers: make(map[uint32]*claimant)}
 			first, err := tunnel.claim(honest, a)
 			if err != nil {
 				t.Fatal(err)

@@ -15,16 +15,22 @@ type Key [32]byte
 
 // NewPrivateKey returns a fresh private key, with the bits set that RFC 7748
 // (section 5) sets before use: a WireGuard device is given it and reads the same.
-func NewPrivateKey() Key {
-	priv, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		panic("mechanism: the system has no randomness: " + err.Error())
-	}
-	k := Key(priv.Bytes())
+func NewPrivateKey() (k Key) {
+	_, _ = rand.Read(k[:]) // never fails
 	k[0] &= 248
 	k[31] = k[31]&127 | 64
 	return k
 }
+
+// KeyPair is a private key and its public one. To compute the latter takes as long as
+// everything else that a hop does for a refresh, so it is kept.
+type KeyPair struct{ Private, Public Key }
+
+// NewKeyPair returns a fresh pair.
+func NewKeyPair() KeyPair { return PairOf(NewPrivateKey()) }
+
+// PairOf returns the pair of a private key.
+func PairOf(private Key) KeyPair { return KeyPair{private, private.Public()} }
 
 // Public returns the public key of the private key k.
 func (k Key) Public() Key {
