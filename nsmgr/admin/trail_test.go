@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type open struct{}
 
 func (open) Admit(rpc.Caller, path.Path, time.Time) error { return nil }
-func (open) MayObserve(string, []string) bool             { return true }
+func (open) IsObserver(string) bool                       { return true }
 
 // newServer returns the server of manager "mgr" on node "a". Each endpoint is
 // "NAME SERVICE URL" and may have a node's name.

@@ -37,7 +37,7 @@ const life = 10 * time.Minute // of what the manager answers
 // everybody may see everything: in these tests nobody has a token.
 type everybody struct{ hop.Strict }
 
-func (everybody) MayObserve(string, []string) bool { return true }
+func (everybody) IsObserver(string) bool { return true }
 
 // manager answers as a manager does, or as it is told to.
 type manager struct {

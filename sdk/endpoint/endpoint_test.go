@@ -164,7 +164,7 @@ func TestMTU(t *testing.T) {
 type anybody struct{}
 
 func (anybody) Admit(rpc.Caller, path.Path, time.Time) error { return nil }
-func (anybody) MayObserve(string, []string) bool             { return true }
+func (anybody) IsObserver(string) bool                       { return true }
 
 var _ hop.Policy = anybody{}
 

@@ -56,7 +56,7 @@ func NewMonitor(policy Policy) *Monitor {
 	if policy == nil {
 		policy = Strict{}
 	}
-	return &Monitor{policy: policy, conns: watch.New[string, *View]()}
+	return &Monitor{policy: policy, conns: watch.NewWithTopics[string]((*View).Identities)}
 }
 
 // Publish tells watchers that a connection is as given. Watchers get an UPDATE
@@ -244,11 +244,16 @@ func (m *Monitor) checkClaim(id string, b Binding) error {
 func (m *Monitor) Visible(identity string) []*View {
 	var out []*View
 	for _, v := range m.conns.All() {
-		if m.policy.MayObserve(identity, v.Identities()) {
+		if m.maySee(identity, v) {
 			out = append(out, v)
 		}
 	}
 	return out
+}
+
+// maySee: a connection is seen by those whose path it is, and by observers.
+func (m *Monitor) maySee(identity string, v *View) bool {
+	return identity != "" && slices.Contains(v.Identities(), identity) || m.policy.IsObserver(identity)
 }
 
 // Find returns the one connection that the identity may see and that id means:
@@ -260,7 +265,7 @@ func (m *Monitor) Find(identity, id string) (*View, error) {
 	if id == "" {
 		return nil, nserr.BadRequest.Errorf("no wire id is given").WithFix("list wires with 'nsm get wires'")
 	}
-	if v, ok := m.conns.Get(id); ok && m.policy.MayObserve(identity, v.Identities()) {
+	if v, ok := m.conns.Get(id); ok && m.maySee(identity, v) {
 		return v, nil
 	}
 	var exact, begins []*View
@@ -337,23 +342,31 @@ type Change struct {
 // change, until ctx ends or f fails. The first call comes at once, with initial
 // set, even if there is nothing to tell.
 func (m *Monitor) Follow(ctx context.Context, identity string, f func(initial bool, changes []Change) error) error {
-	r := m.conns.Reader()
+	var r *watch.Reader[string, *View]
+	switch {
+	case m.policy.IsObserver(identity):
+		r = m.conns.Reader()
+	case identity != "":
+		r = m.conns.ReaderOf(identity) // no others wake it: a node has as many watchers as workloads
+	default: // nothing is theirs
+		if err := f(true, nil); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	defer r.Close()
 	for initial := true; ; initial = false {
 		news, err := r.Next(ctx)
 		if err != nil {
 			return err
 		}
-		var changes []Change
-		for _, n := range news {
-			if m.policy.MayObserve(identity, n.Value.Identities()) {
-				changes = append(changes, Change{View: n.Value, Deleted: n.Deleted})
-			}
+		changes := make([]Change, len(news))
+		for i, n := range news {
+			changes[i] = Change{View: n.Value, Deleted: n.Deleted}
 		}
-		if len(changes) > 0 || initial {
-			if err := f(initial, changes); err != nil {
-				return err
-			}
+		if err := f(initial, changes); err != nil {
+			return err
 		}
 	}
 }

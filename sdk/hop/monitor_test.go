@@ -302,7 +302,7 @@ func (e events) Send(event *networkservice.ConnectionEvent) error {
 // open is a policy that shows everything to everybody.
 type open struct{ Strict }
 
-func (open) MayObserve(string, []string) bool { return true }
+func (open) IsObserver(string) bool { return true }
 
 // A watcher that asks for it is spared what changes nothing but tokens, and nothing
 // else; one that does not ask gets a sign of life with each refresh.

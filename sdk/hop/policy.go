@@ -3,7 +3,6 @@
 package hop
 
 import (
-	"slices"
 	"strings"
 	"time"
 
@@ -19,9 +18,9 @@ type Policy interface {
 	// segment at p.Index, has fresh tokens.
 	Admit(caller rpc.Caller, p path.Path, now time.Time) error
 
-	// MayObserve reports whether the identity sees a connection whose path
-	// contains the given identities. "" stands for whoever is not known.
-	MayObserve(id string, path []string) bool
+	// IsObserver reports whether the identity may see every connection, not only
+	// those whose path it is part of. "" stands for whoever is not known.
+	IsObserver(id string) bool
 }
 
 // Strict is the default policy: the checks of protocol.md §2.6, and that a
@@ -48,12 +47,6 @@ func (Strict) Admit(caller rpc.Caller, p path.Path, now time.Time) error {
 		return err
 	}
 	return t.VerifiedBy(caller.Cert)
-}
-
-// MayObserve lets an identity see the connections whose path it is part of, and
-// observers everything.
-func (s Strict) MayObserve(id string, path []string) bool {
-	return id != "" && slices.Contains(path, id) || s.IsObserver(id)
 }
 
 // IsObserver reports whether id is named as an observer. Whoever is not known is

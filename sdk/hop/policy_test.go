@@ -24,7 +24,8 @@ func TestStrictObservers(t *testing.T) {
 		{"unknown, with everything", []string{"*", "/*"}, "", []string{other}, false},
 		{"known, with an empty name", []string{""}, me, []string{other}, false},
 	} {
-		if got := (Strict{Observers: tt.observers}).MayObserve(tt.id, tt.path); got != tt.want {
+		m, v := NewMonitor(Strict{Observers: tt.observers}), &View{identities: func() []string { return tt.path }}
+		if got := m.maySee(tt.id, v); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}

@@ -20,6 +20,9 @@
 // latest value however often it changed meanwhile, and an idle reader costs a
 // few words. A tombstone is kept until every reader has passed it.
 //
+// Values may be about topics, and a reader may be for one: it is told no others, and
+// what is about others does not even wake it.
+//
 // Values are handed out as they were put: treat them as immutable.
 package watch
 
@@ -46,9 +49,24 @@ type Map[K comparable, V any] struct {
 	nodes   map[K]*node[K, V] // every node of log
 	log     *list.List        // of *node, by revision, alive and dead
 	dead    *list.List        // of *node, by revision, tombstones only
-	readers *list.List        // of *Reader that have a position, by Reader.rev
+	readers *list.List        // of *Reader that may have something to read, by Reader.rev
 	floor   uint64            // revision of the newest tombstone dropped
-	changed chan struct{}     // closed by the next change; nil when nobody waits
+
+	topics  func(V) []string          // of a value; nil: it has none. Fixed.
+	waiting map[interest]*queue[K, V] // readers that have read all there is for them
+}
+
+// interest is what a reader is told of.
+type interest struct {
+	all   bool
+	topic string // unless all
+}
+
+// queue is who waits for a change. They have no place among the readers: there is
+// nothing that they have not read, whatever the revision.
+type queue[K comparable, V any] struct {
+	readers map[*Reader[K, V]]struct{}
+	changed chan struct{} // closed by the next change
 }
 
 // node is the latest change of one key.
@@ -67,12 +85,19 @@ type Change[K comparable, V any] struct {
 }
 
 // New returns an empty map.
-func New[K comparable, V any]() *Map[K, V] {
+func New[K comparable, V any]() *Map[K, V] { return NewWithTopics[K, V](nil) }
+
+// NewWithTopics returns an empty map that has readers of topics. topics says what a
+// value is about; it is called with the map locked, and only if such a reader waits or
+// reads.
+func NewWithTopics[K comparable, V any](topics func(V) []string) *Map[K, V] {
 	return &Map[K, V]{
 		nodes:   make(map[K]*node[K, V]),
 		log:     list.New(),
 		dead:    list.New(),
 		readers: list.New(),
+		topics:  topics,
+		waiting: make(map[interest]*queue[K, V]),
 	}
 }
 
@@ -95,7 +120,7 @@ func (m *Map[K, V]) Put(k K, v V) uint64 {
 		n.inDead = nil
 	}
 	n.Change = Change[K, V]{Key: k, Value: v, Revision: m.rev}
-	m.broadcastLocked()
+	m.wakeLocked(v)
 	return m.rev
 }
 
@@ -112,8 +137,8 @@ func (m *Map[K, V]) Delete(k K) uint64 {
 	n.Deleted, n.Revision = true, m.rev
 	m.log.MoveToBack(n.inLog)
 	n.inDead = m.dead.PushBack(n)
+	m.wakeLocked(n.Value) // first: a tombstone is kept for readers that have a place
 	m.pruneLocked()
-	m.broadcastLocked()
 	return m.rev
 }
 
@@ -141,7 +166,7 @@ func (m *Map[K, V]) lenLocked() int { return m.log.Len() - m.dead.Len() }
 func (m *Map[K, V]) All() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
 		m.mu.Lock()
-		all := m.aliveLocked()
+		all := m.aliveLocked(interest{all: true})
 		m.mu.Unlock()
 		for _, c := range all {
 			if !yield(c.Key, c.Value) {
@@ -151,25 +176,33 @@ func (m *Map[K, V]) All() iter.Seq2[K, V] {
 	}
 }
 
-func (m *Map[K, V]) aliveLocked() []Change[K, V] {
-	all := make([]Change[K, V], 0, m.lenLocked())
+func (m *Map[K, V]) aliveLocked(in interest) (all []Change[K, V]) {
+	if in.all {
+		all = make([]Change[K, V], 0, m.lenLocked())
+	}
 	for e := m.log.Front(); e != nil; e = e.Next() {
-		if n := e.Value.(*node[K, V]); !n.Deleted {
+		if n := e.Value.(*node[K, V]); !n.Deleted && m.concerns(n.Value, in) {
 			all = append(all, n.Change)
 		}
 	}
 	return all
 }
 
+func (m *Map[K, V]) concerns(v V, in interest) bool {
+	return in.all || slices.Contains(m.topics(v), in.topic)
+}
+
 // sinceLocked returns what a reader that has seen rev does not know yet.
-func (m *Map[K, V]) sinceLocked(rev uint64) []Change[K, V] {
+func (m *Map[K, V]) sinceLocked(rev uint64, in interest) []Change[K, V] {
 	var changes []Change[K, V]
 	for e := m.log.Back(); e != nil; e = e.Prev() {
 		n := e.Value.(*node[K, V])
 		if n.Revision <= rev {
 			break
 		}
-		changes = append(changes, n.Change)
+		if m.concerns(n.Value, in) {
+			changes = append(changes, n.Change)
+		}
 	}
 	slices.Reverse(changes)
 	return changes
@@ -195,15 +228,40 @@ func (m *Map[K, V]) pruneLocked() {
 	}
 }
 
-func (m *Map[K, V]) broadcastLocked() {
-	if m.changed != nil {
-		close(m.changed)
-		m.changed = nil
+// wakeLocked wakes the readers that wait for a change like the latest one, whose value
+// is v. It is the first that they have to read.
+func (m *Map[K, V]) wakeLocked(v V) {
+	m.wakeQueueLocked(interest{all: true})
+	if len(m.waiting) > 0 {
+		for _, topic := range m.topics(v) {
+			m.wakeQueueLocked(interest{topic: topic})
+		}
 	}
 }
 
+func (m *Map[K, V]) wakeQueueLocked(in interest) {
+	q := m.waiting[in]
+	if q == nil {
+		return
+	}
+	delete(m.waiting, in)
+	for r := range q.readers {
+		r.queue = nil
+		r.placeLocked(m.rev - 1)
+	}
+	close(q.changed)
+}
+
 // Reader returns a reader whose first Next gives everything.
-func (m *Map[K, V]) Reader() *Reader[K, V] { return &Reader[K, V]{m: m} }
+func (m *Map[K, V]) Reader() *Reader[K, V] {
+	return &Reader[K, V]{m: m, in: interest{all: true}}
+}
+
+// ReaderOf is Reader for what is about one topic. That a value has turned to other
+// topics it is not told.
+func (m *Map[K, V]) ReaderOf(topic string) *Reader[K, V] {
+	return &Reader[K, V]{m: m, in: interest{topic: topic}}
+}
 
 // Follow returns a reader that is told only what changes from now on: for one
 // that takes its first picture by other means (an index, say) under a lock of
@@ -211,20 +269,59 @@ func (m *Map[K, V]) Reader() *Reader[K, V] { return &Reader[K, V]{m: m} }
 func (m *Map[K, V]) Follow() *Reader[K, V] {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := &Reader[K, V]{m: m, rev: m.rev}
-	r.place = m.readers.PushBack(r)
+	r := m.Reader()
+	r.begun = true
+	r.placeLocked(m.rev)
 	return r
 }
 
 // Reader follows a Map. Use it from one goroutine and close it in the end:
 // tombstones are kept for it.
 type Reader[K comparable, V any] struct {
-	m *Map[K, V]
+	m  *Map[K, V]
+	in interest
 
 	// Guarded by m.mu.
-	rev    uint64        // everything up to here has been told
-	place  *list.Element // of m.readers; nil before the first Next and after Close
+	begun  bool          // it has been told everything once
+	rev    uint64        // everything up to here has been told; means nothing while it waits
+	place  *list.Element // of m.readers; nil before the first Next, while it waits, and after Close
+	queue  *queue[K, V]  // nil unless it waits
 	closed bool
+}
+
+// placeLocked gives r, which has been told everything up to rev, a place among the
+// readers. Nobody has read more.
+func (r *Reader[K, V]) placeLocked(rev uint64) {
+	r.rev = rev
+	r.place = r.m.readers.PushBack(r)
+}
+
+// leaveLocked takes r out of its place, or the queue.
+func (r *Reader[K, V]) leaveLocked() {
+	if r.place != nil {
+		r.m.readers.Remove(r.place)
+		r.place = nil
+	}
+	if r.queue != nil {
+		delete(r.queue.readers, r)
+		if len(r.queue.readers) == 0 {
+			delete(r.m.waiting, r.in)
+		}
+		r.queue = nil
+	}
+}
+
+// waitLocked has r, which has been told everything, wait for a change.
+func (r *Reader[K, V]) waitLocked() <-chan struct{} {
+	r.leaveLocked()
+	q := r.m.waiting[r.in]
+	if q == nil {
+		q = &queue[K, V]{readers: make(map[*Reader[K, V]]struct{}), changed: make(chan struct{})}
+		r.m.waiting[r.in] = q
+	}
+	q.readers[r] = struct{}{}
+	r.queue = q
+	return q.changed
 }
 
 // Next returns what r does not know yet, each key once, by ascending revision.
@@ -255,26 +352,25 @@ func (r *Reader[K, V]) poll() ([]Change[K, V], <-chan struct{}, error) {
 	switch {
 	case r.closed:
 		return nil, nil, nserr.Stopping.Errorf("reader is closed")
-	case r.place == nil:
-		r.rev = m.rev
-		r.place = m.readers.PushBack(r)
-		return m.aliveLocked(), nil, nil
+	case !r.begun:
+		r.begun = true
+		r.placeLocked(m.rev)
+		return m.aliveLocked(r.in), nil, nil
+	case r.queue != nil: // somebody gave up waiting, and nothing has come since
+		return nil, r.queue.changed, nil
 	case r.rev < m.floor:
 		return nil, nil, nserr.WatchLost.Errorf("reader is at revision %d, deletions are known from %d on", r.rev, m.floor)
 	}
-	changes := m.sinceLocked(r.rev)
-	if r.rev != m.rev {
-		r.rev = m.rev
-		m.readers.MoveToBack(r.place)
+	changes := m.sinceLocked(r.rev, r.in)
+	if len(changes) == 0 {
+		wait := r.waitLocked()
 		m.pruneLocked()
+		return nil, wait, nil
 	}
-	if len(changes) > 0 {
-		return changes, nil, nil
-	}
-	if m.changed == nil {
-		m.changed = make(chan struct{})
-	}
-	return nil, m.changed, nil
+	r.rev = m.rev
+	m.readers.MoveToBack(r.place)
+	m.pruneLocked()
+	return changes, nil, nil
 }
 
 // Close lets go of the map. It may be called more than once.
@@ -282,9 +378,6 @@ func (r *Reader[K, V]) Close() {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
 	r.closed = true
-	if r.place != nil {
-		r.m.readers.Remove(r.place)
-		r.place = nil
-		r.m.pruneLocked()
-	}
+	r.leaveLocked()
+	r.m.pruneLocked()
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -171,6 +172,38 @@ func TestNextWaits(t *testing.T) {
 	})
 }
 
+// A reader of a topic that waits costs nothing while others change: it is not woken, and
+// nothing is kept for it.
+func TestOtherTopicsCostNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := watch.NewWithTopics[string](topicsOf)
+		r := m.ReaderOf("odd")
+		defer r.Close()
+		poll(t, r)
+		var told []watch.Change[string, int]
+		done := make(chan error)
+		go func() {
+			changes, err := r.Next(t.Context())
+			told = changes
+			done <- err
+		}()
+		synctest.Wait()
+		for i := range 1000 {
+			key := fmt.Sprint(i)
+			m.Put(key, 2*i)
+			m.Delete(key)
+		}
+		if kept := m.Kept(); kept != 0 {
+			t.Errorf("%d tombstones are kept, which nobody will read", kept)
+		}
+		m.Put("a", 1)
+		m.Delete("a")
+		if err := <-done; err != nil || len(told) != 1 || told[0].Value != 1 {
+			t.Errorf("Next = %v, %v; want the one odd value", told, err)
+		}
+	})
+}
+
 // TestSleeper: a reader that does not read costs a bounded number of
 // tombstones, delays nobody, and is told when it has missed something.
 func TestSleeper(t *testing.T) {
@@ -200,15 +233,26 @@ func TestSleeper(t *testing.T) {
 	}
 }
 
+// topicsOf has two topics for some values.
+func topicsOf(v int) []string {
+	topics := []string{[]string{"even", "odd"}[v%2]}
+	if v%3 == 0 {
+		topics = append(topics, "three")
+	}
+	return topics
+}
+
 // TestProperties compares readers of every kind with a plain map: whoever
 // applies what it is told has the state.
 func TestProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m, model := watch.New[string, int](), make(map[string]int)
+		m, model := watch.NewWithTopics[string](topicsOf), make(map[string]int)
+		gone := make(map[string]int) // the last value of what is deleted
 		type follower struct {
-			r    *watch.Reader[string, int]
-			view map[string]int
-			rev  uint64
+			r     *watch.Reader[string, int]
+			topic string // "" = everything
+			view  map[string]int
+			rev   uint64
 		}
 		var followers []*follower
 		catchUp := func(f *follower) {
@@ -232,8 +276,26 @@ func TestProperties(t *testing.T) {
 				} else {
 					f.view[c.Key] = c.Value
 				}
+				if f.topic != "" && !slices.Contains(topicsOf(c.Value), f.topic) {
+					t.Fatalf("a reader of %s is told %v", f.topic, c)
+				}
 			}
-			if diff := cmp.Diff(model, f.view); diff != "" {
+			if f.topic != "" {
+				for k := range f.view { // what has turned to other topics it is not told
+					v, known := model[k]
+					if !known {
+						v = gone[k]
+					}
+					if !slices.Contains(topicsOf(v), f.topic) {
+						delete(f.view, k)
+					}
+				}
+			}
+			want := maps.Clone(model)
+			maps.DeleteFunc(want, func(_ string, v int) bool {
+				return f.topic != "" && !slices.Contains(topicsOf(v), f.topic)
+			})
+			if diff := cmp.Diff(want, f.view); diff != "" {
 				t.Fatalf("reader (-state +view):\n%s", diff)
 			}
 		}
@@ -247,6 +309,9 @@ func TestProperties(t *testing.T) {
 			"delete": func(t *rapid.T) {
 				k := key.Draw(t, "key")
 				_, known := model[k]
+				if known {
+					gone[k] = model[k]
+				}
 				delete(model, k)
 				if rev := m.Delete(k); (rev != 0) != known {
 					t.Fatalf("Delete = %d, known %t", rev, known)
@@ -254,6 +319,10 @@ func TestProperties(t *testing.T) {
 			},
 			"reader": func(t *rapid.T) {
 				followers = append(followers, &follower{r: m.Reader(), view: map[string]int{}})
+			},
+			"reader of a topic": func(t *rapid.T) {
+				topic := rapid.SampledFrom([]string{"even", "odd", "three"}).Draw(t, "topic")
+				followers = append(followers, &follower{r: m.ReaderOf(topic), topic: topic, view: map[string]int{}})
 			},
 			"follow": func(t *rapid.T) {
 				followers = append(followers, &follower{r: m.Follow(), view: maps.Clone(model)})
@@ -320,6 +389,27 @@ func TestConcurrentUse(t *testing.T) {
 	writing.Wait()
 	m.Put(-1, 1)
 	wg.Wait()
+}
+
+// BenchmarkPutForOthers is a change while 1,000 readers wait for something else.
+func BenchmarkPutForOthers(b *testing.B) {
+	m := watch.NewWithTopics[int](func(v int) []string { return []string{"a", "b", "c", "d", "e"} })
+	var done sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	for i := range 1000 {
+		done.Go(func() {
+			r := m.ReaderOf(fmt.Sprint(i))
+			defer r.Close()
+			_, _ = r.Next(ctx)
+			_, _ = r.Next(ctx)
+		})
+	}
+	b.ReportAllocs()
+	for i := range b.N {
+		m.Put(i%10_000, i)
+	}
+	cancel()
+	done.Wait()
 }
 
 func BenchmarkPut(b *testing.B) {

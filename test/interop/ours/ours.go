@@ -57,7 +57,7 @@ func relays(who string) bool { return forwarders(who) || managers(who, "") }
 type everybody struct{}
 
 func (everybody) Admit(rpc.Caller, path.Path, time.Time) error { return nil }
-func (everybody) MayObserve(string, []string) bool             { return true }
+func (everybody) IsObserver(string) bool                       { return true }
 
 // policyOf is the policy of hops with that identity.
 func policyOf(s ref.Security) hop.Policy {
