@@ -47,12 +47,14 @@ type Machine struct {
 	Kernel string `json:"kernel"`
 	CPU    string `json:"cpu"`
 	Build  string `json:"build"` // nsm's version and the Go it was built with
-	Load   string `json:"load"`  // of the machine when the run began, 1 min average
+	// Others is how many processors were busy in the second before the run. The load
+	// average would still tell of the compiler that has just built the program.
+	Others float64 `json:"others"`
 }
 
 // Describe returns this machine and the nsm program.
 func Describe(ctx context.Context, nsm string) Machine {
-	m := Machine{Date: time.Now().UTC().Format("2006-01-02 15:04 MST"), Kernel: "unknown", CPU: cpuModel(), Build: runtime.Version(), Load: Load()}
+	m := Machine{Date: time.Now().UTC().Format("2006-01-02 15:04 MST"), Kernel: "unknown", CPU: cpuModel(), Build: runtime.Version(), Others: busyProcessors(ctx, time.Second)}
 	if version, err := exec.CommandContext(ctx, nsm, "version").Output(); err == nil {
 		m.Build = strings.TrimSpace(string(version)) // "nsm v0.1.0 (9ac672ca128d) go1.26.8 linux/amd64"
 	}
@@ -82,15 +84,52 @@ func cpuModel() string {
 	return fmt.Sprintf("%d × %s", runtime.NumCPU(), model)
 }
 
-// Busy reports whether the machine had other things to do when the run began.
-func (m Machine) Busy() bool {
-	load, err := strconv.ParseFloat(m.Load, 64)
-	return err == nil && load >= 1
+// busyProcessors is how many processors are busy meanwhile; 0 if the kernel does not
+// say.
+func busyProcessors(ctx context.Context, meanwhile time.Duration) float64 {
+	before := readTicks()
+	select {
+	case <-time.After(meanwhile):
+	case <-ctx.Done():
+	}
+	after := readTicks()
+	if after.all == before.all {
+		return 0
+	}
+	return float64(runtime.NumCPU()) * float64(after.busy-before.busy) / float64(after.all-before.all)
 }
+
+// ticks are those of all processors since the machine has started.
+type ticks struct{ busy, all uint64 }
+
+func readTicks() ticks {
+	data, _ := os.ReadFile("/proc/stat")
+	return parseTicks(string(data))
+}
+
+// parseTicks reads the first line of /proc/stat: proc_stat(5).
+func parseTicks(stat string) (t ticks) {
+	line, _, _ := strings.Cut(stat, "\n")
+	fields := strings.Fields(strings.TrimPrefix(line, "cpu "))
+	const idle, iowait, guest = 3, 4, 8
+	for i, f := range fields[:min(len(fields), guest)] { // guests' are in user's, too
+		n, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			return ticks{}
+		}
+		if t.all += n; i != idle && i != iowait {
+			t.busy += n
+		}
+	}
+	return t
+}
+
+// Busy reports whether the machine had other things to do when the run began.
+func (m Machine) Busy() bool { return m.Others >= 0.3 }
 
 // Heading is a line of Markdown that says it all.
 func (m Machine) Heading() string {
-	return fmt.Sprintf("%s; %s; %s; %s; load average before the run %s\n\n", m.Date, m.Kernel, m.CPU, m.Build, m.Load)
+	return fmt.Sprintf("%s; %s; %s; %s; %.2f processors busy in the second before the run\n\n", m.Date, m.Kernel, m.CPU, m.Build, m.Others)
 }
 
 // Verdict says whether a budget was met.
