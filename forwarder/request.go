@@ -11,7 +11,6 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/internal/undo"
@@ -19,6 +18,7 @@ import (
 	"github.com/openvwire/nsm/sdk/hop"
 	"github.com/openvwire/nsm/sdk/nserr"
 	hoppeer "github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 // Request makes or refreshes a wire (protocol.md §2.7, §3.3).
@@ -215,7 +215,7 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 // offer is the message that offers the leg to the endpoint. The mechanism is set
 // when the leg stands already and is to stay, else it is one preference (§2.12).
 func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceRequest {
-	out := proto.CloneOf(r.call.Conn)
+	out := rpc.Clone(r.call.Conn)
 	if r.known != nil && r.known.next.Peer.URL() != to.url {
 		hop.Trim(out) // what is behind is another hop's, until this one has answered
 	}
@@ -273,11 +273,11 @@ func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, 
 		f.log.Info("wire up", "connection", t.ID, "service", got.GetNetworkService(), "owner", call.Binding.Owner,
 			"endpoint", got.GetNetworkServiceEndpointName(), "left", w.left.String(), "right", w.right.String())
 	}
-	w.next.Hold(p, proto.Clone(got).(*networkservice.Connection), f.monitor)
+	w.next.Hold(p, got, f.monitor)
 	t.Record = w
 	t.ExpireAt(call.Expiry(ctx))
 
-	out := got
+	out := rpc.Shallow(got)
 	out.Mechanism = hop.MechanismMessage(w.left)
 	out.State = networkservice.State_UP
 	// Both halves name their interface, as observers of old expect it (§2.12). A

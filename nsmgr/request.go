@@ -16,7 +16,6 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/nsmgr/route"
 	"github.com/openvwire/nsm/sdk/conn"
@@ -170,10 +169,10 @@ func (m *Manager) ask(ctx, limited context.Context, r *task, f forwarder) (*netw
 	}
 	t.Record.binding = call.Binding
 	t.Record.forwarder = f.nse.GetName()
-	t.Record.next.Hold(p, proto.CloneOf(got), m.monitor)
+	t.Record.next.Hold(p, got, m.monitor)
 	t.ExpireAt(endOf(got, call.Expiry(ctx), time.Now()))
 	m.monitor.Publish(got)
-	return got, nil
+	return rpc.Shallow(got), nil
 }
 
 // endOf is when the connection has ended if nobody refreshes it: when this hop has to

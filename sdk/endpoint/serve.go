@@ -7,7 +7,6 @@ import (
 	"log/slog"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/openvwire/nsm/sdk/conn"
@@ -75,9 +74,10 @@ func (s *Server) request(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 	if known == nil {
 		s.log.Info("connection up", "connection", t.ID, "service", out.GetNetworkService(), "owner", r.Owner)
 	}
-	t.Record = &wire{binding: call.Binding, conn: proto.Clone(out).(*networkservice.Connection)}
+	kept := rpc.Clone(out) // out is the handlers', too
+	t.Record = &wire{binding: call.Binding, conn: kept}
 	t.ExpireAt(call.Expiry(ctx))
-	s.monitor.Publish(out)
+	s.monitor.Publish(kept)
 	return out, nil
 }
 
@@ -119,8 +119,9 @@ func (s *Server) expire(ctx context.Context, id string) {
 
 // drop forgets a connection. state is why, for the handler.
 func (s *Server) drop(ctx context.Context, t *conn.Turn[wire], state networkservice.State, why string) {
-	t.Record.conn.State = state
-	s.handler.Close(context.WithoutCancel(ctx), t.Record.conn)
+	c := rpc.Clone(t.Record.conn)
+	c.State = state
+	s.handler.Close(context.WithoutCancel(ctx), c)
 	t.Record = nil
 	s.monitor.Delete(t.ID)
 	s.log.Info("connection "+why, "connection", t.ID)

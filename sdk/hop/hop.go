@@ -222,16 +222,27 @@ func PathOf(conn *networkservice.Connection) path.Path {
 	return p
 }
 
+// setPath makes p conn's path. The segments that conn has are changed, not replaced.
 func setPath(conn *networkservice.Connection, p path.Path) {
-	out := &networkservice.Path{Index: uint32(p.Index), PathSegments: make([]*networkservice.PathSegment, len(p.Segments))}
+	segments := make([]*networkservice.PathSegment, len(p.Segments))
+	copy(segments, conn.GetPath().GetPathSegments())
 	for i, s := range p.Segments {
-		seg := &networkservice.PathSegment{Name: s.Name, Id: s.ID, Token: s.Token, Metrics: s.Metrics}
-		if !s.Expires.IsZero() {
+		if segments[i] == nil {
+			segments[i] = &networkservice.PathSegment{}
+		}
+		seg := segments[i]
+		seg.Name, seg.Id, seg.Token, seg.Metrics = s.Name, s.ID, s.Token, s.Metrics
+		switch {
+		case s.Expires.IsZero():
+			seg.Expires = nil
+		case !seg.Expires.IsValid() || !seg.Expires.AsTime().Equal(s.Expires):
 			seg.Expires = timestamppb.New(s.Expires)
 		}
-		out.PathSegments[i] = seg
 	}
-	conn.Path = out
+	if conn.Path == nil {
+		conn.Path = &networkservice.Path{}
+	}
+	conn.Path.Index, conn.Path.PathSegments = uint32(p.Index), segments
 }
 
 // Trim cuts the path behind conn's own segment; the endpoint does so (§2.4).

@@ -13,7 +13,6 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
@@ -60,10 +59,11 @@ func NewMonitor(policy Policy) *Monitor {
 }
 
 // Publish tells watchers that a connection is as given. Watchers get an UPDATE
-// even if nothing changed: old peers take it as a sign of life.
+// even if nothing changed: old peers take it as a sign of life. What c refers to, but for
+// its path, is what they see: it is not to be changed any more, see rpc.Shallow.
 func (m *Monitor) Publish(c *networkservice.Connection) {
 	now := time.Now()
-	v := &View{Conn: proto.Clone(c).(*networkservice.Connection), Since: now, Changed: now}
+	v := &View{Conn: rpc.Shallow(c), Since: now, Changed: now}
 	var tokens []string
 	for _, s := range v.Conn.GetPath().GetPathSegments() {
 		tokens = append(tokens, s.Token)
@@ -104,7 +104,7 @@ func sameButTokens(a, b *networkservice.Connection) bool {
 		a.GetNetworkService() == b.GetNetworkService() && a.GetNetworkServiceEndpointName() == b.GetNetworkServiceEndpointName() &&
 		a.GetPayload() == b.GetPayload() && maps.Equal(a.GetLabels(), b.GetLabels()) &&
 		a.GetPath().GetIndex() == b.GetPath().GetIndex() && samePath(a.GetPath().GetPathSegments(), b.GetPath().GetPathSegments()) &&
-		sameMechanism(a.GetMechanism(), b.GetMechanism()) && proto.Equal(a.GetContext(), b.GetContext())
+		sameMechanism(a.GetMechanism(), b.GetMechanism()) && rpc.EqualContexts(a.GetContext(), b.GetContext())
 }
 
 // sameMechanism is proto.Equal at a tenth of its price.
@@ -130,7 +130,7 @@ func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool)
 	if !ok {
 		return
 	}
-	c := proto.Clone(old.Conn).(*networkservice.Connection)
+	c := rpc.Clone(old.Conn)
 	if change(c) {
 		m.conns.Put(id, &View{
 			Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()),

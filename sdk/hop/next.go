@@ -13,6 +13,7 @@ import (
 
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 // CloseTimeout bounds the clean-up of one connection, which goes on when the
@@ -106,9 +107,9 @@ func (n *Next) lastWith(call *Call) *networkservice.Connection {
 	if call == nil {
 		return n.Conn
 	}
-	c := proto.Clone(n.Conn).(*networkservice.Connection)
+	c := rpc.Clone(n.Conn)
 	for i, s := range call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1] {
-		c.Path.PathSegments[i] = proto.Clone(s).(*networkservice.PathSegment)
+		c.Path.PathSegments[i] = rpc.Clone(s)
 	}
 	if Anew(nil, call.Conn) {
 		c.State = networkservice.State_RESELECT_REQUESTED
@@ -232,7 +233,7 @@ func asTold(own, event *networkservice.Connection) bool {
 	index := int(own.GetPath().GetIndex())
 	return own.GetState() == event.GetState() &&
 		samePath(own.GetPath().GetPathSegments()[index+1:], event.GetPath().GetPathSegments()[index+1:]) &&
-		proto.Equal(own.GetContext(), narrowed(event.GetContext(), own.GetContext().GetMTU()))
+		rpc.EqualContexts(own.GetContext(), narrowed(event.GetContext(), own.GetContext().GetMTU()))
 }
 
 // takeOver changes own to what an event of the next hop that fits says, and reports
@@ -242,7 +243,7 @@ func takeOver(own, event *networkservice.Connection) bool {
 		return false
 	}
 	index := int(own.GetPath().GetIndex())
-	event = proto.CloneOf(event)
+	event = rpc.Clone(event)
 	own.Path.PathSegments = append(own.Path.PathSegments[:index+1], event.Path.PathSegments[index+1:]...)
 	for _, s := range own.Path.PathSegments {
 		s.Token = "" // not ours to show

@@ -224,12 +224,6 @@ func wrongKind(method string) error {
 	return status.Errorf(codes.Internal, "%s is called as what it is not, unary or a stream", method)
 }
 
-// copyMessage makes dst equal to src; they share nothing.
-func copyMessage(dst, src proto.Message) {
-	proto.Reset(dst)
-	proto.Merge(dst, src)
-}
-
 // begin makes a call ready to be served: who, what, until when.
 func (c *localConn) begin(ctx context.Context, method string, opts []grpc.CallOption) (*localCall, error) {
 	m, ok := c.server.methods[method]

@@ -78,7 +78,7 @@ func (s localClientStream) SendMsg(m any) error {
 	default:
 	}
 	select {
-	case s.requests <- proto.Clone(m.(proto.Message)):
+	case s.requests <- Clone(m.(proto.Message)):
 		return nil
 	case <-s.call.done:
 		return io.EOF
@@ -147,7 +147,7 @@ func (s localServerStream) SendMsg(m any) error {
 	}
 	_ = s.call.SendHeader(nil) // fails when it is sent already
 	select {
-	case s.replies <- proto.Clone(m.(proto.Message)):
+	case s.replies <- Clone(m.(proto.Message)):
 		return nil
 	case <-s.call.ctx.Done():
 		return status.FromContextError(s.call.ctx.Err()).Err()
