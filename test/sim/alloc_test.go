@@ -68,8 +68,8 @@ func relevant(function string) bool {
 // of a wire. Across nodes manager and forwarder are passed twice, and the count is of
 // both.
 var ceilings = map[string]map[string][3]int64{ // by shape and hop
-	"local": {"client": {125, 155, 50}, "manager": {285, 270, 160}, "forwarder": {540, 355, 195}, "endpoint": {210, 210, 65}},
-	"VXLAN": {"client": {135, 180, 50}, "manager": {645, 615, 370}, "forwarder": {1095, 810, 430}, "endpoint": {230, 240, 70}},
+	"local": {"client": {108, 142, 50}, "manager": {197, 170, 137}, "forwarder": {455, 242, 168}, "endpoint": {152, 144, 82}},
+	"VXLAN": {"client": {112, 158, 50}, "manager": {394, 345, 292}, "forwarder": {850, 498, 346}, "endpoint": {157, 150, 86}},
 }
 
 // tooMany says what to do.
