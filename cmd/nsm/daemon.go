@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/openvwire/nsm/internal/garbage"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -61,6 +62,7 @@ func (a *app) daemon(c *cobra.Command, cfg interface{ common() daemonConfig }, r
 	c.GroupID = groupDaemon
 	c.Args = cobra.NoArgs
 	return a.command(c, cfg, func(ctx context.Context, _ []string) error {
+		garbage.Collect()
 		stopLevels := a.followLevelSignals()
 		defer stopLevels()
 		if common := cfg.common(); common.PprofEnabled {
