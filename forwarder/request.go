@@ -193,7 +193,7 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 	if err != nil {
 		return nil, err
 	}
-	rest, err := f.apply(ctx, t, want)
+	rest, err := f.apply(ctx, r, want)
 	if err != nil {
 		return nil, err
 	}
@@ -230,18 +230,21 @@ func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceReques
 }
 
 // apply brings the kernel to what is wanted. A refresh that changes nothing makes no
-// system call. What stood before stays if this fails, and if not until retire takes the
+// system call; whoever wants another path hears no packets, and that may be for damage
+// here. What stood before stays if this fails, and if not until retire takes the
 // rest of it, if there is any; but for what cannot be there at the same time
 // (docs/adr/0006).
-func (f *Forwarder) apply(ctx context.Context, t *conn.Turn[wire], want plan.Wire) (rest bool, err error) {
-	if t.Record != nil && equalWires(t.Record.desired, want) {
+func (f *Forwarder) apply(ctx context.Context, r *task, want plan.Wire) (rest bool, err error) {
+	t := r.turn
+	same := t.Record != nil && equalWires(t.Record.desired, want)
+	if same && !r.anew {
 		return false, nil
 	}
 	if err := f.spare(want); err != nil {
 		return false, err
 	}
 	change := f.config.Kernel.Apply
-	if t.Record != nil {
+	if t.Record != nil && !same {
 		left := leaving(t.Record.desired, want)
 		rest = len(left.Ends) > 0
 		if !besides(left, want) {

@@ -112,6 +112,26 @@ func TestLooksAreShared(t *testing.T) {
 	})
 }
 
+// Who wants another path hears no packets. If it gets the same again what stands is
+// compared with the kernel at once, not only when its turn of being looked at comes.
+func TestReselectRepairs(t *testing.T) {
+	for _, shape := range shapes {
+		t.Run(shape.name, func(t *testing.T) {
+			Run(t, func(t *testing.T, m *Mesh) {
+				m.Userspace = shape.tunnel
+				r := newRig(m, shape.payload, shape.across)
+				links := r.a.Kernel.Links()
+				r.a.deleteLink("web", "nsm-1")
+				askedToMove(r.e)
+				Pass(time.Second)
+				if now := r.a.Kernel.Links(); now != links {
+					t.Errorf("%d links, want %d", now, links)
+				}
+			})
+		})
+	}
+}
+
 // Damage that comes back at once, and one that cannot be repaired, are not said with
 // every round.
 func TestReconcileSaysItOnce(t *testing.T) {
