@@ -5,10 +5,12 @@ package netns_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/openvwire/nsm/internal/lab"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // Every daemon of both nodes is killed and started again: wires in the tunnel keep their
@@ -90,4 +92,30 @@ func TestTunnelOutlivesAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 60*time.Second, flows)
+}
+
+// A forwarder that demands encryption refuses an Ethernet wire to a node that has none,
+// and says so to who wants it; with a node that has it there is one.
+func TestEncryptionRequired(t *testing.T) {
+	needTUN(t)
+	l := newMesh(t, lab.Config{Env: sharedTunnel})
+	a, b := l.Node("a"), l.Node("b")
+	again := func(n *lab.Node, tunnel string) {
+		t.Helper()
+		if err := l.Daemon(n.Name, "forwarder").Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Start(t.Context(), "forwarder", "--wireguard-tunnel", tunnel); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serve(t, workload(t, b, "lan"), "lan", "--cidr", "10.60.2.0/24", "--payload", "ETHERNET")
+	client := workload(t, a, "web")
+	again(a, "required")
+	again(b, "off")
+	if _, err := tryConnect(t, client, "kernel://lan/nsm-1", "--name", "one"); err == nil || !strings.Contains(err.Error(), nserr.NotEncrypted.Code) {
+		t.Fatalf("a wire in the clear: %v, want %s", err, nserr.NotEncrypted.Code)
+	}
+	again(b, "auto")
+	connect(t, client, "kernel://lan/nsm-1", "--name", "two", "--wait", "30s")
 }
