@@ -222,13 +222,33 @@ func (w *Wire) hear(e peer.Event) {
 		w.client.log.Debug("event of another path, or an old one, is ignored", "connection", w.id)
 	case e.Kind == peer.Down || e.Conn.GetState() == networkservice.State_DOWN:
 		w.inbox.post(conn.PathDown)
-	case e.Conn.GetState() == networkservice.State_REFRESH_REQUESTED:
+	case e.Conn.GetState() == networkservice.State_REFRESH_REQUESTED, e.Conn.GetState() == networkservice.State_RESELECT_REQUESTED && w.echoes():
 		w.inbox.post(conn.AskedRefresh)
 	case e.Conn.GetState() == networkservice.State_RESELECT_REQUESTED:
 		w.inbox.post(conn.AskedReselect)
 	default:
 		w.inbox.drop(conn.PathDown, conn.PeerLost) // it is up again
 	}
+}
+
+// echoWithin is how long after a Request for another path a hop that asks for one may be
+// repeating the Request's own state.
+const echoWithin = time.Second
+
+// echoes reports whether the wish for another path is likely to be the wire's own.
+// Endpoints and forwarders of the reference tell watchers the state that a Request had:
+// who took that for a wish would ask without end. The same path is asked again, which
+// sets the state right; a hop whose wish it is has it still.
+func (w *Wire) echoes() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Since(w.wished) < echoWithin
+}
+
+func (w *Wire) noteWish() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wished = time.Now()
 }
 
 func (w *Wire) decide(e conn.Event) conn.Decision {
@@ -290,6 +310,8 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 		asked.Mechanism = nil
 		asked.NetworkServiceEndpointName = w.pinned
 		asked.State = networkservice.State_RESELECT_REQUESTED
+		defer w.noteWish() // the answer comes on another stream than its echo
+		w.noteWish()
 	}
 	if asked.Context != nil {
 		asked.Context.MTU = w.mtu // what the path has taken so far says nothing of what it takes now

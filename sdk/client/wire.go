@@ -86,6 +86,7 @@ type Wire struct {
 	over     bool                       // was up, and its life has ended; guarded by mu
 	ends     time.Time                  // when its life does; guarded by mu
 	path     path.Path                  // as it is known to be; guarded by mu, immutable
+	wished   time.Time                  // when it has last asked for another path itself, see echoes; guarded by mu
 	attempts int                        // failed in a row; guarded by mu
 	changed  chan struct{}              // closed at the next change; guarded by mu
 	last     error                      // of the last attempt; guarded by mu
