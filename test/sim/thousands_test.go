@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/openvwire/nsm/sdk/client"
 	"github.com/openvwire/nsm/test/bench/probe"
 	tables "github.com/openvwire/nsm/test/report"
@@ -34,10 +36,28 @@ var (
 // nothing, has all wires again.
 const rebuildBound = 10 * time.Second
 
+// needFiles lets the process have so many descriptors: that of a wire's namespace is at its
+// client, and while a Request is under way once more at each hop.
+func needFiles(t *testing.T, n uint64) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if limit.Cur >= n {
+		return
+	}
+	limit.Cur, limit.Max = n, max(limit.Max, n)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatalf("%d descriptors, which are needed: %v; run as root, or raise 'ulimit -n'", n, err)
+	}
+}
+
 // Very many wires need as much each as a few do: memory while they stand, and work
 // when they are refreshed and when a manager or a forwarder has forgotten them all.
 func TestThousands(t *testing.T) {
 	n := *thousands
+	needFiles(t, 3*uint64(n))
 	var rows []string
 	row := func(format string, args ...any) { rows = append(rows, fmt.Sprintf(format, args...)) }
 	for _, shape := range wiresShapes {
