@@ -43,17 +43,25 @@ func BenchmarkVXLAN(b *testing.B) {
 	})
 }
 
-// BenchmarkNothingToDo is what a look at a wire costs that is as it should be: alone in
-// its namespaces, and one of 100. It is what a refresh costs.
+// manyWires makes so many wires, all between two namespaces.
+func manyWires(b *testing.B, many int) (n *node, wires []plan.Wire) {
+	b.Helper()
+	n = newNode(b, "fwd")
+	client, endpoint := n.workload(), n.workload()
+	for i := range many {
+		wires = append(wires, numberedWire(i, client, endpoint))
+		mustApply(b, n, wires[i])
+	}
+	return n, wires
+}
+
+// BenchmarkNothingToDo is what Apply costs of a wire that is as it should be: alone in its
+// namespaces, and one of 100.
 func BenchmarkNothingToDo(b *testing.B) {
 	for _, many := range []int{1, 100} {
 		b.Run(fmt.Sprint("of=", many), func(b *testing.B) {
-			n := newNode(b, "fwd")
-			client, endpoint := n.workload(), n.workload()
-			for i := range many {
-				mustApply(b, n, numberedWire(i, client, endpoint))
-			}
-			last := numberedWire(many-1, client, endpoint)
+			n, wires := manyWires(b, many)
+			last := wires[many-1]
 			begun := cpu()
 			for b.Loop() {
 				mustApply(b, n, last)
@@ -67,16 +75,12 @@ func BenchmarkNothingToDo(b *testing.B) {
 func BenchmarkLook(b *testing.B) {
 	for _, many := range []int{1, 100} {
 		b.Run(fmt.Sprint("of=", many), func(b *testing.B) {
-			n := newNode(b, "fwd")
-			client, endpoint := n.workload(), n.workload()
-			for i := range many {
-				mustApply(b, n, numberedWire(i, client, endpoint))
-			}
+			n, wires := manyWires(b, many)
 			begun := cpu()
 			for b.Loop() {
 				intact := n.Look()
-				for i := range many {
-					if !intact(b.Context(), numberedWire(i, client, endpoint)) {
+				for _, w := range wires {
+					if !intact(b.Context(), w) {
 						b.Fatal("a wire is not intact")
 					}
 				}

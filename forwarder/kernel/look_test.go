@@ -4,9 +4,6 @@ package kernel_test
 
 import (
 	"fmt"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -94,16 +91,7 @@ func TestLookFindsTheBadOnes(t *testing.T) {
 
 // The wires of the tunnel are read once for all.
 func TestLookAtTunnel(t *testing.T) {
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skipf("no TUN devices here: %v", err)
-	}
-	n := newNode(t, "fwd")
-	backend := n.useWireGuardAt(t, filepath.Join(t.TempDir(), "wg.sock"), true)
-	own, err := n.OpenTunnel(t.Context(), plan.TunnelNode{PrivateKey: newKey(t), Port: 51820, ID: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	peer := plan.TunnelPeer{Key: newKey(t), ID: 2, Endpoint: netip.MustParseAddrPort("172.16.0.2:51820")}
+	n, backend, own, peer := tunnelNode(t)
 	var wires []plan.Wire
 	for i := range uint32(3) {
 		peer.Wire = 7 + i

@@ -10,21 +10,28 @@ import (
 	"testing"
 
 	"github.com/openvwire/nsm/forwarder/plan"
+	"github.com/openvwire/nsm/forwarder/wireguard"
 )
 
-// An end in the tunnel that moves within its node stands in two namespaces until the old
-// one is removed. Whoever starts then finds both, and removes one without the other.
-func TestTunnelEndInTwoPlaces(t *testing.T) {
+// tunnelNode is a node with its end of the tunnel, and another one to lead wires to.
+func tunnelNode(t *testing.T) (n *node, backend wireguard.Backend, own plan.TunnelNode, peer plan.TunnelPeer) {
+	t.Helper()
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN devices here: %v", err)
 	}
-	n := newNode(t, "fwd")
-	backend := n.useWireGuardAt(t, filepath.Join(t.TempDir(), "wg.sock"), true)
+	n = newNode(t, "fwd")
+	backend = n.useWireGuardAt(t, filepath.Join(t.TempDir(), "wg.sock"), true)
 	own, err := n.OpenTunnel(t.Context(), plan.TunnelNode{PrivateKey: newKey(t), Port: 51820, ID: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := plan.TunnelPeer{Key: newKey(t), ID: 2, Wire: 7, Endpoint: netip.MustParseAddrPort("172.16.0.2:51820")}
+	return n, backend, own, plan.TunnelPeer{Key: newKey(t), ID: 2, Wire: 7, Endpoint: netip.MustParseAddrPort("172.16.0.2:51820")}
+}
+
+// An end in the tunnel that moves within its node stands in two namespaces until the old
+// one is removed. Whoever starts then finds both, and removes one without the other.
+func TestTunnelEndInTwoPlaces(t *testing.T) {
+	n, backend, own, peer := tunnelNode(t)
 	var places []string
 	for i := range uint32(2) {
 		key := n.workload()
