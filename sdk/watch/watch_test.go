@@ -394,22 +394,19 @@ func TestConcurrentUse(t *testing.T) {
 // BenchmarkPutForOthers is a change while 1,000 readers wait for something else.
 func BenchmarkPutForOthers(b *testing.B) {
 	m := watch.NewWithTopics[int](func(v int) []string { return []string{"a", "b", "c", "d", "e"} })
-	var done sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
 	for i := range 1000 {
-		done.Go(func() {
-			r := m.ReaderOf(fmt.Sprint(i))
-			defer r.Close()
-			_, _ = r.Next(ctx)
-			_, _ = r.Next(ctx)
-		})
+		r := m.ReaderOf(fmt.Sprint(i))
+		defer r.Close()
+		_, _ = r.Next(gone)
+		_, _ = r.Next(gone) // it has given up waiting, but waits as far as the map knows
 	}
 	b.ReportAllocs()
+	b.ResetTimer()
 	for i := range b.N {
 		m.Put(i%10_000, i)
 	}
-	cancel()
-	done.Wait()
 }
 
 func BenchmarkPut(b *testing.B) {
