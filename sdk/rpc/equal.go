@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// EqualContexts is proto.Equal of contexts, at a tenth of its price.
+// EqualContexts is proto.Equal of contexts, without reflection (BenchmarkEqualContexts).
 func EqualContexts(a, b *networkservice.ConnectionContext) bool {
 	if a == nil || b == nil {
 		return a == b

@@ -189,7 +189,7 @@ func copyTimestamp(dst, src *timestamppb.Timestamp) {
 	copyUnknown(dst, src)
 }
 
-// unknown copies the fields that are of a later version of the API.
+// copyUnknown copies the fields that are of a later version of the API.
 func copyUnknown(dst, src proto.Message) {
 	if fields := src.ProtoReflect().GetUnknown(); len(fields) > 0 {
 		dst.ProtoReflect().SetUnknown(append([]byte(nil), fields...))
