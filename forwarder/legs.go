@@ -40,7 +40,7 @@ type leg struct {
 	peer          mechanism.Key
 	ownDevice     bool // the kernel has a device of this wire alone, from an earlier life
 
-	// In the tunnel that all wires share; while it is offered, what follows it is settled
+	// In the tunnel that all wires share; while it is offered, what stands above is settled
 	// too, in case that it is not accepted.
 	tunnel *plan.Tunnel // nil: not in it
 	renew  bool         // the session with the peer has been dead for long

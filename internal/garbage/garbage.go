@@ -10,7 +10,7 @@ import (
 
 // percent is GOGC of daemons. What passes through one with a refresh is several times
 // what it keeps for the connection, and most is garbage at once: with Go's own 100
-// collecting was a sixth of a refresh's time. With 200 it is a tenth, and at its peak the
+// collecting was a sixth of a refresh's time. With 200 it is an eighth, and at its peak the
 // heap is three times what is live, instead of two.
 const percent = 200
 
