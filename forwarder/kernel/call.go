@@ -40,8 +40,8 @@ type site struct {
 
 	ipv6 bool // the wire has something of IPv6 here
 
-	// addrEvents reports IPv6 addresses that became usable; nil unless ipv6.
-	addrEvents *nl.NetlinkSocket
+	// localRoutes reports IPv6 addresses that became usable; nil unless ipv6.
+	localRoutes *nl.NetlinkSocket
 
 	known      *known
 	ends       map[plan.Side]located // of the wire, as found when the site was read
@@ -89,7 +89,7 @@ func (s *site) enter(k *Kernel, w plan.Wire, brief bool) (err error) {
 		return err
 	}
 	if s.ipv6 = hasIPv6(w, s.ns.Key()); s.ipv6 {
-		if s.addrEvents, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR); err != nil {
+		if s.localRoutes, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_ROUTE); err != nil {
 			return err
 		}
 	}
@@ -179,8 +179,8 @@ func (c *call) close() {
 		if s.ctl >= 0 {
 			unix.Close(s.ctl)
 		}
-		if s.addrEvents != nil {
-			s.addrEvents.Close()
+		if s.localRoutes != nil {
+			s.localRoutes.Close()
 		}
 	}
 }

@@ -24,7 +24,7 @@ import (
 func (c *call) doUnlessCancelled(step plan.Step) error {
 	err := c.ctx.Err()
 	if err == nil {
-		if removes(step) {
+		if removes(step) || joins(step) {
 			c.settle()
 		}
 		err = c.do(step)
@@ -45,6 +45,14 @@ func removes(step plan.Step) bool {
 		return true
 	}
 	return false
+}
+
+// joins reports whether packets may take a new route while there is an old one: of IPv6
+// routes to one destination through next hops the kernel uses all. Other routes wait
+// behind the old one until that goes.
+func joins(step plan.Step) bool {
+	r, is := step.(plan.AddRoute)
+	return is && r.Route.Via.Is6()
 }
 
 // do executes one step. What is to be removed and is not there is no error.

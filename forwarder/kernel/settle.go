@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"net/netip"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -19,13 +20,15 @@ import (
 const settleTimeout = time.Second
 
 // settle waits until the wire carries packets over what was made since the last time:
-// before anything goes that it takes the place of, and at the end. The kernel finishes
+// before packets are led there while there is still something else, before anything goes
+// that it takes the place of, and at the end. The kernel finishes
 // two things in the background after it has said yes:
 //
 //   - the end that was switched on first gets its carrier, and with it its
 //     queue, from a work item; asking for the link state by ethtool runs it now;
 //   - an IPv6 address answers only when the work item of duplicate address
-//     detection, which NODAD makes short, has run; then it is announced.
+//     detection, which NODAD makes short, has put a route to it in the table "local".
+//     That route is announced when it is there, the address itself a little before.
 func (c *call) settle() {
 	done := c.unsettled
 	c.unsettled = nil
@@ -36,7 +39,7 @@ func (c *call) settle() {
 			c.sites[step.NetNS].syncCarrier(step.Name)
 		case plan.AddAddr:
 			s := c.sites[step.NetNS]
-			if !step.Addr.Addr().Is6() || s.addrEvents == nil {
+			if !step.Addr.Addr().Is6() || s.localRoutes == nil {
 				continue
 			}
 			if pending[s] == nil {
@@ -81,27 +84,44 @@ func (s *site) awaitAddrs(addrs map[usable]bool, deadline time.Time) {
 			return
 		}
 		timeout := unix.NsecToTimeval(left.Nanoseconds())
-		if s.addrEvents.SetReceiveTimeout(&timeout) != nil {
+		if s.localRoutes.SetReceiveTimeout(&timeout) != nil {
 			return
 		}
-		messages, _, err := s.addrEvents.Receive()
+		messages, _, err := s.localRoutes.Receive()
 		if err != nil {
 			return
 		}
 		for _, m := range messages {
-			if m.Header.Type != unix.RTM_NEWADDR || len(m.Data) < unix.SizeofIfAddrmsg {
-				continue
-			}
-			header := nl.DeserializeIfAddrmsg(m.Data)
-			attrs, err := nl.ParseRouteAttr(m.Data[header.Len():])
-			if err != nil {
-				continue
-			}
-			for _, a := range attrs {
-				if a.Attr.Type == unix.IFA_ADDRESS || a.Attr.Type == unix.IFA_LOCAL {
-					delete(addrs, usable{int(header.Index), addrOf(a.Value)})
-				}
+			if u, ok := becameUsable(m); ok {
+				delete(addrs, u)
 			}
 		}
 	}
+}
+
+// becameUsable returns the address that a message of rtnetlink(7) says there is a local
+// route to.
+func becameUsable(m syscall.NetlinkMessage) (u usable, ok bool) {
+	if m.Header.Type != unix.RTM_NEWROUTE || len(m.Data) < unix.SizeofRtMsg {
+		return u, false
+	}
+	route := nl.DeserializeRtMsg(m.Data)
+	if route.Type != unix.RTN_LOCAL || route.Dst_len != 128 {
+		return u, false
+	}
+	attrs, err := nl.ParseRouteAttr(m.Data[route.Len():])
+	if err != nil {
+		return u, false
+	}
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.RTA_DST:
+			u.addr = addrOf(a.Value)
+		case unix.RTA_OIF:
+			if len(a.Value) == 4 {
+				u.link = int(nl.NativeEndian().Uint32(a.Value))
+			}
+		}
+	}
+	return u, u.link != 0 && u.addr.IsValid()
 }

@@ -16,7 +16,8 @@ import (
 //
 // The kernel has several routes to one destination in the order in which they were
 // added, and uses the first: the new one takes over as the old one goes, without a
-// moment in between. (IPv6 may use both while there are both, and both lead somewhere.)
+// moment in between. (IPv6 uses both while there are both, if they have next hops, so the
+// new one comes when all else of its link is ready.)
 // An address may be on two links.
 //
 // If the new link cannot be made, the old one gets its name back, and nothing has
