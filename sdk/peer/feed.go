@@ -8,6 +8,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -39,6 +40,7 @@ func (f *feed) routineReceive(ctx context.Context, client networkservice.Monitor
 }
 
 func (f *feed) receive(ctx context.Context, client networkservice.MonitorConnectionClient, name string, opts ...grpc.CallOption) error {
+	ctx = metadata.AppendToOutgoingContext(ctx, ChangesOnly, "1")
 	stream, err := client.MonitorConnections(ctx, &networkservice.MonitorScopeSelector{
 		PathSegments: []*networkservice.PathSegment{{Name: name}},
 	}, append(opts, grpc.MaxCallRecvMsgSize(maxState), rpc.WhenSuperseded(func() { f.superseded <- struct{}{} }))...)
