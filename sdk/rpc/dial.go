@@ -57,6 +57,8 @@ func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 		}),
 		grpc.WithAuthority(authority),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithStaticStreamWindowSize(streamWindowBytes),
+		grpc.WithStaticConnWindowSize(connWindowBytes),
 		grpc.WithIdleTimeout(0), // whoever holds the connection decides
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: connectTimeout,

@@ -36,6 +36,8 @@ func NewServer(o ServerOptions) *grpc.Server {
 		grpc.Creds(o.Credentials),
 		grpc.MaxRecvMsgSize(o.MaxMessage),
 		grpc.ConnectionTimeout(connectTimeout),
+		grpc.StaticStreamWindowSize(streamWindowBytes),
+		grpc.StaticConnWindowSize(connWindowBytes),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.ChainUnaryInterceptor(g.unary),
