@@ -50,6 +50,12 @@ const DefaultManager = rpc.DefaultManager
 // DefaultRequestTimeout bounds one Request, as NSM_REQUEST_TIMEOUT.
 const DefaultRequestTimeout = 15 * time.Second
 
+// probeManager is how long the manager may say nothing before it is asked whether it is
+// alive. Wires do without it, and there is no other one to ask, so it is enough to notice
+// now and then that it is frozen; that it ends or is restarted the socket tells at once.
+// What is asked of a manager is multiplied by the clients of its node.
+const probeManager = 10 * time.Second
+
 // Config says who asks whom. The zero value is what most programs want.
 type Config struct {
 	// Name of the client in paths. A client that comes back under the same name
@@ -118,7 +124,7 @@ func Open(ctx context.Context, c Config) (_ *Client, err error) {
 		}
 		tokens := token.NewGenerator(c.Source, c.TokenLifetime)
 		creds, _ := rpc.MutualTLS(c.Source, c.Source)
-		c.Peers = peer.NewPool(peer.PoolConfig{Name: c.Name, Logger: c.Logger, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
+		c.Peers = peer.NewPool(peer.PoolConfig{Name: c.Name, ProbeEvery: probeManager, Logger: c.Logger, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
 			cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: creds, Tokens: tokens})
 			return cc, cc, err
 		}})

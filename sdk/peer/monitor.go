@@ -255,7 +255,7 @@ func (m *monitor) follow(ctx context.Context, p *Peer, patient bool) error {
 	defer young.Stop()
 	settled := newStoppedTimer() // until there is something to settle
 	defer settled.Stop()
-	pulse := newPulse(conn)
+	pulse := newPulse(conn, p.pool.config.ProbeEvery)
 	defer pulse.stop()
 	take := func(e *networkservice.ConnectionEvent) {
 		pulse.heard()

@@ -102,6 +102,24 @@ func TestOneStreamForAll(t *testing.T) {
 	})
 }
 
+// Every stream says that it has no use for refreshes, also one that takes another's place.
+func TestAsksForChangesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHop(t)
+		p := newPool(t, h).Get("a")
+		defer p.Release()
+		defer p.Subscribe("1", new(listener).hear)()
+		synctest.Wait()
+		h.fail(up("1"))
+		time.Sleep(5 * time.Second)
+		h.set(func() {
+			if h.opened < 2 || h.spared != h.opened {
+				t.Errorf("of %d streams %d want changes only", h.opened, h.spared)
+			}
+		})
+	})
+}
+
 func TestLostAndRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHop(t)

@@ -42,8 +42,11 @@ type PoolConfig struct {
 	Dial func(url string) (grpc.ClientConnInterface, io.Closer, error)
 	// Name is the name of the own path segments, by which the events of own
 	// connections are told from others.
-	Name   string
-	Logger *slog.Logger // nil: slog.Default()
+	Name string
+	// ProbeEvery is how long a peer may say nothing before it is asked whether it is
+	// alive. 0: 2 s, for those who heal what leads through the peer.
+	ProbeEvery time.Duration
+	Logger     *slog.Logger // nil: slog.Default()
 }
 
 // Pool is a set of peers by URL.
@@ -63,6 +66,9 @@ type Pool struct {
 func NewPool(c PoolConfig) *Pool {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.ProbeEvery == 0 {
+		c.ProbeEvery = defaultProbeEvery
 	}
 	return &Pool{config: c, peers: make(map[string]*Peer)}
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -40,6 +41,7 @@ type hop struct {
 	streams []chan action // open now
 	down    bool          // refuses streams
 	mute    bool          // accepts streams and says nothing
+	spared  int           // streams that want changes only
 	first   *networkservice.ConnectionEvent
 	dials   int
 	closes  int
@@ -65,6 +67,7 @@ func (h *hop) MonitorConnections(sel *networkservice.MonitorScopeSelector, s net
 	actions := make(chan action, 16)
 	h.mu.Lock()
 	h.opened++
+	h.spared += len(metadata.ValueFromIncomingContext(s.Context(), ChangesOnly))
 	if h.down {
 		h.mu.Unlock()
 		return nserr.Stopping.Errorf("down")

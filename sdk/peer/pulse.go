@@ -11,12 +11,12 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// A peer that has told nothing for probeEvery is asked whether it is alive, and at
-// once again after probeLimit without an answer. The second time it is lost: after
-// two to four seconds.
+// A peer that has told nothing for PoolConfig.ProbeEvery is asked whether it is alive,
+// and at once again after probeLimit without an answer. The second time it is lost: two
+// seconds later.
 const (
-	probeEvery = 2 * time.Second
-	probeLimit = time.Second
+	defaultProbeEvery = 2 * time.Second
+	probeLimit        = time.Second
 )
 
 // pulse tells a peer that is dead from one that has nothing to say: it calls
@@ -27,14 +27,15 @@ const (
 // (package rpc, dial.go). A call is none of these, and all gRPC servers answer it.
 type pulse struct {
 	health  healthpb.HealthClient
-	due     *time.Timer // fires when it is time to ask
-	answers chan bool   // gets whether the call under way was answered
-	next    time.Time   // when to ask, unless there is a sign of life
-	silent  int         // calls in a row without an answer
+	every   time.Duration // without a sign of life
+	due     *time.Timer   // fires when it is time to ask
+	answers chan bool     // gets whether the call under way was answered
+	next    time.Time     // when to ask, unless there is a sign of life
+	silent  int           // calls in a row without an answer
 }
 
-func newPulse(conn grpc.ClientConnInterface) *pulse {
-	p := &pulse{health: healthpb.NewHealthClient(conn), due: time.NewTimer(probeEvery), answers: make(chan bool, 1)}
+func newPulse(conn grpc.ClientConnInterface, every time.Duration) *pulse {
+	p := &pulse{health: healthpb.NewHealthClient(conn), every: every, due: time.NewTimer(every), answers: make(chan bool, 1)}
 	p.heard()
 	return p
 }
@@ -44,7 +45,7 @@ func (p *pulse) stop() { p.due.Stop() }
 // heard notes a sign of life. Peers that were lost together are not asked together
 // for ever.
 func (p *pulse) heard() {
-	p.next, p.silent = time.Now().Add(probeEvery-rand.N(probeEvery/4)), 0
+	p.next, p.silent = time.Now().Add(p.every-rand.N(p.every/4)), 0
 }
 
 // isQuiet reports whether to ask now that due has fired.

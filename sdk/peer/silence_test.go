@@ -161,7 +161,7 @@ func TestFrozenPeer(t *testing.T) {
 			process.shut()
 			time.Sleep(2*probeLimit - 1)
 			l.expect(t) // it may be busy
-			time.Sleep(probeEvery + 1)
+			time.Sleep(defaultProbeEvery + 1)
 			l.expect(t, "lost")
 			time.Sleep(3 * time.Second)
 			l.expect(t)
@@ -186,7 +186,7 @@ func TestFrozenFromTheBeginning(t *testing.T) {
 		process.shut()
 		var l listener
 		defer p.Subscribe("1", l.hear)()
-		time.Sleep(probeEvery + 3*probeLimit)
+		time.Sleep(defaultProbeEvery + 3*probeLimit)
 		l.expect(t, "lost")
 		process.reopen()
 		time.Sleep(connectAgain)
@@ -232,46 +232,48 @@ func (c *counting) Invoke(ctx context.Context, method string, args, reply any, o
 	return c.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
 }
 
-// A peer is asked every two seconds, for all that is subscribed to together, and
+// A peer is asked as often as the pool says, for all that is subscribed to together, and
 // not while it tells of itself, nor while nobody wants to know.
 func TestProbesAreFew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHop(t)
-		conn := &counting{ClientConnInterface: h.local.Dial(rpc.LocalCaller{})}
-		pool := NewPool(PoolConfig{Name: ownName, Logger: quiet, Dial: func(string) (grpc.ClientConnInterface, io.Closer, error) { return conn, nil, nil }})
-		defer pool.Close()
-		p := pool.Get("a")
-		defer p.Release()
-		time.Sleep(time.Minute)
-		if n := conn.checks.Load(); n != 0 {
-			t.Errorf("%d checks that nobody wants", n)
-		}
-		var cancels []func()
-		for _, id := range []string{"1", "2", "3"} {
-			cancels = append(cancels, p.Subscribe(id, func(Event) {}))
-		}
-		time.Sleep(100 * probeEvery)
-		if n := conn.checks.Load(); n < 99 || n > 140 {
-			t.Errorf("%d checks in %v", n, 100*probeEvery)
-		}
-		h.send(update(up("1")))
-		conn.checks.Store(0)
-		for range 100 {
-			time.Sleep(probeEvery / 2)
+	for set, every := range map[time.Duration]time.Duration{0: defaultProbeEvery, 10 * time.Second: 10 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHop(t)
+			conn := &counting{ClientConnInterface: h.local.Dial(rpc.LocalCaller{})}
+			pool := NewPool(PoolConfig{Name: ownName, ProbeEvery: set, Logger: quiet, Dial: func(string) (grpc.ClientConnInterface, io.Closer, error) { return conn, nil, nil }})
+			defer pool.Close()
+			p := pool.Get("a")
+			defer p.Release()
+			time.Sleep(time.Minute)
+			if n := conn.checks.Load(); n != 0 {
+				t.Errorf("%d checks that nobody wants", n)
+			}
+			var cancels []func()
+			for _, id := range []string{"1", "2", "3"} {
+				cancels = append(cancels, p.Subscribe(id, func(Event) {}))
+			}
+			time.Sleep(100 * every)
+			if n := conn.checks.Load(); n < 99 || n > 140 {
+				t.Errorf("%d checks in %v", n, 100*every)
+			}
 			h.send(update(up("1")))
-		}
-		if n := conn.checks.Load(); n != 0 {
-			t.Errorf("%d checks while there is news", n)
-		}
-		for _, f := range cancels {
-			f()
-		}
-		conn.checks.Store(0)
-		time.Sleep(time.Minute)
-		if n := conn.checks.Load(); n != 0 {
-			t.Errorf("%d checks afterwards", n)
-		}
-	})
+			conn.checks.Store(0)
+			for range 100 {
+				time.Sleep(every / 2)
+				h.send(update(up("1")))
+			}
+			if n := conn.checks.Load(); n != 0 {
+				t.Errorf("%d checks while there is news", n)
+			}
+			for _, f := range cancels {
+				f()
+			}
+			conn.checks.Store(0)
+			time.Sleep(time.Minute)
+			if n := conn.checks.Load(); n != 0 {
+				t.Errorf("%d checks afterwards", n)
+			}
+		})
+	}
 }
 
 // A peer that comes and goes ten times a second is watched less and less eagerly,
