@@ -35,7 +35,7 @@ type holdOptions struct {
 
 func (o options) holdOptions() holdOptions {
 	return holdOptions{
-		soakOptions: soakOptions{wires: o.wires, lifetime: token.DefaultLifetime, mix: holdMix, perClient: max(1, o.wires/10)},
+		soakOptions: soakOptions{wires: o.wires, lifetime: token.DefaultLifetime, mix: holdMix, perClient: max(1, o.wires/10), up: !o.apart},
 		hold:        o.hold, every: min(time.Minute, o.hold/2), pings: 12,
 	}
 }
@@ -48,7 +48,11 @@ func (o options) holdAndReport(ctx context.Context) error {
 		return err
 	}
 	fmt.Print(r.table())
-	return o.to.Write(r, map[string]string{"scale:wires": r.table()})
+	place := "scale:wires"
+	if o.apart {
+		place = "scale:wires-apart"
+	}
+	return o.to.Write(r, map[string]string{place: r.table()})
 }
 
 // Held is what a hold has found.
@@ -57,6 +61,7 @@ type Held struct {
 	Wires   int // all of them carry packets in the beginning and in the end
 	Kinds   map[string]int
 	Clients int
+	Apart   bool // every daemon is a process of its own
 	Hold    time.Duration
 	Made    time.Duration // all wires, one after the other at each client
 	Closed  time.Duration
@@ -80,7 +85,7 @@ type sample struct {
 
 // The bounds of a hold.
 const (
-	holdCPU = 0.03 // of one core, all daemons together
+	holdCPU = 0.03 // of one core, all daemons together, as 'nsm up' has them
 	holdGet = 200 * time.Millisecond
 )
 
@@ -96,7 +101,7 @@ func (o options) holdRun(ctx context.Context, ho holdOptions) (r *Held, err erro
 			err = fmt.Errorf("%w%s", err, s.keepLogs(ctx, 0))
 		}
 	}()
-	r = &Held{Machine: report.Describe(ctx, o.nsm), Wires: ho.wires, Clients: len(s.clients), Hold: ho.hold, Kinds: make(map[string]int)}
+	r = &Held{Machine: report.Describe(ctx, o.nsm), Wires: ho.wires, Clients: len(s.clients), Apart: !ho.up, Hold: ho.hold, Kinds: make(map[string]int)}
 	for i := range ho.wires {
 		r.Kinds[ho.mix[i%len(ho.mix)].name]++
 	}
@@ -258,11 +263,19 @@ func (r *Held) table() string {
 		kinds = append(kinds, fmt.Sprintf("%d %s", n, name))
 	}
 	slices.Sort(kinds)
-	fmt.Fprintf(&b, "%d wires (%s) of %d clients, held for %v.\n\n", r.Wires, strings.Join(kinds, ", "), r.Clients, r.Hold)
+	daemons := "`nsm up` on each node"
+	if r.Apart {
+		daemons = "every daemon a process of its own"
+	}
+	fmt.Fprintf(&b, "%d wires (%s) of %d clients, held for %v, %s.\n\n", r.Wires, strings.Join(kinds, ", "), r.Clients, r.Hold, daemons)
 	get := slices.Sorted(slices.Values(r.Get))
 	cpu := r.daemonCPU()
 	b.WriteString("| | | must | |\n|---|---|---|---|\n")
-	fmt.Fprintf(&b, "| CPU of all daemons, of one core | %.2f %% | < %.0f %% | %s |\n", 100*cpu, 100*holdCPU, report.Verdict(cpu < holdCPU))
+	must := fmt.Sprintf("< %.0f %% | %s", 100*holdCPU, report.Verdict(cpu < holdCPU))
+	if r.Apart {
+		must = "| "
+	}
+	fmt.Fprintf(&b, "| CPU of all daemons, of one core | %.2f %% | %s |\n", 100*cpu, must)
 	fmt.Fprintf(&b, "| `nsm get wires`, median of %d (slowest) | %s ms (%s) | < %d ms | %s |\n", len(get), milliseconds(get[len(get)/2]), milliseconds(get[len(get)-1]),
 		holdGet.Milliseconds(), report.Verdict(get[len(get)/2] < holdGet))
 	fmt.Fprintf(&b, "| wires that carry packets, in the beginning and in the end | %d, %d | all | met |\n", r.Wires, r.Wires)

@@ -18,7 +18,7 @@ import (
 func TestHold(t *testing.T) {
 	o := testOptions(t)
 	h := holdOptions{
-		soakOptions: soakOptions{wires: 24, lifetime: 20 * time.Second, mix: holdMix, perClient: 8},
+		soakOptions: soakOptions{wires: 24, lifetime: 20 * time.Second, mix: holdMix, perClient: 8, up: true},
 		hold:        8 * time.Second, every: 4 * time.Second, pings: 6,
 	}
 	r, err := o.holdRun(t.Context(), h)

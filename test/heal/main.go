@@ -5,7 +5,7 @@
 //
 //	go run ./test/heal -nsm bin/nsm [-rounds 5] [-cells budgets|all|TEXT] [-json FILE] [-doc docs/heal.md]
 //	go run ./test/heal -nsm bin/nsm -soak 10m [-seed N] [-wires 50]
-//	go run ./test/heal -nsm bin/nsm -hold 5m [-wires 1000] [-json FILE] [-doc docs/performance.md]
+//	go run ./test/heal -nsm bin/nsm -hold 5m [-wires 1000] [-apart] [-json FILE] [-doc docs/performance.md]
 //
 // Every cell of a matrix (cells.go) is a component of the mesh, a fault, and what
 // goes on when it comes. A lab of three nodes has wires of all kinds at once
@@ -54,6 +54,7 @@ type options struct {
 	logs   bool
 	soak   time.Duration // of faults; 0 = measure the matrix
 	hold   time.Duration // of many wires; 0 = none
+	apart  bool          // in a hold every daemon is a process of its own
 	seed   uint64
 	wires  int
 }
@@ -70,6 +71,7 @@ func parse(args []string) (o options, err error) {
 	f.DurationVar(&o.soak, "soak", 0, "instead of measuring: random faults for this `time`, then look for what is wrong or left")
 	f.Uint64Var(&o.seed, "seed", 0, "which faults a soak has; 0 = made up, and said")
 	f.DurationVar(&o.hold, "hold", 0, "instead of measuring faults: what very many wires cost that are held for this `time`")
+	f.BoolVar(&o.apart, "apart", false, "in a hold every daemon is a process of its own, not 'nsm up' on each node")
 	f.IntVar(&o.wires, "wires", 0, "how many a soak (50) or a hold (1000) has")
 	return o, f.Parse(args)
 }

@@ -46,6 +46,7 @@ type soakOptions struct {
 
 	mix       []kind // of wires, in turn
 	perClient int    // wires of each client
+	up        bool   // a process per node ('nsm up'), not one per daemon
 }
 
 // Parts of a soak.
@@ -128,7 +129,11 @@ func newSoak(ctx context.Context, o options, so soakOptions) (_ *soak, err error
 			err = errors.Join(err, s.lab.Close())
 		}
 	}()
-	if err := s.lab.StartDaemons(ctx); err != nil {
+	start := s.lab.StartDaemons
+	if so.up {
+		start = s.lab.StartUp
+	}
+	if err := start(ctx); err != nil {
 		return nil, err
 	}
 	for i, k := range kinds {
