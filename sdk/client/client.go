@@ -96,6 +96,7 @@ type Client struct {
 	named   bool       // somebody gave the client its name, so it may have had wires before
 	opened  undo.Stack // closed with the client
 	pacer   *pacer     // of the probers of all wires
+	convoy  *convoy    // of their refreshes
 	lookout *lookout   // for endpoints that wires wait for
 
 	mu     sync.Mutex
@@ -108,7 +109,7 @@ type Client struct {
 func Open(ctx context.Context, c Config) (_ *Client, err error) {
 	named := c.Name != ""
 	c.fill()
-	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool), pacer: newPacer()}
+	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool), pacer: newPacer(), convoy: newConvoy(time.Now())}
 	defer func() {
 		if err != nil {
 			cl.release()

@@ -107,19 +107,29 @@ func usageOf(pid int) (u usage, err error) {
 	return u, err
 }
 
-// daemonCPU is how much of one core all daemons have used from the first sample to the
-// last. Holders are none: what they do is for packets.
-func (r *Held) daemonCPU() (share float64) {
+// daemonCPU is how much of one core all daemons have used from one sample to another.
+// Holders are none: what they do is for packets.
+func (r *Held) daemonCPU(from, to int) (share float64) {
 	for _, part := range r.Parts {
 		if part != clientsPart && part != endpointsPart && !strings.HasPrefix(part, holderPart) {
-			share += r.cpu(part)
+			share += r.cpu(part, from, to)
 		}
 	}
 	return share
 }
 
-func (r *Held) cpu(part string) float64 {
-	first, last := r.Samples[0], r.Samples[len(r.Samples)-1]
+// refreshCPU is how much of one core refreshes take in all daemons: what these use after
+// the second sample more than before it. ok is false if there were refreshes before it.
+func (r *Held) refreshCPU() (share float64, ok bool) {
+	last := len(r.Samples) - 1
+	if last < 2 || r.Refreshed == 0 || r.First < r.Samples[1].At {
+		return 0, false
+	}
+	return r.daemonCPU(1, last) - r.daemonCPU(0, 1), true
+}
+
+func (r *Held) cpu(part string, from, to int) float64 {
+	first, last := r.Samples[from], r.Samples[to]
 	return (last.Usage[part].CPU - first.Usage[part].CPU).Seconds() / (last.At - first.At).Seconds()
 }
 
@@ -134,7 +144,7 @@ func (r *Held) usageTable() string {
 	b.WriteString(strings.Repeat("---|", len(r.Samples)+4) + "\n")
 	for _, part := range r.Parts {
 		first, last := r.Samples[0].Usage[part], r.Samples[len(r.Samples)-1].Usage[part]
-		fmt.Fprintf(&b, "| %s | %.2f %% | %.1f |", part, 100*r.cpu(part), float64(r.Before[part].RSS)/1024)
+		fmt.Fprintf(&b, "| %s | %.2f %% | %.1f |", part, 100*r.cpu(part, 0, len(r.Samples)-1), float64(r.Before[part].RSS)/1024)
 		for _, s := range r.Samples {
 			fmt.Fprintf(&b, " %.1f |", float64(s.Usage[part].RSS)/1024)
 		}
