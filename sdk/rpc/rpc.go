@@ -38,12 +38,13 @@ const (
 	maxMessage = 4 << 20
 
 	// streamWindowBytes and connWindowBytes are how much a peer may send before the other
-	// side has taken it: far more than any call of a mesh has, and for a long list 100
-	// Mbit/s at 80 ms there and back. gRPC would find the size out by itself, with a ping
+	// side has taken it: far more than any call of a mesh has, and for a long list 25
+	// Mbit/s at 80 ms there and back. A peer that sends half of each message can have as
+	// much kept as it has streams of these. gRPC would find the size out by itself, with a ping
 	// and its answer for nearly every message there is, in either direction; of a call
 	// that comes alone these were most of the packets.
-	streamWindowBytes = 1 << 20
-	connWindowBytes   = 4 << 20
+	streamWindowBytes = 256 << 10
+	connWindowBytes   = 1 << 20
 
 	// An idle or waiting connection is probed every keepaliveTime and given up
 	// after keepaliveTimeout without an answer: by clients with TCP's keepalive, by
