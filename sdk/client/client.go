@@ -96,7 +96,6 @@ type Client struct {
 	named   bool       // somebody gave the client its name, so it may have had wires before
 	opened  undo.Stack // closed with the client
 	pacer   *pacer     // of the probers of all wires
-	convoy  *convoy    // of their refreshes
 	lookout *lookout   // for endpoints that wires wait for
 
 	mu     sync.Mutex
@@ -109,7 +108,7 @@ type Client struct {
 func Open(ctx context.Context, c Config) (_ *Client, err error) {
 	named := c.Name != ""
 	c.fill()
-	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool), pacer: newPacer(), convoy: newConvoy(time.Now())}
+	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool), pacer: newPacer()}
 	defer func() {
 		if err != nil {
 			cl.release()

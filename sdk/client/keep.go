@@ -253,11 +253,7 @@ func (w *Wire) noteWish() {
 
 func (w *Wire) decide(e conn.Event) conn.Decision {
 	now := time.Now()
-	d := conn.Decide(w.state(), e, w.prober.data(now), now, rand.Float64())
-	if e == conn.Established {
-		d.At = w.client.convoy.join(d.At, now)
-	}
-	return d
+	return conn.Decide(w.state(), e, w.prober.data(now), now, rand.Float64())
 }
 
 func (w *Wire) state() conn.State {
