@@ -17,16 +17,14 @@ import (
 // fileConn is a Unix stream connection that carries descriptors next to its bytes.
 // It sits below TLS, which does not notice.
 //
-// On the wire (protocol.md §2.14):
+// On the wire (protocol.md §2.14, byte for byte what grpcfd v1.1.4 does):
 //
 //	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor     once per queued descriptor,
-//	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor     with the first bytes of a write;
-//	sendmsg  the rest + SCM_RIGHTS with 1 descriptor   the last one with all the rest
+//	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor     with the first bytes of a write
+//	write    the rest of it
 //
 // The kernel never merges data across a message with SCM_RIGHTS, so a reader
-// whose every read is a recvmsg with ancillary room loses none. grpcfd v1.1.4, which
-// writes the rest by itself, reads like that; with one message less the reader wakes
-// once.
+// whose every read is a recvmsg with ancillary room loses none.
 type fileConn struct {
 	*net.UnixConn
 	inbox *inbox
@@ -91,31 +89,26 @@ func (c *fileConn) send(files []*os.File) error {
 
 // Write sends queued descriptors with the first bytes of b, then the rest of b.
 // What b is too short for waits for the next Write.
-func (c *fileConn) Write(b []byte) (sent int, err error) {
+func (c *fileConn) Write(b []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	files := c.dequeue(len(b))
 	for i, f := range files {
-		with := b[i : i+1]
-		if i == len(files)-1 {
-			with = b[i:]
-		}
 		err := control(f, func(fd int) error {
-			n, _, err := c.WriteMsgUnix(with, unix.UnixRights(fd), nil) // some of it, hence the descriptor
-			sent += n
+			_, _, err := c.WriteMsgUnix(b[i:i+1], unix.UnixRights(fd), nil)
 			return err
 		})
 		_ = f.Close() // the peer's own is under way; whoever has read the message finds no trace of ours
 		if err != nil {
 			closeAll(files[i+1:])
-			return sent, err
+			return i, err
 		}
 	}
-	if sent == len(b) {
-		return sent, nil
+	if len(files) == len(b) {
+		return len(b), nil
 	}
-	n, err := c.UnixConn.Write(b[sent:])
-	return sent + n, err
+	n, err := c.UnixConn.Write(b[len(files):])
+	return len(files) + n, err
 }
 
 func (c *fileConn) dequeue(most int) []*os.File {
