@@ -46,7 +46,6 @@ benchmarks: ## compare Go benchmarks with test/benchmarks.txt; UPDATE=1 writes t
 
 scale: build ## WIRES (1000) real wires held for HOLD (5m), 10,000 with a kernel in memory, a registry of 100,000; writes docs/performance.md
 	go run ./test/heal -hold $(HOLD) -wires $(WIRES) -doc docs/performance.md $(SCALEFLAGS)
-	go run ./test/heal -hold $(HOLD) -wires $(WIRES) -apart -doc docs/performance.md $(SCALEFLAGS)
 	go test ./test/sim -count=1 -timeout 30m -run TestThousands -thousands 10000 -doc $(CURDIR)/docs/performance.md
 	go run ./test/bench -rows registry -doc docs/performance.md
 

@@ -48,11 +48,10 @@ func (o options) holdAndReport(ctx context.Context) error {
 		return err
 	}
 	fmt.Print(r.table())
-	place := "scale:wires"
-	if o.apart {
-		place = "scale:wires-apart"
+	if o.apart { // the page has the table of 'nsm up'
+		return o.to.Write(r, nil)
 	}
-	return o.to.Write(r, map[string]string{place: r.table()})
+	return o.to.Write(r, map[string]string{"scale:wires": r.table()})
 }
 
 // Held is what a hold has found.
