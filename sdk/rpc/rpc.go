@@ -39,10 +39,9 @@ const (
 
 	// streamWindowBytes and connWindowBytes are how much a peer may send before the other
 	// side has taken it: far more than any call of a mesh has, and for a long list 25
-	// Mbit/s at 80 ms there and back. A peer that sends half of each message can have as
-	// much kept as it has streams of these. gRPC would find the size out by itself, with a ping
-	// and its answer for nearly every message there is, in either direction; of a call
-	// that comes alone these were most of the packets.
+	// Mbit/s at 80 ms there and back. Whoever sends messages by half can have a stream's
+	// window kept for each of its streams. gRPC would find the size out by itself, with a
+	// ping and its answer for nearly every message that comes alone.
 	streamWindowBytes = 256 << 10
 	connWindowBytes   = 1 << 20
 
