@@ -333,6 +333,10 @@ func (u *Userspace) read(ctx context.Context, tag string) (func(key, tag string)
 
 // RenewTunnel implements kernel.TunnelBackend. A peer that is removed is forgotten with
 // the time of its last handshake, by which it is measured whether the next is an old one.
+//
+// Both nodes know each other here, so two calls would meet half way, and wireguard-go can
+// come out of that with keys that one of the two does not have, for 15 s. So the node that was asked
+// learns where the other one is by being called.
 func (u *Userspace) RenewTunnel(ctx context.Context, want plan.Tunnel) error {
 	return u.renew(ctx, want, time.Now())
 }
@@ -349,5 +353,8 @@ func (u *Userspace) renew(ctx context.Context, want plan.Tunnel, now time.Time) 
 		return nil
 	}
 	again, _ := tunnelPeer(want, nil, now)
+	if !want.Calls {
+		again.Endpoint = nil
+	}
 	return u.setPeers(t, wgtypes.PeerConfig{PublicKey: again.PublicKey, Remove: true}, again)
 }

@@ -311,6 +311,9 @@ func TestTunnelRenewed(t *testing.T) {
 	}
 	later := time.Now().Add(2 * plan.SessionLife)
 	must(t, b.backend.renew(t.Context(), b.to(a, 1, false), later)) // who is asked comes first
+	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint != nil {
+		t.Errorf("peers %v: one call is enough, and is to come from who has asked", got)
+	}
 	must(t, a.backend.renew(t.Context(), a.to(b, 1, true), later))
 	roundTrip(t, dial(t, w.ns, server), "in the next session")
 	if now := handshake(); now.Equal(first) {

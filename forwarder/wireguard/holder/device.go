@@ -214,7 +214,8 @@ func (d *device) close() {
 }
 
 // quiet passes wireguard-go's errors on to log, at most one every ten seconds:
-// it would write one for every packet while the underlay is unreachable.
+// it would write one for every packet while the underlay is unreachable. That a peer cannot be
+// called is none: it calls.
 func quiet(log *slog.Logger) *wg.Logger {
 	const interval = 10 * time.Second
 	var (
@@ -225,6 +226,10 @@ func quiet(log *slog.Logger) *wg.Logger {
 	return &wg.Logger{
 		Verbosef: wg.DiscardLogf,
 		Errorf: func(format string, args ...any) {
+			said := fmt.Sprintf(format, args...)
+			if strings.HasSuffix(said, "no known endpoint for peer") {
+				return
+			}
 			mu.Lock()
 			now := time.Now()
 			if now.Sub(last) < interval {
@@ -235,7 +240,7 @@ func quiet(log *slog.Logger) *wg.Logger {
 			n := suppressed
 			last, suppressed = now, 0
 			mu.Unlock()
-			log.LogAttrs(context.Background(), slog.LevelWarn, fmt.Sprintf(format, args...), slog.Int("suppressed", n))
+			log.LogAttrs(context.Background(), slog.LevelWarn, said, slog.Int("suppressed", n))
 		},
 	}
 }
