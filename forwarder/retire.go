@@ -12,9 +12,10 @@ import (
 )
 
 // linger is how long what a wire has left can still deliver what was under way: devices
-// and the path behind them. It is a long way there and back, and where only the node
-// behind has changed its end, what the answer takes that says so.
-const linger = 100 * time.Millisecond
+// and the path behind them. It is the way there and back, once around the globe and through
+// nodes that have much else to do, and where only the node behind has changed its end, what
+// the answer takes that says so. Nobody waits for it.
+const linger = 500 * time.Millisecond
 
 // retire removes, in the background, what packets took until now: the rest of old, in
 // whose place w has come. It takes old's holdings over. closed, if not nil, is closed
