@@ -27,7 +27,7 @@ func TestClientKilled(t *testing.T) {
 	serve(t, workload(t, b, "far"), "far", "--cidr", "10.60.2.0/24")
 	serve(t, workload(t, b, "lan"), "lan", "--cidr", "10.60.3.0/24", "--payload", "ETHERNET")
 	unchanged(t, l)
-	const life = 9 * time.Second
+	const life = 18 * time.Second // a slow machine needs much of it for three Requests
 	type victim struct {
 		wire
 		service string
@@ -148,7 +148,7 @@ func TestRefresh(t *testing.T) {
 	server, client := workload(t, b, "db"), workload(t, a, "web")
 	serve(t, server, "db", "--cidr", "10.60.0.0/24")
 	unchanged(t, l)
-	w := connect(t, client, "kernel://db/nsm-1", "--name", "web", "--max-token-lifetime", "3s")
+	w := connect(t, client, "kernel://db/nsm-1", "--name", "web", "--max-token-lifetime", "12s")
 	first := getWire(t, a, "web-0").Expires
 	before := mtuOf(t, client, "nsm-1")
 	watch, err := client.WatchLink("nsm-1")
@@ -156,12 +156,12 @@ func TestRefresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer watch.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 28*time.Second)
 	defer cancel()
 	if gone, err := watch.Gone(ctx); err == nil {
 		t.Fatalf("the interface went away at %v", gone)
 	}
-	if again := getWire(t, a, "web-0").Expires; again.Sub(first) < 4*time.Second {
+	if again := getWire(t, a, "web-0").Expires; again.Sub(first) < 16*time.Second {
 		t.Errorf("expires at %v, at first it was %v", again, first)
 	}
 	if mtuOf(t, client, "nsm-1") != before {
