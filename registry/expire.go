@@ -57,7 +57,7 @@ func (s *Server) expireWatched(ctx context.Context, w Watcher[*api.NetworkServic
 			if e.Deleted {
 				ends.remove(e.Object.GetName())
 			} else {
-				ends.set(e.Object.GetName(), Expiry(e.Object))
+				ends.set(e.Object.GetName(), e.Expires)
 			}
 		}
 		for _, name := range ends.due(time.Now()) {

@@ -41,7 +41,7 @@ func (f *faulty) Watch(ctx context.Context, template *api.NetworkServiceEndpoint
 	return f.Store.Watch(ctx, template)
 }
 
-func (f *faulty) Find(ctx context.Context, template *api.NetworkServiceEndpoint) iter.Seq2[*api.NetworkServiceEndpoint, error] {
+func (f *faulty) Find(ctx context.Context, template *api.NetworkServiceEndpoint) iter.Seq2[registry.Stored[*api.NetworkServiceEndpoint], error] {
 	return f.Store.Find(ctx, template)
 }
 

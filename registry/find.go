@@ -19,9 +19,7 @@ func (s serviceServer) Find(q *api.NetworkServiceQuery, out api.NetworkServiceRe
 	if err := checkServiceBounds(template); err != nil {
 		return err
 	}
-	return find(s.Server, s.services, template, q.GetWatch(), out, func(e Event[*api.NetworkService]) error {
-		return out.Send(&api.NetworkServiceResponse{NetworkService: e.Object, Deleted: e.Deleted})
-	})
+	return find(s.Server, s.services, template, q.GetWatch(), out)
 }
 
 // Find streams the endpoints that match the query and, to watch, what becomes
@@ -31,21 +29,19 @@ func (s endpointServer) Find(q *api.NetworkServiceEndpointQuery, out api.Network
 	if err := checkEndpointBounds(template); err != nil {
 		return err
 	}
-	return find(s.Server, s.endpoints, template, q.GetWatch(), out, func(e Event[*api.NetworkServiceEndpoint]) error {
-		return out.Send(&api.NetworkServiceEndpointResponse{NetworkServiceEndpoint: e.Object, Deleted: e.Deleted})
-	})
+	return find(s.Server, s.endpoints, template, q.GetWatch(), out)
 }
 
 // find is not authorised, as in the reference (§4.2): whoever can connect may
 // look. An endpoint that has expired is not sent, even when its removal is late.
-func find[T Object](s *Server, store Store[T], template T, following bool, out grpc.ServerStream, send func(Event[T]) error) error {
+func find[T Object](s *Server, store Store[T], template T, following bool, out grpc.ServerStream) error {
 	ctx, leave, err := s.enter(out.Context())
 	if err != nil {
 		return err
 	}
 	defer leave()
 	if following {
-		return follow(ctx, store, template, out, send)
+		return follow(ctx, store, template, out)
 	}
 	now := time.Now()
 	for v, err := range store.Find(ctx, template) {
@@ -55,10 +51,10 @@ func find[T Object](s *Server, store Store[T], template T, following bool, out g
 		if err != nil {
 			return err
 		}
-		if Expired(v, now) {
+		if isPast(v.Expires, now) {
 			continue
 		}
-		if err := send(Event[T]{Object: v}); err != nil {
+		if err := out.SendMsg(v.Found); err != nil {
 			return sendError(ctx, err)
 		}
 	}
@@ -67,7 +63,7 @@ func find[T Object](s *Server, store Store[T], template T, following bool, out g
 
 // follow sends the header as soon as the watch stands: a client that has the
 // header misses nothing that happens from then on.
-func follow[T Object](ctx context.Context, store Store[T], template T, out grpc.ServerStream, send func(Event[T]) error) error {
+func follow[T Object](ctx context.Context, store Store[T], template T, out grpc.ServerStream) error {
 	w, err := store.Watch(ctx, template)
 	if err != nil {
 		return err
@@ -86,10 +82,10 @@ func follow[T Object](ctx context.Context, store Store[T], template T, out grpc.
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if !e.Deleted && Expired(e.Object, now) {
+			if !e.Deleted && isPast(e.Expires, now) {
 				continue // its deletion follows
 			}
-			if err := send(e); err != nil {
+			if err := out.SendMsg(e.answer()); err != nil {
 				return sendError(ctx, err)
 			}
 		}

@@ -53,8 +53,8 @@ func letIn[T Object](ctx context.Context, g *gate.Gate, store Store[T], named T)
 	caller := rpc.CallerFrom(ctx).ID
 	return g.Enter(ctx, caller, func() gate.Visit {
 		for v, err := range store.Find(ctx, named) {
-			if err == nil && v.GetName() == named.GetName() && slices.Contains(v.GetPathIds(), caller) {
-				return gate.Visit{Class: gate.Refresh, Caller: caller, Of: v.GetName()}
+			if err == nil && v.Object.GetName() == named.GetName() && slices.Contains(v.Object.GetPathIds(), caller) {
+				return gate.Visit{Class: gate.Refresh, Caller: caller, Of: v.Object.GetName()}
 			}
 		}
 		return gate.Visit{Class: gate.Fresh, Caller: caller}

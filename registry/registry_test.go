@@ -152,13 +152,13 @@ func (f *fixture) stored(t testing.TB) (all []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, v.Name)
+		all = append(all, v.Object.Name)
 	}
 	for v, err := range f.endpoints.Find(context.Background(), nil) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, v.Name)
+		all = append(all, v.Object.Name)
 	}
 	return all
 }

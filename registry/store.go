@@ -8,8 +8,12 @@ import (
 	"time"
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/query"
+	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 // Object is what a registry keeps: *NetworkService or *NetworkServiceEndpoint
@@ -19,6 +23,41 @@ import (
 // it is shared by the store, its indexes, all watchers and all replies. Clone
 // it to change it.
 type Object = query.Object
+
+// Stored is an object as a store has it. The zero value is none.
+type Stored[T Object] struct {
+	Object T
+	// Encoded is Object as protobuf has it, Found the answer of a Find that finds it, and
+	// Expires when it ceases to count, zero if never. They are made once: an object is in two
+	// dozen places of memory, and a registry of many objects would wait for each of these
+	// places whenever it encodes one.
+	Encoded []byte
+	Found   *rpc.Encoded
+	Expires time.Time
+}
+
+// NewStored is v as a store has it.
+func NewStored[T Object](v T) (Stored[T], error) {
+	found := answer(v, false)
+	wire, err := proto.Marshal(found)
+	if err != nil {
+		return Stored[T]{}, nserr.Internal.Errorf("encoding %q: %w", v.GetName(), err)
+	}
+	_, _, header := protowire.ConsumeTag(wire) // of the only field, which is v
+	encoded, _ := protowire.ConsumeBytes(wire[header:])
+	return Stored[T]{Object: v, Encoded: encoded, Found: &rpc.Encoded{Message: found, Wire: wire}, Expires: Expiry(v)}, nil
+}
+
+// answer is that of a Find, about one object.
+func answer[T Object](v T, deleted bool) proto.Message {
+	switch v := any(v).(type) {
+	case *api.NetworkService:
+		return &api.NetworkServiceResponse{NetworkService: v, Deleted: deleted}
+	case *api.NetworkServiceEndpoint:
+		return &api.NetworkServiceEndpointResponse{NetworkServiceEndpoint: v, Deleted: deleted}
+	}
+	return nil // there are no others
+}
 
 // Store keeps the objects of one kind by name. Stores are interchangeable;
 // package storetest says in tests what is said here in words. All methods may
@@ -30,7 +69,7 @@ type Store[T Object] interface {
 	// everything. The cost depends on the number of objects that have the
 	// template's name or service, not on how many there are. An error is
 	// yielded last. Expired objects that were not removed yet are included.
-	Find(ctx context.Context, template T) iter.Seq2[T, error]
+	Find(ctx context.Context, template T) iter.Seq2[Stored[T], error]
 
 	// Watch follows what Find would give: a snapshot, then every change,
 	// with nothing lost in between. The ctx counts for opening only.
@@ -68,8 +107,16 @@ type Watcher[T Object] interface {
 
 // Event is one change of one object.
 type Event[T Object] struct {
-	Object  T // of a deleted object: the last one stored
-	Deleted bool
+	Stored[T] // of a deleted object: the last one
+	Deleted   bool
+}
+
+// answer is the message that tells of e.
+func (e Event[T]) answer() proto.Message {
+	if e.Deleted {
+		return answer(e.Object, true)
+	}
+	return e.Found
 }
 
 // Services returns the network services under which an index has to know v:
@@ -90,10 +137,9 @@ func Expiry[T Object](v T) time.Time {
 }
 
 // Expired reports whether v has ceased to count.
-func Expired[T Object](v T, now time.Time) bool {
-	at := Expiry(v)
-	return !at.IsZero() && !at.After(now)
-}
+func Expired[T Object](v T, now time.Time) bool { return isPast(Expiry(v), now) }
+
+func isPast(at, now time.Time) bool { return !at.IsZero() && !at.After(now) }
 
 // Owner returns the SPIFFE ID that registered v, "" if nobody did under an
 // identity. The name is that identity's until v is unregistered or expires.

@@ -45,7 +45,7 @@ func set(t testing.TB, s *Store[*api.NetworkService], name, payload string) erro
 func contents(s *Store[*api.NetworkService]) map[string]string {
 	m := make(map[string]string)
 	for name, ns := range s.objects.All() {
-		m[name] = ns.Payload
+		m[name] = ns.Object.Payload
 	}
 	return m
 }

@@ -57,8 +57,8 @@ type Store[T registry.Object] struct {
 	// as a map access takes, never during I/O. Lock order: turn, mu, the
 	// inner lock of objects.
 	mu        sync.RWMutex
-	objects   *watch.Map[string, T]
-	byService map[string]map[string]T // by network service, then by name
+	objects   *watch.Map[string, registry.Stored[T]]
+	byService map[string]map[string]registry.Stored[T] // by network service, then by name
 }
 
 // New returns an empty store without a file.
@@ -66,8 +66,8 @@ func New[T registry.Object]() *Store[T] {
 	return &Store[T]{
 		log:       slog.Default(),
 		turn:      make(chan struct{}, 1),
-		objects:   watch.New[string, T](),
-		byService: make(map[string]map[string]T),
+		objects:   watch.New[string, registry.Stored[T]](),
+		byService: make(map[string]map[string]registry.Stored[T]),
 	}
 }
 
@@ -104,10 +104,15 @@ func Open[T registry.Object](c Config) (*Store[T], error) {
 	s.journal, s.path = j, c.Path
 	now := time.Now()
 	var none T
-	for _, v := range latest {
-		if !registry.Expired(v, now) {
-			s.apply(v.GetName(), none, v)
+	for name, v := range latest {
+		if registry.Expired(v, now) {
+			continue
 		}
+		stored, err := registry.NewStored(v)
+		if err != nil {
+			return nil, errors.Join(err, j.Close())
+		}
+		s.apply(name, none, stored)
 	}
 	s.compact()
 	s.log.Info("registry store loaded", "file", c.Path, "count", s.objects.Len(), "expired", len(latest)-s.objects.Len())
@@ -115,18 +120,17 @@ func Open[T registry.Object](c Config) (*Store[T], error) {
 }
 
 // Find implements registry.Store.
-func (s *Store[T]) Find(ctx context.Context, template T) iter.Seq2[T, error] {
-	return func(yield func(T, error) bool) {
+func (s *Store[T]) Find(ctx context.Context, template T) iter.Seq2[registry.Stored[T], error] {
+	return func(yield func(registry.Stored[T], error) bool) {
 		if ctx.Err() != nil {
-			var none T
-			yield(none, context.Cause(ctx))
+			yield(registry.Stored[T]{}, context.Cause(ctx))
 			return
 		}
 		s.mu.RLock()
 		candidates := s.candidatesLocked(template)
 		s.mu.RUnlock()
 		for _, v := range candidates {
-			if query.Match(template, v) && !yield(v, nil) {
+			if query.Match(template, v.Object) && !yield(v, nil) {
 				return
 			}
 		}
@@ -135,16 +139,16 @@ func (s *Store[T]) Find(ctx context.Context, template T) iter.Seq2[T, error] {
 
 // candidatesLocked returns the objects among which all matches are: the one of
 // that name, else those of the rarest service, else all. Caller holds mu.
-func (s *Store[T]) candidatesLocked(template T) []T {
+func (s *Store[T]) candidatesLocked(template T) []registry.Stored[T] {
 	if name := template.GetName(); name != "" {
 		if v, ok := s.objects.Get(name); ok {
-			return []T{v}
+			return []registry.Stored[T]{v}
 		}
 		return nil
 	}
 	services := registry.Services(template)
 	if len(services) == 0 {
-		all := make([]T, 0, s.objects.Len())
+		all := make([]registry.Stored[T], 0, s.objects.Len())
 		for _, v := range s.objects.All() {
 			all = append(all, v)
 		}
@@ -156,7 +160,7 @@ func (s *Store[T]) candidatesLocked(template T) []T {
 			rarest = named
 		}
 	}
-	some := make([]T, 0, len(rarest))
+	some := make([]registry.Stored[T], 0, len(rarest))
 	for _, v := range rarest {
 		some = append(some, v)
 	}
@@ -171,19 +175,25 @@ func (s *Store[T]) Update(ctx context.Context, name string, f func(T) (T, error)
 	}
 	defer s.passTurn()
 	old, _ := s.objects.Get(name)
-	v, err := f(old)
+	v, err := f(old.Object)
 	switch {
 	case err != nil:
 		return none, err
-	case v == none && old == none:
+	case v == none && old.Object == none:
 		return none, nil
 	case v != none && v.GetName() != name:
 		return none, nserr.Internal.Errorf("update of %q gave an object called %q", name, v.GetName())
 	}
-	if err := s.write(name, old, v); err != nil {
+	var next registry.Stored[T]
+	if v != none {
+		if next, err = registry.NewStored(v); err != nil {
+			return none, err
+		}
+	}
+	if err := s.write(name, old.Object, next); err != nil {
 		return none, err
 	}
-	s.apply(name, old, v)
+	s.apply(name, old.Object, next)
 	s.compact()
 	return v, nil
 }
@@ -204,23 +214,21 @@ func (s *Store[T]) takeTurn(ctx context.Context) error {
 func (s *Store[T]) passTurn() { <-s.turn }
 
 // write appends the change to the file. Caller has the turn.
-func (s *Store[T]) write(name string, old, v T) error {
+func (s *Store[T]) write(name string, old T, next registry.Stored[T]) error {
 	var none T
-	if s.journal == nil || v == none && registry.Expired(old, time.Now()) {
+	switch {
+	case s.journal == nil:
 		return nil
-	}
-	if v != none {
-		payload, err := proto.Marshal(v)
-		if err != nil {
-			return nserr.Internal.Errorf("encoding %q: %w", name, err)
-		}
-		return s.journal.Append(journal.Put, payload)
+	case next.Object != none:
+		return s.journal.Append(journal.Put, next.Encoded)
+	case registry.Expired(old, time.Now()):
+		return nil
 	}
 	return s.journal.Append(journal.Delete, []byte(name))
 }
 
 // apply makes the change visible. Caller has the turn, or is alone.
-func (s *Store[T]) apply(name string, old, v T) {
+func (s *Store[T]) apply(name string, old T, next registry.Stored[T]) {
 	var none T
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -230,16 +238,16 @@ func (s *Store[T]) apply(name string, old, v T) {
 			delete(s.byService, service)
 		}
 	}
-	for _, service := range registry.Services(v) {
+	for _, service := range registry.Services(next.Object) {
 		if s.byService[service] == nil {
-			s.byService[service] = make(map[string]T)
+			s.byService[service] = make(map[string]registry.Stored[T])
 		}
-		s.byService[service][name] = v
+		s.byService[service][name] = next
 	}
-	if v == none {
+	if next.Object == none {
 		s.objects.Delete(name)
 	} else {
-		s.objects.Put(name, v)
+		s.objects.Put(name, next)
 	}
 }
 
@@ -251,7 +259,7 @@ func (s *Store[T]) compact() {
 	}
 	err := s.journal.Rewrite(func(yield func([]byte, error) bool) {
 		for _, v := range s.objects.All() {
-			if payload, err := proto.Marshal(v); !yield(payload, err) {
+			if !yield(v.Encoded, nil) {
 				return
 			}
 		}
@@ -278,9 +286,9 @@ func (s *Store[T]) Watch(ctx context.Context, template T) (registry.Watcher[T], 
 // watcher gives the snapshot that the index found, then what follows it.
 type watcher[T registry.Object] struct {
 	template T
-	snapshot []T
+	snapshot []registry.Stored[T]
 	told     bool // snapshot has been given
-	changes  *watch.Reader[string, T]
+	changes  *watch.Reader[string, registry.Stored[T]]
 }
 
 // Next implements registry.Watcher.
@@ -288,8 +296,8 @@ func (w *watcher[T]) Next(ctx context.Context) ([]registry.Event[T], error) {
 	if !w.told {
 		events := make([]registry.Event[T], 0, len(w.snapshot))
 		for _, v := range w.snapshot {
-			if query.Match(w.template, v) {
-				events = append(events, registry.Event[T]{Object: v})
+			if query.Match(w.template, v.Object) {
+				events = append(events, registry.Event[T]{Stored: v})
 			}
 		}
 		w.snapshot, w.told = nil, true
@@ -302,8 +310,8 @@ func (w *watcher[T]) Next(ctx context.Context) ([]registry.Event[T], error) {
 		}
 		var events []registry.Event[T]
 		for _, c := range changes {
-			if query.Match(w.template, c.Value) {
-				events = append(events, registry.Event[T]{Object: c.Value, Deleted: c.Deleted})
+			if query.Match(w.template, c.Value.Object) {
+				events = append(events, registry.Event[T]{Stored: c.Value, Deleted: c.Deleted})
 			}
 		}
 		if len(events) > 0 {

@@ -122,12 +122,30 @@ func found[T registry.Object](t testing.TB, s registry.Store[T], template T) map
 		if err != nil {
 			t.Fatalf("Find(%v): %v", template, err)
 		}
-		if _, twice := all[v.GetName()]; twice {
-			t.Fatalf("Find(%v) gives %q twice", template, v.GetName())
+		name := v.Object.GetName()
+		if _, twice := all[name]; twice {
+			t.Fatalf("Find(%v) gives %q twice", template, name)
 		}
-		all[v.GetName()] = v
+		checkStored(t, v)
+		all[name] = v.Object
 	}
 	return all
+}
+
+// checkStored checks that what a store has made of an object belongs to it.
+func checkStored[T registry.Object](t testing.TB, v registry.Stored[T]) {
+	t.Helper()
+	decoded := v.Object.ProtoReflect().New().Interface()
+	if err := proto.Unmarshal(v.Encoded, decoded); err != nil || !proto.Equal(decoded, v.Object) {
+		t.Fatalf("%v is encoded as %v (%v)", v.Object, decoded, err)
+	}
+	sent := v.Found.ProtoReflect().New().Interface()
+	if err := proto.Unmarshal(v.Found.Wire, sent); err != nil || !proto.Equal(sent, v.Found) {
+		t.Fatalf("%v is sent as %v (%v)", v.Found, sent, err)
+	}
+	if !v.Expires.Equal(registry.Expiry(v.Object)) {
+		t.Fatalf("%v expires at %v", v.Object, v.Expires)
+	}
 }
 
 func names[T any](m map[string]T) []string {
@@ -178,6 +196,7 @@ func (v *view) next() {
 
 func (v *view) apply(events []registry.Event[*api.NetworkServiceEndpoint]) {
 	for _, e := range events {
+		checkStored(v.t, e.Stored)
 		name := e.Object.GetName()
 		if e.Deleted {
 			delete(v.state, name)

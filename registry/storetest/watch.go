@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	api "github.com/networkservicemesh/api/pkg/api/registry"
-
-	"github.com/openvwire/nsm/registry"
 )
 
 func (s suite) testWatch(t *testing.T) {
@@ -32,37 +30,44 @@ func (s suite) testWatch(t *testing.T) {
 		t.Errorf("snapshot: %q, want a", got)
 	}
 
+	type told struct {
+		Object  *api.NetworkServiceEndpoint
+		Deleted bool
+	}
 	// Each step ends with the creation of an endpoint that matches, so that
 	// the absence of other events shows.
 	for i, step := range []struct {
 		name string
 		do   func()
-		told []registry.Event[*api.NetworkServiceEndpoint]
+		want []told
 	}{
 		{"what does not match is not told", func() { put(t, store, endpoint("c", "y")); remove(t, store, "b") }, nil},
 		{"a change", func() { put(t, store, endpoint("a", "x", "y")) },
-			[]registry.Event[*api.NetworkServiceEndpoint]{{Object: endpoint("a", "x", "y")}}},
+			[]told{{Object: endpoint("a", "x", "y")}}},
 		{"a renewal without a change", func() { put(t, store, endpoint("a", "x", "y")) },
-			[]registry.Event[*api.NetworkServiceEndpoint]{{Object: endpoint("a", "x", "y")}}},
+			[]told{{Object: endpoint("a", "x", "y")}}},
 		{"starting to match", func() { put(t, store, endpoint("c", "x")) },
-			[]registry.Event[*api.NetworkServiceEndpoint]{{Object: endpoint("c", "x")}}},
+			[]told{{Object: endpoint("c", "x")}}},
 		{"ceasing to match is not told", func() { put(t, store, endpoint("c", "y")) }, nil},
 		{"nor is the end of what does not match", func() { remove(t, store, "c") }, nil},
 		{"deletion has the last object", func() { remove(t, store, "a") },
-			[]registry.Event[*api.NetworkServiceEndpoint]{{Object: endpoint("a", "x", "y"), Deleted: true}}},
+			[]told{{Object: endpoint("a", "x", "y"), Deleted: true}}},
 		{"deleting it again is nothing", func() { remove(t, store, "a") }, nil},
 	} {
 		step.do()
 		marker := endpoint(fmt.Sprintf("marker-%d", i), "x")
 		put(t, store, marker)
-		want := append(step.told, registry.Event[*api.NetworkServiceEndpoint]{Object: marker})
-		var got []registry.Event[*api.NetworkServiceEndpoint]
+		want := append(step.want, told{Object: marker})
+		var got []told
 		for len(got) == 0 || got[len(got)-1].Object.GetName() != marker.GetName() {
 			events, err := v.w.Next(t.Context())
 			if err != nil {
 				t.Fatalf("%s: Next: %v", step.name, err)
 			}
-			got = append(got, events...)
+			for _, e := range events {
+				checkStored(t, e.Stored)
+				got = append(got, told{e.Object, e.Deleted})
+			}
 		}
 		if d := diff(want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", step.name, d)

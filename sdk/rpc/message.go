@@ -45,6 +45,9 @@ func Shallow(c *networkservice.Connection) *networkservice.Connection {
 
 // merge makes dst, which is empty, equal to src.
 func merge(dst, src proto.Message) {
+	if e, ok := src.(*Encoded); ok {
+		src = e.Message
+	}
 	switch dst := dst.(type) {
 	case *networkservice.Connection:
 		copyConnection(dst, src.(*networkservice.Connection))

@@ -34,6 +34,7 @@ func NewServer(o ServerOptions) *grpc.Server {
 	g := guard{logger(o.Logger)}
 	options := []grpc.ServerOption{
 		grpc.Creds(o.Credentials),
+		grpc.ForceServerCodecV2(protobuf),
 		grpc.MaxRecvMsgSize(o.MaxMessage),
 		grpc.ConnectionTimeout(connectTimeout),
 		grpc.StaticStreamWindowSize(streamWindowBytes),

@@ -321,7 +321,7 @@ func registerReal(t *testing.T, cc *grpc.ClientConn, r *realRegistry) error {
 	}
 	err := register(strings.Repeat("x", 5<<20))
 	for nse := range r.endpoints.Find(t.Context(), nil) {
-		t.Errorf("%s is registered", nse.GetName())
+		t.Errorf("%s is registered", nse.Object.GetName())
 	}
 	if again := register("x"); again != nil {
 		t.Errorf("another one afterwards: %v", again)
@@ -397,7 +397,7 @@ func (r *realRegistry) register(name string) error {
 
 func (r *realRegistry) knows(name string) bool {
 	for ns, err := range r.services.Find(context.Background(), &api.NetworkService{Name: name}) {
-		if err == nil && ns.GetName() == name {
+		if err == nil && ns.Object.GetName() == name {
 			return true
 		}
 	}

@@ -304,7 +304,7 @@ func (m *Mesh) Registered() (names []string) {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		names = append(names, nse.GetName())
+		names = append(names, nse.Object.GetName())
 	}
 	slices.Sort(names)
 	return names
