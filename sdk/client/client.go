@@ -97,6 +97,7 @@ type Client struct {
 	opened  undo.Stack // closed with the client
 	pacer   *pacer     // of the probers of all wires
 	lookout *lookout   // for endpoints that wires wait for
+	netns   namespaces // that wires are in
 
 	mu     sync.Mutex
 	closed bool           // takes no more wires; guarded by mu

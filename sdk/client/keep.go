@@ -320,7 +320,7 @@ func (w *Wire) request(ctx context.Context, reselect bool) error {
 	// While there is no wire nobody tells when the manager is back. To wait for that is
 	// all that the next attempt can do.
 	patient := !w.isUp() && w.tries() > 0
-	got, err := hop.Ask(rpc.WithFiles(ctx, w.netns), w.client.manager,
+	got, err := hop.Ask(rpc.WithFiles(ctx, w.netns.file), w.client.manager,
 		&networkservice.NetworkServiceRequest{Connection: asked, MechanismPreferences: w.prefs}, grpc.Peer(&at), grpc.WaitForReady(patient))
 	if err != nil {
 		if errors.Is(err, nserr.NameTaken) {

@@ -4,7 +4,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -20,7 +19,6 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/nsurl"
 	"github.com/openvwire/nsm/sdk/path"
-	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 const closeTimeout = 10 * time.Second
@@ -57,7 +55,7 @@ type Wire struct {
 	named   bool                        // the interface has the name that was asked for
 	pinned  string                      // the one endpoint wanted; "" = any
 	mtu     uint32                      // asked for; 0 = whatever the path takes
-	netns   *os.File
+	netns   *namespace
 	retry   bool
 
 	inbox  *inbox
@@ -116,13 +114,8 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 			return nil, err
 		}
 	}
-	netns, err := openNetNS(r.NetNS)
+	netns, err := c.netns.enter(r.NetNS)
 	if err != nil {
-		return nil, err
-	}
-	url, err := rpc.InodeURL(netns)
-	if err != nil {
-		_ = netns.Close()
 		return nil, err
 	}
 	if r.ID == "" {
@@ -131,7 +124,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 	w := &Wire{
 		client: c, id: r.ID, service: r.Service, netns: netns, retry: r.Retry, named: r.Interface != "", pinned: r.Endpoint, mtu: r.Context.GetMTU(),
 		prefs: []*networkservice.Mechanism{hop.MechanismMessage(
-			mechanism.Kernel{NetNS: url, Name: r.Interface}.With(mechanism.Mechanism{}))},
+			mechanism.Kernel{NetNS: netns.url, Name: r.Interface}.With(mechanism.Mechanism{}))},
 		conn: &networkservice.Connection{
 			Id:                         r.ID,
 			NetworkService:             r.Service,
@@ -147,13 +140,13 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		done:    make(chan struct{}),
 		changed: make(chan struct{}),
 	}
-	w.prober = prober{config: c.config.Liveness, netns: netns, pacer: c.pacer,
+	w.prober = prober{config: c.config.Liveness, netns: netns.file, pacer: c.pacer,
 		lost: func() { w.inbox.replace(conn.DataBack, conn.DataLost) }, back: func() { w.inbox.replace(conn.DataLost, conn.DataBack) }, none: func() { w.inbox.post(conn.DataNone) }}
 	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	w.cancel = cancel
 	if err := c.register(w); err != nil {
 		cancel()
-		_ = netns.Close()
+		c.netns.leave(netns)
 		return nil, err
 	}
 	if err := w.open(ctx, runCtx); err != nil {
@@ -162,7 +155,7 @@ func (c *Client) Request(ctx context.Context, r Request) (*Wire, error) {
 		c.lookout.leave(w.service, w.inbox)
 		close(w.done)
 		c.forget(w)
-		_ = netns.Close()
+		c.netns.leave(netns)
 		return nil, err
 	}
 	go w.run(runCtx)
@@ -174,12 +167,12 @@ func (w *Wire) Close(ctx context.Context) error {
 	w.cancel()
 	<-w.done
 	w.client.forget(w)
-	defer w.netns.Close()
 	select {
 	case w.turn <- struct{}{}: // for ever
 	default:
 		return nil // closed already
 	}
+	defer w.client.netns.leave(w.netns)
 	if !w.isUp() {
 		return nil // nothing of a failed Request is left
 	}
@@ -201,7 +194,7 @@ func (w *Wire) Leave() {
 	w.client.forget(w)
 	select {
 	case w.turn <- struct{}{}:
-		_ = w.netns.Close()
+		w.client.netns.leave(w.netns)
 	default:
 	}
 }
@@ -257,31 +250,6 @@ func addrs(texts []string) (out []netip.Addr) {
 		}
 	}
 	return out
-}
-
-// openNetNS returns a descriptor of its own for the namespace f, nil meaning
-// that of this process.
-func openNetNS(f *os.File) (*os.File, error) {
-	path := "/proc/self/ns/net"
-	if f != nil {
-		raw, err := f.SyscallConn()
-		if err != nil {
-			return nil, nserr.NoNetNS.Errorf("%s: %w", f.Name(), err)
-		}
-		var own *os.File
-		err = errors.Join(raw.Control(func(fd uintptr) {
-			own, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
-		}), err)
-		if err != nil {
-			return nil, nserr.NoNetNS.Errorf("%s: %w", f.Name(), err)
-		}
-		return own, nil
-	}
-	own, err := os.Open(path)
-	if err != nil {
-		return nil, nserr.NoNetNS.Errorf("%s: %w", path, err)
-	}
-	return own, nil
 }
 
 func mergeLabels(base, more map[string]string) map[string]string {
