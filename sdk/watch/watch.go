@@ -27,6 +27,7 @@
 package watch
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"iter"
@@ -52,8 +53,9 @@ type Map[K comparable, V any] struct {
 	readers *list.List        // of *Reader that may have something to read, by Reader.rev
 	floor   uint64            // revision of the newest tombstone dropped
 
-	topics  func(V) []string          // of a value; nil: it has none. Fixed.
-	waiting map[interest]*queue[K, V] // readers that have read all there is for them
+	topics  func(V) []string                    // of a value; nil: it has none. Fixed.
+	about   map[string]map[*node[K, V]]struct{} // the living ones of each topic
+	waiting map[interest]*queue[K, V]           // readers that have read all there is for them
 }
 
 // interest is what a reader is told of.
@@ -72,6 +74,7 @@ type queue[K comparable, V any] struct {
 // node is the latest change of one key.
 type node[K comparable, V any] struct {
 	Change[K, V]
+	topics []string      // of Value
 	inLog  *list.Element // of Map.log
 	inDead *list.Element // of Map.dead; nil while alive
 }
@@ -88,8 +91,9 @@ type Change[K comparable, V any] struct {
 func New[K comparable, V any]() *Map[K, V] { return NewWithTopics[K, V](nil) }
 
 // NewWithTopics returns an empty map that has readers of topics. topics says what a
-// value is about; it is called with the map locked, and only if such a reader waits or
-// reads.
+// value is about; it is called with the map locked, once for each Put, and its result must
+// not change. What a new reader costs depends on how much its topic has, not on how much
+// there is.
 func NewWithTopics[K comparable, V any](topics func(V) []string) *Map[K, V] {
 	return &Map[K, V]{
 		nodes:   make(map[K]*node[K, V]),
@@ -97,6 +101,7 @@ func NewWithTopics[K comparable, V any](topics func(V) []string) *Map[K, V] {
 		dead:    list.New(),
 		readers: list.New(),
 		topics:  topics,
+		about:   make(map[string]map[*node[K, V]]struct{}),
 		waiting: make(map[interest]*queue[K, V]),
 	}
 }
@@ -120,7 +125,10 @@ func (m *Map[K, V]) Put(k K, v V) uint64 {
 		n.inDead = nil
 	}
 	n.Change = Change[K, V]{Key: k, Value: v, Revision: m.rev}
-	m.wakeLocked(v)
+	if m.topics != nil {
+		m.moveLocked(n, m.topics(v))
+	}
+	m.wakeLocked(n)
 	return m.rev
 }
 
@@ -137,7 +145,8 @@ func (m *Map[K, V]) Delete(k K) uint64 {
 	n.Deleted, n.Revision = true, m.rev
 	m.log.MoveToBack(n.inLog)
 	n.inDead = m.dead.PushBack(n)
-	m.wakeLocked(n.Value) // first: a tombstone is kept for readers that have a place
+	m.unlistLocked(n)
+	m.wakeLocked(n) // before pruning: a tombstone is kept for readers that have a place
 	m.pruneLocked()
 	return m.rev
 }
@@ -176,20 +185,57 @@ func (m *Map[K, V]) All() iter.Seq2[K, V] {
 	}
 }
 
+// aliveLocked returns all that in is told of, by revision.
 func (m *Map[K, V]) aliveLocked(in interest) (all []Change[K, V]) {
-	if in.all {
-		all = make([]Change[K, V], 0, m.lenLocked())
+	if !in.all {
+		for n := range m.about[in.topic] {
+			all = append(all, n.Change)
+		}
+		slices.SortFunc(all, func(a, b Change[K, V]) int { return cmp.Compare(a.Revision, b.Revision) })
+		return all
 	}
+	all = make([]Change[K, V], 0, m.lenLocked())
 	for e := m.log.Front(); e != nil; e = e.Next() {
-		if n := e.Value.(*node[K, V]); !n.Deleted && m.concerns(n.Value, in) {
+		if n := e.Value.(*node[K, V]); !n.Deleted {
 			all = append(all, n.Change)
 		}
 	}
 	return all
 }
 
-func (m *Map[K, V]) concerns(v V, in interest) bool {
-	return in.all || slices.Contains(m.topics(v), in.topic)
+// moveLocked lists n, whose value is new, under its topics.
+func (m *Map[K, V]) moveLocked(n *node[K, V], topics []string) {
+	if slices.Equal(n.topics, topics) && m.listedLocked(n) {
+		return // as most often: there is nothing new but the time
+	}
+	m.unlistLocked(n)
+	n.topics = topics
+	for _, topic := range topics {
+		of := m.about[topic]
+		if of == nil {
+			of = make(map[*node[K, V]]struct{})
+			m.about[topic] = of
+		}
+		of[n] = struct{}{}
+	}
+}
+
+// listedLocked reports whether n is listed under its topics: it may have been deleted.
+func (m *Map[K, V]) listedLocked(n *node[K, V]) bool {
+	if len(n.topics) == 0 {
+		return true
+	}
+	_, listed := m.about[n.topics[0]][n]
+	return listed
+}
+
+func (m *Map[K, V]) unlistLocked(n *node[K, V]) {
+	for _, topic := range n.topics {
+		delete(m.about[topic], n)
+		if len(m.about[topic]) == 0 {
+			delete(m.about, topic)
+		}
+	}
 }
 
 // sinceLocked returns what a reader that has seen rev does not know yet.
@@ -200,7 +246,7 @@ func (m *Map[K, V]) sinceLocked(rev uint64, in interest) []Change[K, V] {
 		if n.Revision <= rev {
 			break
 		}
-		if m.concerns(n.Value, in) {
+		if in.all || slices.Contains(n.topics, in.topic) {
 			changes = append(changes, n.Change)
 		}
 	}
@@ -228,14 +274,12 @@ func (m *Map[K, V]) pruneLocked() {
 	}
 }
 
-// wakeLocked wakes the readers that wait for a change like the latest one, whose value
-// is v. It is the first that they have to read.
-func (m *Map[K, V]) wakeLocked(v V) {
+// wakeLocked wakes the readers that wait for a change like the latest one, that of n. It is
+// the first that they have to read.
+func (m *Map[K, V]) wakeLocked(n *node[K, V]) {
 	m.wakeQueueLocked(interest{all: true})
-	if len(m.waiting) > 0 {
-		for _, topic := range m.topics(v) {
-			m.wakeQueueLocked(interest{topic: topic})
-		}
+	for _, topic := range n.topics {
+		m.wakeQueueLocked(interest{topic: topic})
 	}
 }
 

@@ -233,6 +233,25 @@ func TestSleeper(t *testing.T) {
 	}
 }
 
+// What a new reader of a topic costs does not depend on what others are about: nobody asks.
+func TestReaderOfTopicLooksAtNoOthers(t *testing.T) {
+	asked := 0
+	m := watch.NewWithTopics[string](func(v int) []string { asked++; return topicsOf(v) })
+	for i := range 1000 {
+		m.Put(fmt.Sprint(i), 2)
+	}
+	m.Put("odd", 1)
+	m.Put("odd, and gone", 1)
+	m.Delete("odd, and gone")
+	asked = 0
+	r := m.ReaderOf("odd")
+	defer r.Close()
+	got, err := r.Next(t.Context())
+	if err != nil || len(got) != 1 || got[0].Key != "odd" || asked > 0 {
+		t.Errorf("%v, %v, after asking what %d values are about", got, err, asked)
+	}
+}
+
 // topicsOf has two topics for some values.
 func topicsOf(v int) []string {
 	topics := []string{[]string{"even", "odd"}[v%2]}

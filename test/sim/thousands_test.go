@@ -57,7 +57,7 @@ func needFiles(t *testing.T, n uint64) {
 // when they are refreshed and when a manager or a forwarder has forgotten them all.
 func TestThousands(t *testing.T) {
 	n := *thousands
-	needFiles(t, 3*uint64(n))
+	needFiles(t, 2*uint64(n))
 	var rows []string
 	row := func(format string, args ...any) { rows = append(rows, fmt.Sprintf(format, args...)) }
 	for _, shape := range wiresShapes {
