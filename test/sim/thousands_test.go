@@ -36,8 +36,8 @@ var (
 // nothing, has all wires again.
 const rebuildBound = 10 * time.Second
 
-// needFiles lets the process have so many descriptors: that of a wire's namespace is at its
-// client, and while a Request is under way once more at each hop.
+// needFiles lets the process have so many descriptors: while a Request is under way, that of
+// its namespace is once more at each hop.
 func needFiles(t *testing.T, n uint64) {
 	t.Helper()
 	var limit unix.Rlimit
