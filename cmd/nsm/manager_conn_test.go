@@ -82,7 +82,7 @@ func TestConnectManager(t *testing.T) {
 		code := a.exit(root.ExecuteContext(t.Context()))
 		return out.String(), code
 	}
-	if out, code := get(); code != exitOK || !strings.Contains(out, "\nweb    ETHERNET") {
+	if out, code := get("--dial-timeout=1m"); code != exitOK || !strings.Contains(out, "\nweb    ETHERNET") {
 		t.Fatalf("exit code %d, printed %s", code, out)
 	}
 	if !strings.HasPrefix(admin.caller.ID, "spiffe://") || admin.parse != nil || admin.token.Subject != admin.caller.ID {
