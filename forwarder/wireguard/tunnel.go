@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -30,9 +31,33 @@ type peers struct {
 	// mu is held while peers come and go: one that is added for a wire is not taken away
 	// before the wire leads to it.
 	mu sync.Mutex
-	// deaf are those that were called when they did not know this node yet, since they
-	// had asked it for a wire and waited for the answer; guarded by mu.
-	deaf map[wgtypes.Key]bool
+	// awaited are those that have asked this node for a wire and are to call it when they have
+	// the answer; guarded by mu.
+	awaited  map[wgtypes.Key]awaited
+	awaiting sync.WaitGroup // goroutines of Userspace.await
+	ending   chan struct{}  // closed by Userspace.Close
+}
+
+// awaited is a peer of which WireGuard does not know yet where it is, but this node does.
+type awaited struct {
+	endpoint netip.AddrPort
+	stop     chan struct{} // closed when it is awaited no more
+}
+
+// callPatience is how long a peer is awaited before it is called. It is the time that an
+// answer to a Request takes, and a handshake, on nodes that have much else to do.
+const callPatience = time.Second
+
+func newPeers() peers {
+	return peers{awaited: make(map[wgtypes.Key]awaited), ending: make(chan struct{})}
+}
+
+// forgetLocked awaits a peer no more. The caller holds mu.
+func (p *peers) forgetLocked(k wgtypes.Key) {
+	if a, ok := p.awaited[k]; ok {
+		close(a.stop)
+		delete(p.awaited, k)
+	}
 }
 
 // OpenTunnel implements kernel.TunnelBackend. The holder knows the node's id, WireGuard
@@ -142,19 +167,8 @@ func (u *Userspace) PointWire(ctx context.Context, space, tag string, want plan.
 	if err := u.checkPeer(ctx, dev, want.Peer, wireTag(space, tag)); err != nil {
 		return err
 	}
-	seen := findPeer(dev, k)
-	again := u.callAgain(want, seen)
-	if again {
-		if err := u.setPeers(t, wgtypes.PeerConfig{PublicKey: k, Remove: true}); err != nil {
-			return err
-		}
-		seen = nil
-	}
-	if set, needed := tunnelPeer(want, seen, time.Now()); needed {
-		if err := u.setPeers(t, set); err != nil {
-			return err
-		}
-		u.peers.deaf[k] = seen == nil && !want.Calls
+	if err := u.setPeer(t, want, findPeer(dev, k)); err != nil {
+		return err
 	}
 	left, err := u.holder.PointWire(ctx, wireTag(space, tag), want.Peer.ID, want.Peer.Wire)
 	if err != nil {
@@ -184,17 +198,116 @@ func (u *Userspace) checkPeer(ctx context.Context, dev *wgtypes.Device, want pla
 	return nil
 }
 
-// callAgain reports whether a peer that has not been heard of yet is to be called at once,
-// and not when it is time.
+// setPeer tells WireGuard of the peer of a wire, of which seen is what it knows. The caller
+// holds peers.mu.
 //
-// A peer is called when it is added, and after 5 s if nobody answers. That first call is in
-// vain, and for 5 s there is no other, if the peer is the one that has asked for the wire: it
-// knows this node by the answer alone. But it calls itself then, and this node, which is quiet,
-// does not get in its way: two calls that meet half way would both be in vain. If both have
-// asked for wires at the same time both have been called in vain. Then the one with the lower
-// id calls again.
-func (u *Userspace) callAgain(want plan.Tunnel, seen *wgtypes.Peer) bool {
-	return seen != nil && seen.LastHandshakeTime.IsZero() && want.Calls && want.Own.ID < want.Peer.ID && u.peers.deaf[seen.PublicKey]
+// Two calls that meet half way are both in vain, for 5 s; and wireguard-go can come out of them
+// with keys of which the peer has others, for 15 s. So only the node that has asked for the
+// wire calls, when it has the answer and the other one knows it. That one is not told where
+// its peer is until it has been called: what workloads send would make it call as well. If it
+// is not called for callPatience (it may have lost what it knew, and the peer not) it calls. If
+// both have asked each other at the same time the one with the lower id calls.
+func (u *Userspace) setPeer(t holder.Tunnel, want plan.Tunnel, seen *wgtypes.Peer) error {
+	k := key(want.Peer.Key)
+	if seen == nil {
+		u.peers.forgetLocked(k) // it was awaited by a device that is gone
+	}
+	_, awaited := u.peers.awaited[k]
+	switch whoCalls(want, seen, awaited) {
+	case peerCalls:
+		if awaited {
+			return nil
+		}
+		set, _ := tunnelPeer(want, nil, time.Now())
+		set.Endpoint, set.PersistentKeepaliveInterval = nil, nil
+		if err := u.setPeers(t, set); err != nil {
+			return err
+		}
+		u.await(want)
+		return nil
+	case ownCall:
+		u.peers.forgetLocked(k)
+		return u.call(t, want, seen)
+	}
+	u.peers.forgetLocked(k)
+	if set, needed := tunnelPeer(want, seen, time.Now()); needed {
+		return u.setPeers(t, set)
+	}
+	return nil
+}
+
+// caller is who begins a session.
+type caller int
+
+const (
+	nobodyCalls caller = iota // there is a session, or one is under way
+	ownCall
+	peerCalls
+)
+
+func whoCalls(want plan.Tunnel, seen *wgtypes.Peer, awaited bool) caller {
+	switch {
+	case seen == nil && want.Calls:
+		return ownCall
+	case seen == nil:
+		return peerCalls
+	case !awaited || !seen.LastHandshakeTime.IsZero():
+		return nobodyCalls
+	case want.Calls && want.Own.ID < want.Peer.ID:
+		return ownCall
+	default:
+		return peerCalls
+	}
+}
+
+// call adds a peer anew, which calls it at once.
+func (u *Userspace) call(t holder.Tunnel, want plan.Tunnel, seen *wgtypes.Peer) error {
+	set, _ := tunnelPeer(want, nil, time.Now())
+	if seen == nil {
+		return u.setPeers(t, set)
+	}
+	return u.setPeers(t, wgtypes.PeerConfig{PublicKey: set.PublicKey, Remove: true}, set)
+}
+
+// await waits for a call, in the background. The caller holds peers.mu.
+func (u *Userspace) await(want plan.Tunnel) {
+	a := awaited{want.Peer.Endpoint, make(chan struct{})}
+	u.peers.awaited[key(want.Peer.Key)] = a
+	u.peers.awaiting.Go(func() {
+		select {
+		case <-time.After(callPatience):
+			u.awaitedEnough(want, a)
+		case <-a.stop:
+		case <-u.peers.ending: // whoever comes after finds a peer that is nowhere
+		}
+	})
+}
+
+// awaitedEnough calls a peer that has not called. What fails here the next look at the wire
+// finds.
+func (u *Userspace) awaitedEnough(want plan.Tunnel, a awaited) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*callPatience)
+	defer cancel()
+	u.peers.mu.Lock()
+	defer u.peers.mu.Unlock()
+	k := key(want.Peer.Key)
+	if u.peers.awaited[k] != a {
+		return
+	}
+	u.peers.forgetLocked(k)
+	t, dev, err := u.device(ctx)
+	if err != nil || dev == nil {
+		return
+	}
+	switch seen := findPeer(dev, k); {
+	case seen == nil:
+	case seen.LastHandshakeTime.IsZero():
+		_ = u.call(t, want, seen)
+	default:
+		if set, needed := tunnelPeer(want, seen, time.Now()); needed {
+			_ = u.setPeers(t, set)
+		}
+	}
 }
 
 // tunnelPeer returns what must be set for the tunnel to have the peer of a wire, of which
@@ -264,7 +377,7 @@ func (u *Userspace) forgetPeer(ctx context.Context, left *holder.Left) error {
 	}
 	for i := range dev.Peers {
 		if p := &dev.Peers[i]; idOf(p) == left.Peer {
-			delete(u.peers.deaf, p.PublicKey)
+			u.peers.forgetLocked(p.PublicKey)
 			err = errors.Join(err, u.setPeers(t, wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true}))
 		}
 	}
@@ -313,9 +426,15 @@ func (u *Userspace) read(ctx context.Context, tag string) (func(key, tag string)
 	for i := range wires {
 		byTag[wires[i].Tag] = &wires[i]
 	}
+	u.peers.mu.Lock()
 	for i := range dev.Peers {
-		byID[idOf(&dev.Peers[i])] = &dev.Peers[i]
+		p := &dev.Peers[i]
+		if a, ok := u.peers.awaited[p.PublicKey]; ok && p.Endpoint == nil {
+			p.Endpoint = udpAddr(a.endpoint)
+		}
+		byID[idOf(p)] = p
 	}
+	u.peers.mu.Unlock()
 	return func(key, tag string) (s kernel.TunnelStatus, found bool) {
 		w := byTag[wireTag(key, tag)]
 		if w == nil {
@@ -333,10 +452,6 @@ func (u *Userspace) read(ctx context.Context, tag string) (func(key, tag string)
 
 // RenewTunnel implements kernel.TunnelBackend. A peer that is removed is forgotten with
 // the time of its last handshake, by which it is measured whether the next is an old one.
-//
-// Both nodes know each other here, so two calls would meet half way, and wireguard-go can
-// come out of that with keys that one of the two does not have, for 15 s. So the node that was asked
-// learns where the other one is by being called.
 func (u *Userspace) RenewTunnel(ctx context.Context, want plan.Tunnel) error {
 	return u.renew(ctx, want, time.Now())
 }
@@ -352,9 +467,9 @@ func (u *Userspace) renew(ctx context.Context, want plan.Tunnel, now time.Time) 
 	if seen == nil || !plan.Outlived(seen.LastHandshakeTime, now) { // another wire was quicker
 		return nil
 	}
-	again, _ := tunnelPeer(want, nil, now)
-	if !want.Calls {
-		again.Endpoint = nil
+	if err := u.setPeers(t, wgtypes.PeerConfig{PublicKey: seen.PublicKey, Remove: true}); err != nil {
+		return err
 	}
-	return u.setPeers(t, wgtypes.PeerConfig{PublicKey: again.PublicKey, Remove: true}, again)
+	u.peers.forgetLocked(seen.PublicKey)
+	return u.setPeer(t, want, nil)
 }

@@ -324,48 +324,74 @@ func TestTunnelRenewed(t *testing.T) {
 	}
 }
 
-// Two nodes ask each other for their first wires at the same time: each is called before it
-// knows the other, and there is a session all the same, at once.
+// Two nodes ask each other for their first wires at the same time: each awaits the other's
+// call, and there is a session all the same, at once.
 func TestTunnelFromBothSides(t *testing.T) {
 	a, b := newTunnel(t)
-	// What was asked for comes first at both nodes, and is called in vain: the endpoint is
-	// of nobody.
-	deaf := func(want plan.Tunnel) plan.Tunnel {
-		want.Peer.Endpoint = netip.AddrPortFrom(want.Peer.Endpoint.Addr(), 9)
-		return want
-	}
-	one := b.add(t, deaf(b.to(a, 1, false)), false, "172.16.1.2")
-	two := a.add(t, deaf(a.to(b, 2, false)), false, "172.16.2.2")
+	// What was asked for comes first at both nodes.
+	one := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
+	two := a.add(t, a.to(b, 2, false), false, "172.16.2.2")
 	// Then both have their answers.
 	near, far := a.add(t, a.to(b, 1, true), false, "172.16.1.1"), b.add(t, b.to(a, 2, true), false, "172.16.2.1")
 	roundTrip(t, dial(t, near.ns, echo(t, one.ns, one.addr)), "from a")
 	roundTrip(t, dial(t, far.ns, echo(t, two.ns, two.addr)), "from b")
 }
 
-// Who calls again, and when, so that not both do.
-func TestCallAgain(t *testing.T) {
-	k := newKey(t)
-	want := plan.Tunnel{Own: plan.TunnelNode{ID: 1}, Peer: plan.TunnelPeer{Key: k, ID: 2}, Calls: true}
-	never, once := &wgtypes.Peer{PublicKey: k}, &wgtypes.Peer{PublicKey: k, LastHandshakeTime: time.Now()}
+// Who calls, so that not both do.
+func TestWhoCalls(t *testing.T) {
+	never, once := &wgtypes.Peer{}, &wgtypes.Peer{LastHandshakeTime: time.Now()}
 	for name, tt := range map[string]struct {
-		seen  *wgtypes.Peer
-		deaf  bool
-		spoil func(*plan.Tunnel)
-		again bool
+		seen    *wgtypes.Peer
+		awaited bool
+		calls   bool // this node has asked
+		own     uint32
+		want    caller
 	}{
-		"both have asked":            {never, true, func(*plan.Tunnel) {}, true},
-		"not known yet":              {nil, true, func(*plan.Tunnel) {}, false},
-		"there is a session":         {once, true, func(*plan.Tunnel) {}, false},
-		"called when it knew":        {never, false, func(*plan.Tunnel) {}, false},
-		"the other one calls":        {never, true, func(w *plan.Tunnel) { w.Calls = false }, false},
-		"the other one has the turn": {never, true, func(w *plan.Tunnel) { w.Own.ID = 3 }, false},
+		"this node has asked":                {nil, false, true, 1, ownCall},
+		"the other one has asked":            {nil, false, false, 1, peerCalls},
+		"it has asked for another wire":      {never, true, false, 1, peerCalls},
+		"both have asked, this has the turn": {never, true, true, 1, ownCall},
+		"both have asked, the other has it":  {never, true, true, 3, peerCalls},
+		"it has called":                      {once, true, true, 1, nobodyCalls},
+		"this node has called":               {never, false, true, 1, nobodyCalls},
+		"there is a session":                 {once, false, false, 1, nobodyCalls},
 	} {
-		u := &Userspace{peers: peers{deaf: map[wgtypes.Key]bool{k: tt.deaf}}}
-		w := want
-		tt.spoil(&w)
-		if got := u.callAgain(w, tt.seen); got != tt.again {
-			t.Errorf("%s: %v", name, got)
+		want := plan.Tunnel{Own: plan.TunnelNode{ID: tt.own}, Peer: plan.TunnelPeer{ID: 2}, Calls: tt.calls}
+		if got := whoCalls(want, tt.seen, tt.awaited); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}
+	}
+}
+
+// Who was asked, and is not called, calls: it may have lost what it knew, and the other one not.
+func TestTunnelNotCalled(t *testing.T) {
+	a, b := newTunnel(t)
+	far := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
+	near := a.add(t, a.to(b, 1, true), false, "172.16.1.1")
+	c := dial(t, near.ns, echo(t, far.ns, far.addr))
+	roundTrip(t, c, "at first")
+	tunnel, _, err := b.backend.device(t.Context())
+	must(t, err)
+	must(t, b.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(a.own.PrivateKey).PublicKey(), Remove: true}))
+	must(t, b.backend.PointWire(t.Context(), far.ns.Key(), far.tag, b.to(a, 1, false)))
+	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint != nil {
+		t.Errorf("peers %v: it is to wait for a call first", got)
+	}
+	if s, found, err := b.backend.ReadWire(t.Context(), far.ns.Key(), far.tag); err != nil || !found || s.Peer != b.to(a, 1, false).Peer {
+		t.Errorf("meanwhile the wire is seen as %+v, %v, %v", s, found, err)
+	}
+	look, late := time.NewTicker(10*time.Millisecond), time.After(10*callPatience)
+	defer look.Stop()
+	for b.device(t).Peers[0].LastHandshakeTime.IsZero() {
+		select {
+		case <-look.C:
+		case <-late:
+			t.Fatal("it does not call")
+		}
+	}
+	roundTrip(t, c, "in the next session")
+	if p := b.device(t).Peers[0]; p.PersistentKeepaliveInterval != tunnelKeepalive {
+		t.Errorf("keepalive %v", p.PersistentKeepaliveInterval)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"context"
 
 	"golang.zx2c4.com/wireguard/wgctrl"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/openvwire/nsm/forwarder/kernel"
 	"github.com/openvwire/nsm/forwarder/netns"
@@ -42,7 +41,7 @@ func NewUserspace(ctx context.Context, cfg holder.ClientConfig) (*Userspace, err
 		_ = wg.Close()
 		return nil, err
 	}
-	return &Userspace{holder: h, socket: cfg.Socket, wg: wg, peers: peers{deaf: make(map[wgtypes.Key]bool)}}, nil
+	return &Userspace{holder: h, socket: cfg.Socket, wg: wg, peers: newPeers()}, nil
 }
 
 // Kind implements kernel.WireGuardBackend.
@@ -50,6 +49,8 @@ func (u *Userspace) Kind() string { return "tun" }
 
 // Close implements Backend. The holder and its devices stay.
 func (u *Userspace) Close() {
+	close(u.peers.ending)
+	u.peers.awaiting.Wait()
 	u.holder.Close()
 	_ = u.wg.Close()
 }
