@@ -35,7 +35,8 @@ type peers struct {
 	// the answer; guarded by mu.
 	awaited  map[wgtypes.Key]awaited
 	awaiting sync.WaitGroup // goroutines of Userspace.await
-	ending   chan struct{}  // closed by Userspace.Close
+	ending   chan struct{}  // closed by end, once
+	end      func()
 }
 
 // awaited is a peer of which WireGuard does not know yet where it is, but this node does.
@@ -49,7 +50,8 @@ type awaited struct {
 const callPatience = time.Second
 
 func newPeers() peers {
-	return peers{awaited: make(map[wgtypes.Key]awaited), ending: make(chan struct{})}
+	ending := make(chan struct{})
+	return peers{awaited: make(map[wgtypes.Key]awaited), ending: ending, end: sync.OnceFunc(func() { close(ending) })}
 }
 
 // forgetLocked awaits a peer no more. The caller holds mu.

@@ -47,9 +47,9 @@ func NewUserspace(ctx context.Context, cfg holder.ClientConfig) (*Userspace, err
 // Kind implements kernel.WireGuardBackend.
 func (u *Userspace) Kind() string { return "tun" }
 
-// Close implements Backend. The holder and its devices stay.
+// Close implements Backend. The holder and its devices stay. It may be called more than once.
 func (u *Userspace) Close() {
-	close(u.peers.ending)
+	u.peers.end()
 	u.peers.awaiting.Wait()
 	u.holder.Close()
 	_ = u.wg.Close()
