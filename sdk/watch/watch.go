@@ -122,7 +122,7 @@ func (m *Map[K, V]) Put(k K, v V) uint64 {
 	}
 	if n.inDead != nil {
 		m.dead.Remove(n.inDead)
-		n.inDead = nil
+		n.inDead, n.topics = nil, nil // Delete has unlisted it
 	}
 	n.Change = Change[K, V]{Key: k, Value: v, Revision: m.rev}
 	if m.topics != nil {
@@ -205,7 +205,7 @@ func (m *Map[K, V]) aliveLocked(in interest) (all []Change[K, V]) {
 
 // moveLocked lists n, whose value is new, under its topics.
 func (m *Map[K, V]) moveLocked(n *node[K, V], topics []string) {
-	if slices.Equal(n.topics, topics) && m.listedLocked(n) {
+	if slices.Equal(n.topics, topics) {
 		return // as most often: there is nothing new but the time
 	}
 	m.unlistLocked(n)
@@ -218,15 +218,6 @@ func (m *Map[K, V]) moveLocked(n *node[K, V], topics []string) {
 		}
 		of[n] = struct{}{}
 	}
-}
-
-// listedLocked reports whether n is listed under its topics: it may have been deleted.
-func (m *Map[K, V]) listedLocked(n *node[K, V]) bool {
-	if len(n.topics) == 0 {
-		return true
-	}
-	_, listed := m.about[n.topics[0]][n]
-	return listed
 }
 
 func (m *Map[K, V]) unlistLocked(n *node[K, V]) {
