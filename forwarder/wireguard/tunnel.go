@@ -306,9 +306,7 @@ func (u *Userspace) awaitedEnough(want plan.Tunnel, a awaited) {
 	case seen.LastHandshakeTime.IsZero():
 		_ = u.call(t, want, seen)
 	default:
-		if set, needed := tunnelPeer(want, seen, time.Now()); needed {
-			_ = u.setPeers(t, set)
-		}
+		_ = u.setPeer(t, want, seen)
 	}
 }
 
