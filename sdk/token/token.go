@@ -54,8 +54,8 @@ func Parse(raw string) (Token, error) {
 	if len(raw) > MaxLength {
 		return Token{}, nserr.BadToken.Errorf("token has %d bytes, at most %d are allowed", len(raw), MaxLength)
 	}
-	if t, ok := parsed.get(raw); ok {
-		return t, nil
+	if k, ok := recent.get(raw); ok {
+		return k.Token, nil
 	}
 	c, err := decode(raw)
 	if err != nil {
@@ -65,7 +65,7 @@ func Parse(raw string) (Token, error) {
 		return Token{}, nserr.BadToken.Errorf("token of %q has no expiry", c.Subject)
 	}
 	t := Token{Raw: raw, Subject: c.Subject, Audience: c.Audience, Expires: time.Unix(int64(*c.Expires), 0)}
-	parsed.put(t)
+	recent.put(t)
 	return t, nil
 }
 
@@ -79,6 +79,20 @@ func (t Token) VerifiedBy(cert *x509.Certificate) error {
 	if !ok || key.Curve != elliptic.P256() {
 		return nserr.BadToken.Errorf("certificate of %q has no P-256 key, which ES256 tokens need", t.Subject)
 	}
+	if k, _ := recent.get(t.Raw); k.signer == nil || !k.signer.Equal(key) {
+		if err := t.verify(key); err != nil {
+			return err
+		}
+		recent.setSigner(t.Raw, key)
+	}
+	if len(cert.URIs) == 1 && cert.URIs[0].String() != t.Subject {
+		return nserr.ForeignToken.Errorf("token says %q, its sender is %q", t.Subject, cert.URIs[0])
+	}
+	return nil
+}
+
+// verify checks the signature.
+func (t Token) verify(key *ecdsa.PublicKey) error {
 	dot := strings.LastIndexByte(t.Raw, '.')
 	if dot < 0 {
 		return nserr.BadToken.Errorf("token of %q has no signature", t.Subject)
@@ -89,9 +103,6 @@ func (t Token) VerifiedBy(cert *x509.Certificate) error {
 	}
 	if err := jwt.SigningMethodES256.Verify(t.Raw[:dot], sig, key); err != nil {
 		return nserr.ForeignToken.Errorf("token of %q was not signed by the peer that sent it", t.Subject)
-	}
-	if len(cert.URIs) == 1 && cert.URIs[0].String() != t.Subject {
-		return nserr.ForeignToken.Errorf("token says %q, its sender is %q", t.Subject, cert.URIs[0])
 	}
 	return nil
 }

@@ -289,6 +289,45 @@ func BenchmarkVerifiedBy(b *testing.B) {
 	}
 }
 
+// A token that was verified is verified again without its signature being looked at, and
+// only if the same key has to have signed it: neither another key nor another signature
+// gains by it, nor what was refused before.
+func TestVerifiedByAgain(t *testing.T) {
+	signer, other := newSVID(t, alice, p256(t), time.Now().Add(time.Hour)), newSVID(t, alice, p256(t), time.Now().Add(time.Hour))
+	raw, _, err := token.NewGenerator(&source{signer}, time.Minute)(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := token.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verified := func() error { return tok.VerifiedBy(signer.Certificates[0]) }
+	for range 3 {
+		if err := tok.VerifiedBy(other.Certificates[0]); !errors.Is(err, nserr.ForeignToken) {
+			t.Errorf("another key: %v", err)
+		}
+		if err := verified(); err != nil {
+			t.Error(err)
+		}
+		signed, signature := raw[:strings.LastIndexByte(raw, '.')+1], []byte(raw[strings.LastIndexByte(raw, '.')+1:])
+		if signature[0]++; signature[0] == '[' || signature[0] == '{' || signature[0] == ':' {
+			signature[0] = 'A'
+		}
+		forged, err := token.Parse(signed + string(signature))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := forged.VerifiedBy(signer.Certificates[0]); !errors.Is(err, nserr.ForeignToken) {
+			t.Errorf("another signature: %v", err)
+		}
+	}
+	before := testing.AllocsPerRun(100, func() { _ = tok.VerifiedBy(other.Certificates[0]) })
+	if again := testing.AllocsPerRun(100, func() { _ = verified() }); again > before/2 {
+		t.Errorf("%v allocations to verify again, %v to do so at first", again, before)
+	}
+}
+
 // What was decoded before is the same again, whatever has come between.
 func TestParseAgain(t *testing.T) {
 	key := p256(t)
