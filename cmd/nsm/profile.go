@@ -52,6 +52,9 @@ func newProfile(a *app) *cobra.Command {
 		if len(args) > 0 {
 			kind = args[0]
 		}
+		if err := profile.Check(kind, int(cfg.Seconds)); err != nil {
+			return err // whoever listens, and if nobody does
+		}
 		to := cfg.managerConfig
 		to.RequestTimeout += time.Duration(max(cfg.Seconds, profile.UsualSeconds)) * time.Second
 		return a.call(ctx, to, func(ctx context.Context, c adminv1.AdminClient) error {

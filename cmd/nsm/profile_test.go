@@ -59,6 +59,11 @@ func TestProfile(t *testing.T) {
 		}
 	}
 
+	// What there is no profile of is said whoever listens, or nobody.
+	var asked profiled
+	if _, stderr, code := runAgainst(t, &asked, "", "profile", "banana"); code != exitUsage || asked.asked != nil || !strings.Contains(stderr, "goroutine") {
+		t.Errorf("exit code %d, asked for %v, %s", code, asked.asked, stderr)
+	}
 	// Who is refused has no file, and learns why.
 	_, stderr, code := runAgainst(t, &profiled{}, "", "profile", "heap")
 	if _, err := os.Stat("heap.pprof"); code != exitNotAllowed || !strings.Contains(stderr, nserr.NotAllowed.Code) || !os.IsNotExist(err) {

@@ -41,17 +41,25 @@ const (
 // it takes are the process's, and two at once would measure each other.
 var recording atomic.Bool
 
+// Check fails with nserr.BadRequest for what Record cannot record.
+func Check(kind string, seconds int) error {
+	switch {
+	case !slices.Contains(Kinds, kind):
+		return nserr.BadRequest.Errorf("there is no profile %.40q", kind).WithFix("ask for one of %s", strings.Join(Kinds, ", "))
+	case seconds < 0 || seconds > MaxSeconds:
+		return nserr.BadRequest.Errorf("%d s is no time for a profile", seconds).WithFix("record 0 to %d seconds", MaxSeconds)
+	}
+	return nil
+}
+
 // Record records a profile of one of Kinds for so many seconds. With 0 it takes what
 // there is now, or has been since the process began; 10 s of what is not recorded all
 // the time. It fails with nserr.BadRequest for what cannot be recorded, nserr.Busy
 // while another one is being recorded, nserr.TooLarge for a trace that grows too large,
 // and gives up when ctx ends.
 func Record(ctx context.Context, kind string, seconds int) ([]byte, error) {
-	switch {
-	case !slices.Contains(Kinds, kind):
-		return nil, nserr.BadRequest.Errorf("there is no profile %.40q", kind).WithFix("ask for one of %s", strings.Join(Kinds, ", "))
-	case seconds < 0 || seconds > MaxSeconds:
-		return nil, nserr.BadRequest.Errorf("%d s is no time for a profile", seconds).WithFix("record 0 to %d seconds", MaxSeconds)
+	if err := Check(kind, seconds); err != nil {
+		return nil, err
 	}
 	if !recording.CompareAndSwap(false, true) {
 		return nil, nserr.Busy.Errorf("another profile of this process is being recorded").WithFix("try again when that has ended")

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -51,5 +52,8 @@ func TestRefused(t *testing.T) {
 		if !s.Refused(t.Context(), url) {
 			t.Errorf("%s is not refused, and nobody listens", url)
 		}
+	}
+	if _, err := s.connect(t.Context(), inode); err == nil || !strings.Contains(err.Error(), inode) || strings.Contains(err.Error(), "/proc") {
+		t.Errorf("whoever is refused reads %v", err)
 	}
 }

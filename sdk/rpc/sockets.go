@@ -116,6 +116,9 @@ func (s *Sockets) connect(ctx context.Context, url string) (c net.Conn, err erro
 		c, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
 		return err
 	})
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		return nil, fmt.Errorf("dial %s: %w", url, op.Err) // the number says nothing to anybody
+	}
 	return c, err
 }
 
