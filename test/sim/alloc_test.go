@@ -68,8 +68,8 @@ func relevant(function string) bool {
 // of a wire. Across nodes manager and forwarder are passed twice, and the count is of
 // both.
 var ceilings = map[string]map[string][3]int64{ // by shape and hop
-	"local": {"client": {108, 142, 50}, "manager": {197, 170, 137}, "forwarder": {455, 242, 168}, "endpoint": {152, 144, 82}},
-	"VXLAN": {"client": {112, 158, 50}, "manager": {394, 345, 292}, "forwarder": {850, 498, 346}, "endpoint": {157, 150, 86}},
+	"local": {"client": {108, 142, 50}, "manager": {175, 148, 116}, "forwarder": {435, 220, 146}, "endpoint": {134, 125, 62}},
+	"VXLAN": {"client": {112, 158, 50}, "manager": {352, 302, 250}, "forwarder": {812, 455, 305}, "endpoint": {136, 129, 66}},
 }
 
 // tooMany says what to do.
