@@ -276,3 +276,18 @@ func TestCheckEnvironment(t *testing.T) {
 		t.Errorf("%q, want %q", texts, want)
 	}
 }
+
+// What is nothing like a known name costs nothing to tell, and what several commands know
+// is compared once: each comparison allocates.
+func TestCheckEnvironmentComparesLittle(t *testing.T) {
+	environ := []string{"NSM_NAMF=a"}
+	var known []string
+	for range 50 {
+		environ = append(environ, "SOMETHING_OF_SOMEBODY_ELSE=a")
+		known = append(known, "NSM_NAME", "NSM_CONNECT_TO")
+	}
+	n := testing.AllocsPerRun(1, func() { config.CheckEnvironment(environ, known) })
+	if n > 50 {
+		t.Errorf("%v allocations for one name that is like another", n)
+	}
+}

@@ -114,10 +114,16 @@ const misspelt = 2
 
 // CheckEnvironment returns an error for each variable of an environment (KEY=value) that
 // is nearly one of those known. What is further away belongs to somebody else.
+//
+// Every command compares all that it has inherited with what all commands know. So it
+// compares once what several of them know, and only what is of about the same length.
 func CheckEnvironment(environ, known []string) (errs []error) {
+	known = slices.Compact(slices.Sorted(slices.Values(known)))
 	for _, entry := range environ {
 		key, _, _ := strings.Cut(entry, "=")
-		near := func(k string) bool { return distance(key, k) <= misspelt }
+		near := func(k string) bool {
+			return max(len(key)-len(k), len(k)-len(key)) <= misspelt && distance(key, k) <= misspelt
+		}
 		if slices.Contains(known, key) || !slices.ContainsFunc(known, near) {
 			continue
 		}
