@@ -120,15 +120,15 @@ func (t *table) print(rows ...[]string) error {
 			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
 		}
 	}
-	var out strings.Builder
+	var out []byte
 	for _, row := range rows {
-		var line strings.Builder
 		for i, cell := range row {
-			fmt.Fprintf(&line, "%-*s   ", t.widths[i], cell)
+			out = append(out, cell...)
+			out = append(out, strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(cell)+3)...)
 		}
-		out.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+		out = append(bytes.TrimRight(out, " "), '\n')
 	}
-	_, err := io.WriteString(t.out, out.String())
+	_, err := t.out.Write(out)
 	return err
 }
 
