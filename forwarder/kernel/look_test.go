@@ -45,6 +45,31 @@ func TestLookListsOnce(t *testing.T) {
 	}
 }
 
+// What a look allocates for a wire has a ceiling: it is most of what a look costs, and a
+// node looks all day.
+func TestLookAllocations(t *testing.T) {
+	const most, wires = 110, 40
+	n := newNode(t, "fwd")
+	client, endpoint := n.workload(), n.workload()
+	var all []plan.Wire
+	for i := range wires {
+		all = append(all, numberedWire(i, client, endpoint))
+		mustApply(t, n, all[i])
+	}
+	allocated := testing.AllocsPerRun(5, func() {
+		intact := n.Look()
+		for _, w := range all {
+			if !intact(t.Context(), w) {
+				t.Errorf("%s is not intact", w.ID)
+			}
+		}
+	})
+	t.Logf("%.1f allocations for each wire", allocated/wires)
+	if allocated > most*wires {
+		t.Errorf("%.1f allocations for each wire, at most %d are allowed", allocated/wires, most)
+	}
+}
+
 // One wire that is damaged, invalid or where nothing is to be seen is not intact; all
 // others are. A look shows what it saw first, the next one what is there then.
 func TestLookFindsTheBadOnes(t *testing.T) {

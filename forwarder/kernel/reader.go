@@ -184,6 +184,25 @@ type listedLink struct {
 	ipv6Off bool // disable_ipv6
 }
 
+// shownOfLinks are the attributes of a link that anybody here looks at. A link has five
+// times as many, and the netlink package would take them all apart and keep them.
+var shownOfLinks = []uint16{
+	unix.IFLA_ADDRESS, unix.IFLA_IFNAME, unix.IFLA_IFALIAS, unix.IFLA_MTU, unix.IFLA_LINK, unix.IFLA_OPERSTATE, unix.IFLA_LINKINFO,
+}
+
+// shownOf is a copy of what is shown of a link, for whoever keeps parts of it.
+func shownOf(m []byte) []byte {
+	c := append(make([]byte, 0, 256), m[:unix.SizeofIfInfomsg]...)
+	for kind, value := range attributes(m[unix.SizeofIfInfomsg:]) {
+		if slices.Contains(shownOfLinks, kind) {
+			c = binary.NativeEndian.AppendUint16(c, uint16(unix.SizeofRtAttr+len(value)))
+			c = append(binary.NativeEndian.AppendUint16(c, kind), value...)
+			c = append(c, make([]byte, aligned(len(c))-len(c))...)
+		}
+	}
+	return c
+}
+
 const (
 	skipStats   = 1 << 3 // RTEXT_FILTER_SKIP_STATS: counting is most of what a link costs
 	disableIPv6 = 26     // DEVCONF_DISABLE_IPV6, of what /proc/sys/net/ipv6/conf/LINK has
@@ -196,7 +215,7 @@ func (r *reader) links() ([]listedLink, error) {
 		if len(m) < unix.SizeofIfInfomsg {
 			return l, false
 		}
-		link, err := netlink.LinkDeserialize(nil, slices.Clone(m)) // keeps parts of it
+		link, err := netlink.LinkDeserialize(nil, shownOf(m))
 		if err != nil {
 			return l, false
 		}

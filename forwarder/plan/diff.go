@@ -47,6 +47,9 @@ func Diff(w Wire, seen Observed) []Step {
 	}
 	for i, e := range w.Ends {
 		d.ends[i] = w.wanted(i)
+		if len(e.Policies) == 0 {
+			continue // it needs no table
+		}
 		if d.used[e.NetNS] == nil {
 			d.used[e.NetNS] = map[int]bool{0: true, 253: true, 254: true, 255: true}
 		}
