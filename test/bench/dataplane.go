@@ -32,14 +32,17 @@ type kind struct {
 	shared  bool       // the wire is in the tunnel of the two nodes
 }
 
+// kinds are in the order in which they are measured. Devices of their own come last: 1,000 of
+// them are more than two processors can serve, and what comes after would be measured on
+// nodes that are still busy with their removal.
 var kinds = []kind{
 	{name: "local", title: "local", against: "a veth pair", node: "a", payload: "IP", make: vethByHand},
 	{name: "vxlan", title: "VXLAN", against: "a VXLAN device at each node", node: "b", payload: "ETHERNET",
 		make: func(ctx context.Context, _ *bench, h byHand) ([]int, error) { return h.vxlan(ctx) }},
-	{name: "wireguard", title: "WireGuard, userspace", against: "wireguard-go at each node", node: "b", payload: "IP", holders: true, make: wireGuardByHand},
 	{name: "tunnel", title: "Tunnel of two nodes", against: "wireguard-go at each node", node: "b", payload: "IP", holders: true, shared: true, make: wireGuardByHand},
 	{name: "tunnel-eth", title: "Tunnel of two nodes, payload ETHERNET", against: "wireguard-go at each node, for IP", node: "b", payload: "ETHERNET",
 		holders: true, shared: true, make: wireGuardByHand},
+	{name: "wireguard", title: "WireGuard, userspace", against: "wireguard-go at each node", node: "b", payload: "IP", holders: true, make: wireGuardByHand},
 }
 
 // needsWireGuardGo reports whether a row compares with it.
