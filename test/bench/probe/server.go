@@ -184,7 +184,10 @@ func dial(kind int, dst netip.AddrPort, hello byte) (int, error) {
 	}
 	err = errors.Join(timeout(s, unix.SO_SNDTIMEO, patience), timeout(s, unix.SO_RCVTIMEO, patience))
 	if err == nil {
-		err = unix.Connect(s, to)
+		// Asked again, the kernel goes on waiting for the same connection.
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+			err = unix.Connect(s, to)
+		}
 	}
 	if err == nil && hello != 0 {
 		_, err = unix.Write(s, []byte{hello})
