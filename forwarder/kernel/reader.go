@@ -169,8 +169,14 @@ func number(value []byte) int {
 
 // with32 appends an attribute of 32 bits to a request.
 func with32(request []byte, kind uint16, value uint32) []byte {
-	request = binary.NativeEndian.AppendUint16(request, unix.SizeofRtAttr+4)
-	return binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint16(request, kind), value)
+	return withAttribute(request, kind, binary.NativeEndian.AppendUint32(nil, value))
+}
+
+// withAttribute appends an attribute, and what aligns the next one.
+func withAttribute(b []byte, kind uint16, value []byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofRtAttr+len(value)))
+	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
+	return append(b, make([]byte, aligned(len(b))-len(b))...)
 }
 
 func ip(value []byte) netip.Addr {
@@ -195,9 +201,7 @@ func shownOf(m []byte) []byte {
 	c := append(make([]byte, 0, 256), m[:unix.SizeofIfInfomsg]...)
 	for kind, value := range attributes(m[unix.SizeofIfInfomsg:]) {
 		if slices.Contains(shownOfLinks, kind) {
-			c = binary.NativeEndian.AppendUint16(c, uint16(unix.SizeofRtAttr+len(value)))
-			c = append(binary.NativeEndian.AppendUint16(c, kind), value...)
-			c = append(c, make([]byte, aligned(len(c))-len(c))...)
+			c = withAttribute(c, kind, value)
 		}
 	}
 	return c
