@@ -185,9 +185,7 @@ func dial(kind int, dst netip.AddrPort, hello byte) (int, error) {
 	err = errors.Join(timeout(s, unix.SO_SNDTIMEO, patience), timeout(s, unix.SO_RCVTIMEO, patience))
 	if err == nil {
 		// Asked again, the kernel goes on waiting for the same connection.
-		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-			err = unix.Connect(s, to)
-		}
+		_, err = retry(func() (int, error) { return s, unix.Connect(s, to) })
 	}
 	if err == nil && hello != 0 {
 		_, err = unix.Write(s, []byte{hello})
