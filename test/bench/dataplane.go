@@ -32,9 +32,9 @@ type kind struct {
 	shared  bool       // the wire is in the tunnel of the two nodes
 }
 
-// kinds are in the order in which they are measured. Devices of their own come last: 1,000 of
-// them are more than two processors can serve, and what comes after would be measured on
-// nodes that are still busy with their removal.
+// kinds are in the order in which they are measured. Devices of their own come last, and their
+// set-up last of all: 1,000 of them are more than two processors can serve, and what comes
+// after would be measured on nodes that are still busy with their removal.
 var kinds = []kind{
 	{name: "local", title: "local", against: "a veth pair", node: "a", payload: "IP", make: vethByHand},
 	{name: "vxlan", title: "VXLAN", against: "a VXLAN device at each node", node: "b", payload: "ETHERNET",

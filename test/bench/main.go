@@ -209,6 +209,14 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 		}
 		r.Peers = p
 	}
+	if slices.Contains(b.rows, "overload") {
+		b.progress("load above capacity")
+		o, err := b.overload(ctx)
+		if err != nil {
+			return err
+		}
+		r.Overload = o
+	}
 	for _, k := range kinds {
 		if !slices.Contains(b.rows, "setup") && !slices.Contains(b.rows, "setup-"+k.name) {
 			continue
@@ -222,14 +230,6 @@ func (b *bench) all(ctx context.Context, r *Report) error {
 			return err
 		}
 		r.SetUp = append(r.SetUp, s...)
-	}
-	if slices.Contains(b.rows, "overload") {
-		b.progress("load above capacity")
-		o, err := b.overload(ctx)
-		if err != nil {
-			return err
-		}
-		r.Overload = o
 	}
 	return nil
 }
