@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"iter"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -302,7 +301,7 @@ func (r *reader) neighbors(link int) ([]neighbor, error) {
 			case unix.NDA_DST:
 				n.IP = ip(value).Unmap()
 			case unix.NDA_LLADDR:
-				n.MAC = net.HardwareAddr(slices.Clone(value))
+				n.MAC = append(n.MAC, value...) // none on a layer 3 device
 			}
 		}
 		return n, true

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -269,4 +270,54 @@ func (n *node) inside(key string, f func(h *netlink.Handle) error) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// send sends a datagram from a namespace. Nobody need receive it.
+func (n *node) send(from, to string) {
+	n.t.Helper()
+	err := n.table.Do(from, func() error {
+		c, err := net.Dial("udp", net.JoinHostPort(to, "7777"))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("hello"))
+		return err
+	})
+	if err != nil {
+		n.t.Errorf("to %s: %v", to, err)
+	}
+}
+
+// neighborsOf returns the unicast neighbours that a link has, in order, and of those that
+// are not permanent also that.
+func (n *node) neighborsOf(key, link string) (all []string) {
+	n.t.Helper()
+	n.inside(key, func(h *netlink.Handle) error {
+		list, err := h.NeighList(n.linkIn(h, link), netlink.FAMILY_ALL)
+		for _, entry := range list {
+			switch {
+			case entry.IP.IsMulticast(): // what the kernel itself has to say
+			case entry.State == netlink.NUD_PERMANENT:
+				all = append(all, entry.IP.String())
+			case entry.State == netlink.NUD_NOARP:
+				all = append(all, entry.IP.String()+" noarp")
+			default:
+				all = append(all, fmt.Sprint(entry.IP, " ", entry.State))
+			}
+		}
+		return err
+	})
+	slices.Sort(all)
+	return all
+}
+
+// linkIn is the index of a link in the namespace of h.
+func (n *node) linkIn(h *netlink.Handle, name string) int {
+	n.t.Helper()
+	l, err := h.LinkByName(name)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return l.Attrs().Index
 }

@@ -3,12 +3,16 @@
 package kernel_test
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
+	"github.com/openvwire/nsm/forwarder/kernel/memkernel"
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/forwarder/wireguard"
 )
@@ -66,5 +70,69 @@ func TestTunnelEndInTwoPlaces(t *testing.T) {
 	}
 	if devices, err := backend.Devices(t.Context()); err != nil || len(devices) != 0 {
 		t.Errorf("left are %+v, %v", devices, err)
+	}
+}
+
+// The kernel makes no neighbours for a wire of the tunnel, since it has permanent ones,
+// which do not count: also one that is from a time when wires had none, and is kept.
+func TestTunnelNeighbors(t *testing.T) {
+	n, _, own, peer := tunnelNode(t)
+	twin := memkernel.New("fwd")
+	client := n.workload()
+	w := plan.Wire{
+		ID: "u1", Owner: "fwd", Kind: plan.KindTunnel, Payload: plan.IP, Tunnel: &plan.Tunnel{Own: own, Wire: 1, Peer: peer},
+		Ends: []plan.End{{NetNS: client, Name: "nsm-1", Side: plan.Client, MTU: 1400}},
+	}
+	gateway := plan.End{Routes: []plan.Route{{Dst: prefixes("::/0")[0], Via: netip.MustParseAddr("fe80::9"), OnLink: true}}}
+	var both, four plan.End
+	addAddrs(&four, 4, 1, 2)
+	addAddrs(&both, 4, 1, 2)
+	addAddrs(&both, 6, 1, 2)
+	for _, version := range []struct {
+		plan.End
+		to   []string
+		want []string
+	}{
+		{plan.End{}, nil, nil},
+		{four, []string{"10.0.0.2"}, []string{"0.0.0.0"}},
+		{gateway, []string{"2001:db8::1", "2001:db8::2"}, []string{"fe80::9"}},
+		{both, []string{"10.0.0.2", "fd00::2"}, []string{"0.0.0.0", "fd00::2"}},
+	} {
+		w.Ends[0].Addrs, w.Ends[0].Routes = version.Addrs, version.Routes
+		if r, m := script(mustApply(t, n, w)), script(mustApply(t, twin, w)); r != m {
+			t.Errorf("the kernel took\n%s\nits twin\n%s", r, m)
+		}
+		if steps := mustApply(t, n, w); len(steps) != 0 {
+			t.Errorf("applied again:\n%s", script(steps))
+		}
+		for _, to := range version.to {
+			n.send(client, to)
+		}
+		if got := n.neighborsOf(client, "nsm-1"); !slices.Equal(got, version.want) {
+			t.Errorf("neighbours %v, want %v", got, version.want)
+		}
+	}
+	n.inside(client, func(h *netlink.Handle) error {
+		for _, ip := range []string{"0.0.0.0", "fd00::2"} {
+			if err := h.NeighDel(&netlink.Neigh{LinkIndex: n.linkIn(h, "nsm-1"), IP: net.ParseIP(ip)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	n.send(client, "10.0.0.2")
+	n.send(client, "fd00::2")
+	if got, want := n.neighborsOf(client, "nsm-1"), []string{"0.0.0.0 noarp", "fd00::2 noarp"}; !slices.Equal(got, want) {
+		t.Errorf("without permanent ones there are the neighbours %v, want %v", got, want)
+	}
+	steps := mustApply(t, n, w)
+	if slices.ContainsFunc(steps, func(s plan.Step) bool { _, adds := s.(plan.AddNeighbor); return !adds }) {
+		t.Errorf("a wire without permanent neighbours takes\n%s", script(steps))
+	}
+	if got, want := n.neighborsOf(client, "nsm-1"), []string{"0.0.0.0", "fd00::2"}; !slices.Equal(got, want) {
+		t.Errorf("neighbours %v, want %v", got, want)
+	}
+	if err := n.Remove(t.Context(), w); err != nil {
+		t.Error(err)
 	}
 }

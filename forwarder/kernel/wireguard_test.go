@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -50,6 +51,9 @@ func TestWireGuard(t *testing.T) {
 			mustApply(t, a.Kernel, wa)
 			mustEcho(t, a, client, "10.0.0.1", b, endpoint, "10.0.0.2")
 			mustEcho(t, b, endpoint, "fd00::2", a, client, "fd00::1")
+			if got, want := a.neighborsOf(client, "nsm-1"), []string{"0.0.0.0", "fd00::2"}; !slices.Equal(got, want) {
+				t.Errorf("neighbours %v, want permanent ones only, %v", got, want)
+			}
 			for _, s := range []struct {
 				n *node
 				w plan.Wire

@@ -296,7 +296,8 @@ func (d *differ) oldAddressing(i int, policies []PolicyTable) {
 		d.add(DelAddr{Link: l, Addr: a})
 	}
 	for _, n := range s.Neighbors {
-		if macOf(e.Neighbors, n.IP) == nil { // one with another MAC was replaced above
+		stays := func(o Neighbor) bool { return o.IP == n.IP } // with another MAC it was replaced above
+		if !slices.ContainsFunc(e.Neighbors, stays) {
 			d.add(DelNeighbor{Link: l, Neighbor: n})
 		}
 	}

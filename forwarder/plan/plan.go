@@ -84,7 +84,7 @@ type End struct {
 	// that select the same the first decides.
 	Policies []Policy
 	// Neighbors are permanent. On a veth with payload IP, Diff adds the other
-	// end's addresses by itself. WireGuard has no use for any.
+	// end's addresses by itself; a layer 3 device has its next hops instead.
 	Neighbors []Neighbor
 }
 
@@ -113,7 +113,7 @@ type PortRange = flow.Ports
 // Neighbor is a permanent entry of the neighbour table.
 type Neighbor struct {
 	IP  netip.Addr
-	MAC net.HardwareAddr
+	MAC net.HardwareAddr // nil on a layer 3 device
 }
 
 // VXLAN holds the parameters of a point-to-point VXLAN device (RFC 7348).

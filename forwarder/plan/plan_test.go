@@ -185,7 +185,7 @@ func TestPolicyTables(t *testing.T) {
 }
 
 // What the context says of neighbours yields to what is known of the devices that
-// were made, and means nothing where there are no hardware addresses.
+// were made, and means nothing where there are no hardware addresses (see TestNextHops).
 func TestNeighbors(t *testing.T) {
 	given := []plan.Neighbor{{IP: addr("10.0.0.2"), MAC: plan.MAC("an earlier forwarder", plan.Endpoint)}, {IP: addr("10.0.0.7"), MAC: plan.MAC("x", plan.Endpoint)}}
 	veth, vxlan, wg := vethWire(), vxlanWire(), wireGuardWire()
@@ -195,7 +195,7 @@ func TestNeighbors(t *testing.T) {
 	}{
 		{veth, "[10.0.0.2 " + plan.MAC(veth.ID, plan.Endpoint).String() + " fd00::2 " + plan.MAC(veth.ID, plan.Endpoint).String() + " 10.0.0.7 " + given[1].MAC.String() + "]"},
 		{vxlan, "[10.0.0.2 " + given[0].MAC.String() + " 10.0.0.7 " + given[1].MAC.String() + "]"},
-		{wg, "[]"},
+		{wg, "[fd00::1 ]"},
 	} {
 		tt.wire.Ends[0].Neighbors = given
 		var got []string
@@ -206,6 +206,52 @@ func TestNeighbors(t *testing.T) {
 		}
 		if fmt.Sprint(got) != tt.want {
 			t.Errorf("%s: %v, want %s", tt.wire.Kind, got, tt.want)
+		}
+	}
+}
+
+// A layer 3 device has a permanent neighbour for all of IPv4, and one for each next hop of
+// IPv6 that is known, whatever it had before.
+func TestNextHops(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		addrs    []netip.Prefix
+		routes   []plan.Route
+		policies []plan.Policy
+		want     string
+	}{
+		{"nothing", nil, nil, nil, "[]"},
+		{"an address of IPv4", []netip.Prefix{prefix("10.0.0.1/32")}, nil, nil, "[0.0.0.0]"},
+		{"an address of IPv6", []netip.Prefix{prefix("fd00::1/128")}, nil, nil, "[]"},
+		{"routes of IPv4", nil, []plan.Route{{Dst: prefix("10.0.0.2/32")}, {Dst: prefix("10.1.0.0/16"), Via: addr("10.0.0.2"), OnLink: true}}, nil, "[0.0.0.0]"},
+		{"to a host and on from there", nil, []plan.Route{{Dst: prefix("fd00::2/128")}, {Dst: prefix("::/0"), Via: addr("fd00::2"), OnLink: true}}, nil, "[fd00::2]"},
+		{"to a host by way of another", nil, []plan.Route{{Dst: prefix("fd00::3/128"), Via: addr("fd00::2"), OnLink: true}}, nil, "[fd00::2]"},
+		{"to whoever is there", nil, []plan.Route{{Dst: prefix("fd00::/64")}}, nil, "[]"},
+		{"policies", nil, nil, []plan.Policy{
+			{From: prefix("10.0.0.0/8")}, {Routes: []plan.Route{{Dst: prefix("::/0"), Via: addr("fe80::1"), OnLink: true}}},
+		}, "[0.0.0.0 fe80::1]"},
+	} {
+		for _, w := range []plan.Wire{wireGuardWire(), tunnelWire()} {
+			k := memkernel.New(w.Owner)
+			if _, err := k.Apply(t.Context(), w); err != nil {
+				t.Fatal(err)
+			}
+			e := &w.Ends[0]
+			e.Addrs, e.Routes, e.Policies = tt.addrs, tt.routes, tt.policies
+			if _, err := k.Apply(t.Context(), w); err != nil {
+				t.Fatal(err)
+			}
+			seen, err := k.Observe(t.Context(), w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, n := range seen.Ends[0].Neighbors {
+				got = append(got, n.IP.String()+n.MAC.String())
+			}
+			if fmt.Sprint(got) != tt.want {
+				t.Errorf("%s, %s: %v, want %s", tt.name, w.Kind, got, tt.want)
+			}
 		}
 	}
 }

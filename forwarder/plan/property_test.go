@@ -220,6 +220,19 @@ func checkReached(t *rapid.T, w plan.Wire, seen plan.Observed) {
 			}
 		}
 		checkOrder(t, e.Policies, o.Tables)
+		if w.Kind == plan.KindWireGuard || w.Kind == plan.KindTunnel && w.Payload == plan.IP {
+			for _, r := range o.Routes {
+				hop := r.Via
+				if r.Dst.Addr().Is4() {
+					hop = netip.IPv4Unspecified()
+				} else if !r.Via.IsValid() {
+					hop = r.Dst.Addr()
+				}
+				if !slices.ContainsFunc(o.Neighbors, func(n plan.Neighbor) bool { return n.IP == hop && n.MAC == nil }) {
+					t.Fatalf("end %d has a route to %v and not the neighbour %v", i, r.Dst, hop)
+				}
+			}
+		}
 		if w.Kind == plan.KindVeth && w.Payload == plan.IP {
 			for _, a := range w.Ends[1-i].Addrs {
 				if !slices.ContainsFunc(o.Neighbors, func(n plan.Neighbor) bool { return n.IP == a.Addr() }) {

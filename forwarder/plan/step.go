@@ -363,7 +363,11 @@ func (r Route) String() string {
 }
 
 func (s AddNeighbor) command(ns namer) string {
-	return fmt.Sprintf("ip -n %s neighbor replace %v lladdr %v dev %s nud permanent", ns(s.NetNS), s.Neighbor.IP, s.Neighbor.MAC, s.Name)
+	lladdr := ""
+	if s.Neighbor.MAC != nil {
+		lladdr = " lladdr " + s.Neighbor.MAC.String()
+	}
+	return fmt.Sprintf("ip -n %s neighbor replace %v%s dev %s nud permanent", ns(s.NetNS), s.Neighbor.IP, lladdr, s.Name)
 }
 
 func (s DelNeighbor) command(ns namer) string {

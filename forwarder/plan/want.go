@@ -23,9 +23,10 @@ func (w Wire) wanted(i int) wanted {
 	e.MAC = e.mac(w.ID)
 	e.Addrs = unique(e.Addrs, netip.Prefix.Addr)
 	e.Routes = normalRoutes(e.Routes)
+	policies := e.policyTables()
 	switch {
 	case w.layer3():
-		e.Neighbors = nil // it knows no hardware addresses
+		e.Neighbors = e.nextHops(policies) // it knows no hardware addresses
 	case w.Kind == KindVeth && w.Payload == IP:
 		// What is known of the other end comes first: the desired neighbours may be
 		// from a time when another forwarder had made it.
@@ -36,7 +37,34 @@ func (w Wire) wanted(i int) wanted {
 		e.Neighbors = append(known, e.Neighbors...)
 	}
 	e.Neighbors = unique(e.Neighbors, func(n Neighbor) netip.Addr { return n.IP })
-	return wanted{End: e, policies: e.policyTables(), ipv6: e.NeedsIPv6()}
+	return wanted{End: e, policies: policies, ipv6: e.NeedsIPv6()}
+}
+
+// nextHops are the neighbours that the kernel needs where there are no hardware addresses:
+// one for all of IPv4, since the device is point-to-point, and one for each next hop of
+// IPv6. It makes them itself with the first packet, but keeps no more than gc_thresh3 that
+// are not permanent in all namespaces together: with more wires it makes and forgets them
+// all the time, and where it finds none to forget it refuses packets. A route of IPv6 to
+// many hosts and without a next hop does not tell whom packets go to.
+func (e End) nextHops(policies []PolicyTable) (hops []Neighbor) {
+	if e.hasAddr(false) {
+		hops = append(hops, Neighbor{IP: netip.IPv4Unspecified()})
+	}
+	routes := slices.Clone(e.Routes)
+	for _, t := range policies {
+		routes = append(routes, t.Routes...)
+	}
+	for _, r := range routes {
+		switch {
+		case r.Dst.Addr().Is4():
+			hops = append(hops, Neighbor{IP: netip.IPv4Unspecified()})
+		case r.Via.IsValid():
+			hops = append(hops, Neighbor{IP: r.Via})
+		case r.Dst.IsSingleIP():
+			hops = append(hops, Neighbor{IP: r.Dst.Addr()})
+		}
+	}
+	return hops
 }
 
 func normalRoutes(routes []Route) []Route {
