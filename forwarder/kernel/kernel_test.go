@@ -337,6 +337,24 @@ func TestIPv6SwitchedOn(t *testing.T) {
 	mustBeDone(t, n, w)
 }
 
+// Where it stays switched off, since the end has nothing of IPv6, what the other end has of
+// it does no harm.
+func TestIPv6StaysOff(t *testing.T) {
+	n := newNode(t, "fwd")
+	client, endpoint := n.workload(), n.workload()
+	err := n.table.Do(client, func() error {
+		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := vethWire("u1", client, endpoint, plan.IP, 4)
+	addAddrs(&w.Ends[1], 6, 2, 1)
+	mustApply(t, n, w)
+	mustEcho(t, n, client, "10.0.0.1", n, endpoint, "10.0.0.2")
+	mustBeDone(t, n, w)
+}
+
 // The liveness check of the reference pings without privileges (protocol §2.15).
 func TestPingOpened(t *testing.T) {
 	n := newNode(t, "fwd")

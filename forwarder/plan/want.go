@@ -37,7 +37,11 @@ func (w Wire) wanted(i int) wanted {
 		e.Neighbors = append(known, e.Neighbors...)
 	}
 	e.Neighbors = unique(e.Neighbors, func(n Neighbor) netip.Addr { return n.IP })
-	return wanted{End: e, policies: policies, ipv6: e.NeedsIPv6()}
+	ipv6 := e.NeedsIPv6()
+	if !ipv6 { // then it may be switched off, and the kernel takes no neighbours of it
+		e.Neighbors = slices.DeleteFunc(e.Neighbors, func(n Neighbor) bool { return n.IP.Is6() })
+	}
+	return wanted{End: e, policies: policies, ipv6: ipv6}
 }
 
 // nextHops are the neighbours that the kernel needs where there are no hardware addresses:

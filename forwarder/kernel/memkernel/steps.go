@@ -96,6 +96,9 @@ func (k *Kernel) doOnLink(s plan.Step) error {
 	case plan.DelRoute:
 		return remove(&l.routes, route{s.Route, s.Table})
 	case plan.AddNeighbor:
+		if s.Neighbor.IP.Is6() && l.ipv6Off {
+			return syscall.EINVAL
+		}
 		l.neighbors = slices.DeleteFunc(l.neighbors, func(n plan.Neighbor) bool { return n.IP == s.Neighbor.IP })
 		l.neighbors = append(l.neighbors, s.Neighbor)
 	case plan.DelNeighbor:
