@@ -5,6 +5,8 @@ package rpc
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"net"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -47,7 +49,11 @@ type transport struct {
 
 func (t *transport) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return t.handshake(raw, func(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-		return t.TransportCredentials.ClientHandshake(ctx, authority, c)
+		conn, info, err := t.TransportCredentials.ClientHandshake(ctx, authority, c)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("whoever listens there says nothing: %w", err)
+		}
+		return conn, info, err
 	})
 }
 

@@ -35,6 +35,11 @@ type DialOptions struct {
 // connection, and streams that would not finish are told (WhenSuperseded). Errors of
 // calls are decoded by DecodeError.
 func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
+	return dialAs(rawURL, rawURL, o)
+}
+
+// dialAs is Dial to a peer that errors call whom.
+func dialAs(rawURL, whom string, o DialOptions) (*grpc.ClientConn, error) {
 	a, err := parseAddress(rawURL)
 	if err != nil {
 		return nil, err
@@ -43,7 +48,7 @@ func Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 	if a.network == "unix" {
 		authority, longest = "localhost", redialMaxUnix // the former as gRPC has it for Unix sockets
 	}
-	r := &redialer{address: a}
+	r := &redialer{address: a, whom: whom}
 	if t, ok := o.Credentials.(*transport); ok {
 		r.leaf = t.leaf
 	}
@@ -117,6 +122,7 @@ func beforeCall(err error) error {
 // opens a new connection for new calls and drains the old one.
 type redialer struct {
 	address address
+	whom    string                   // in errors
 	leaf    func() *x509.Certificate // the certificate of the next handshake; nil without TLS
 
 	mu     sync.Mutex
@@ -264,12 +270,14 @@ func (r *redialer) tell(ctx context.Context, e *epoch, s *superseded) {
 
 func (r *redialer) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	call := ask(ctx, r.whom)
 	r.prepare()
-	return DecodeError(invoke(ctx, method, req, reply, cc, opts...))
+	return call.decode(invoke(ctx, method, req, reply, cc, opts...))
 }
 
 func (r *redialer) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	call := ask(ctx, r.whom)
 	if e := r.prepare(); e != nil {
 		for _, o := range opts {
 			if s, ok := o.(*superseded); ok {
@@ -279,14 +287,17 @@ func (r *redialer) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.C
 	}
 	s, err := open(ctx, desc, cc, method, opts...)
 	if err != nil {
-		return nil, DecodeError(err)
+		return nil, call.decode(err)
 	}
-	return decodingStream{s}, nil
+	return decodingStream{s, call}, nil
 }
 
 // decodingStream decodes the errors of a stream.
-type decodingStream struct{ grpc.ClientStream }
+type decodingStream struct {
+	grpc.ClientStream
+	call asked
+}
 
-func (s decodingStream) SendMsg(m any) error { return DecodeError(s.ClientStream.SendMsg(m)) }
-func (s decodingStream) RecvMsg(m any) error { return DecodeError(s.ClientStream.RecvMsg(m)) }
-func (s decodingStream) CloseSend() error    { return DecodeError(s.ClientStream.CloseSend()) }
+func (s decodingStream) SendMsg(m any) error { return s.call.decode(s.ClientStream.SendMsg(m)) }
+func (s decodingStream) RecvMsg(m any) error { return s.call.decode(s.ClientStream.RecvMsg(m)) }
+func (s decodingStream) CloseSend() error    { return s.call.decode(s.ClientStream.CloseSend()) }

@@ -93,20 +93,20 @@ func DecodeError(err error) error {
 	if !ok {
 		return err
 	}
-	cause := reasonSent(st)
-	if cause == nil {
-		cause = reasonImplied(st)
+	if cause := reasonSent(st); cause != nil {
+		return &remoteError{st: st, cause: cause}
 	}
-	if cause == nil {
-		return err
+	if cause := reasonImplied(st); cause != nil {
+		return &remoteError{st: st, cause: cause, implied: true}
 	}
-	return &remoteError{st: st, cause: cause}
+	return err
 }
 
 // remoteError is what a peer answered: a status and what it stands for.
 type remoteError struct {
-	st    *status.Status
-	cause error // *nserr.Error, or context.Canceled
+	st      *status.Status
+	cause   error // *nserr.Error, or context.Canceled
+	implied bool  // the status came without a reason: gRPC has made it, or a peer that sends none
 }
 
 func (e *remoteError) Error() string {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -236,7 +237,7 @@ func (c *localConn) begin(ctx context.Context, method string, opts []grpc.CallOp
 	server, caller := who(c.server.identity), who(c.caller.Identity)
 	toServer, toClient := newInbox(), newInbox()
 	call := &localCall{
-		server: c.server, name: method, method: m, opts: opts,
+		server: c.server, name: method, since: time.Now(), method: m, opts: opts,
 		header: make(chan struct{}), done: make(chan struct{}),
 		files: toServer,
 		peer:  localInfo{server.ID, server.Cert, &link{send: toServer.sendTo, inbox: toClient}},

@@ -5,6 +5,7 @@ package rpc
 import (
 	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -31,6 +32,7 @@ func (d detached) AfterFunc(f func()) (stop func() bool) { return context.AfterF
 type localCall struct {
 	server *Local
 	name   string // full method
+	since  time.Time
 	method *localMethod
 	opts   []grpc.CallOption
 	peer   localInfo // what the client sees
@@ -71,7 +73,7 @@ func (c *localCall) result(ctx context.Context) error {
 	select {
 	case <-c.done:
 	default:
-		return DecodeError(status.FromContextError(ctx.Err()).Err())
+		return c.givenUp(ctx)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,6 +88,13 @@ func (c *localCall) result(ctx context.Context) error {
 		}
 	}
 	return c.err
+}
+
+// givenUp is the error of a caller whose ctx has ended.
+func (c *localCall) givenUp(ctx context.Context) error {
+	call := ask(ctx, "this process's own "+c.name)
+	call.since = c.since
+	return call.decode(status.FromContextError(ctx.Err()).Err())
 }
 
 // Method implements grpc.ServerTransportStream.

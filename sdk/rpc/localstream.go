@@ -47,7 +47,7 @@ func (s localClientStream) Header() (metadata.MD, error) {
 		defer s.call.mu.Unlock()
 		return s.call.headerMD.Copy(), nil
 	case <-s.client.Done():
-		return nil, s.canceled()
+		return nil, s.call.givenUp(s.client)
 	}
 }
 
@@ -74,7 +74,7 @@ func (s localClientStream) SendMsg(m any) error {
 	case <-s.call.done:
 		return io.EOF
 	case <-s.client.Done():
-		return s.canceled()
+		return s.call.givenUp(s.client)
 	default:
 	}
 	select {
@@ -83,7 +83,7 @@ func (s localClientStream) SendMsg(m any) error {
 	case <-s.call.done:
 		return io.EOF
 	case <-s.client.Done():
-		return s.canceled()
+		return s.call.givenUp(s.client)
 	}
 }
 
@@ -114,7 +114,7 @@ func (s localClientStream) next() (proto.Message, error) {
 	case reply := <-s.replies:
 		return reply, nil
 	case <-s.client.Done():
-		return nil, s.canceled()
+		return nil, s.call.givenUp(s.client)
 	case <-s.call.done:
 	}
 	select {
@@ -126,11 +126,6 @@ func (s localClientStream) next() (proto.Message, error) {
 		return nil, err
 	}
 	return nil, io.EOF
-}
-
-// canceled returns the error of a caller that has given up.
-func (s localClientStream) canceled() error {
-	return DecodeError(status.FromContextError(s.client.Err()).Err())
 }
 
 // localServerStream implements grpc.ServerStream.

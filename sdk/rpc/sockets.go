@@ -102,7 +102,7 @@ func (s *Sockets) Dial(rawURL string, o DialOptions) (*grpc.ClientConn, error) {
 	o.Options = append(o.Options[:len(o.Options):len(o.Options)], grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 		return s.connect(ctx, rawURL)
 	}))
-	return Dial("unix:///"+rawURL, o) // the path is never used
+	return dialAs("unix:///"+rawURL, rawURL, o) // the path is never used
 }
 
 // connect opens a connection to a socket held as url.
