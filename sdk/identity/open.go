@@ -53,6 +53,7 @@ func Open(ctx context.Context, c Config) (Source, error) {
 		log = slog.Default()
 	}
 	trouble := &trouble{log: log.With("address", address)}
+	start := time.Now()
 	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(
 		workloadapi.WithAddr(address),
 		workloadapi.WithLogger(trouble),
@@ -62,7 +63,11 @@ func Open(ctx context.Context, c Config) (Source, error) {
 			MinConnectTimeout: 5 * time.Second,
 		})),
 	))
-	if err != nil {
+	switch {
+	case err != nil && trouble.silent(err):
+		return nil, nserr.NoIdentity.Errorf("no identity from %s, which takes calls and has not answered within %s: %w", address, time.Since(start).Round(10*time.Millisecond), err).
+			WithFix("see whether the process there runs and is not stopped, or set SPIFFE_ENDPOINT_SOCKET")
+	case err != nil:
 		return nil, nserr.NoIdentity.Errorf("no identity from %s: %w", address, trouble.because(err))
 	}
 	trouble.opened()
@@ -126,6 +131,13 @@ func (t *trouble) opened() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.open = true
+}
+
+// silent reports whether err is a deadline by which nothing has failed.
+func (t *trouble) silent(err error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.last == "" && errors.Is(err, context.DeadlineExceeded)
 }
 
 // because returns the failure that err, often just a deadline, is due to.
