@@ -147,8 +147,11 @@ func (m *Manager) drainable(who string, names []string) (meant []*local, err err
 	return meant, nil
 }
 
-// publishDrain tells the registry whether the endpoint can be had.
+// publishDrain tells the registry whether the endpoint can be had. A registry that is
+// away, or frozen, does not keep its clients from moving.
 func (m *Manager) publishDrain(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, registryPatience)
+	defer cancel()
 	s := &endpointRegistry{m: m}
 	return m.locals.turns.Do(ctx, name, func(t *conn.Turn[local]) error {
 		if t.Record == nil {
