@@ -24,19 +24,10 @@ func receiveNetNS(ctx context.Context, req *networkservice.NetworkServiceRequest
 			closeFiles(files)
 		}
 	}()
-	seen := make(map[string]bool)
-	for _, m := range slices.Concat(req.GetMechanismPreferences(), []*networkservice.Mechanism{req.GetConnection().GetMechanism()}) {
-		if m.GetType() != mechanism.TypeKernel {
-			continue
-		}
-		url := m.GetParameters()["inodeURL"]
-		switch {
-		case url == "" || seen[url]:
-			continue
-		case !strings.HasPrefix(url, "inode://"):
+	for _, url := range namedFiles(req) {
+		if !strings.HasPrefix(url, "inode://") {
 			return files, nserr.NoDescriptor.Errorf("inodeURL %q names a file of another process: send the open namespace and inode://<dev>/<ino>", url)
 		}
-		seen[url] = true
 		f, err := rpc.ReceiveFile(ctx, url)
 		if err != nil {
 			return files, err
@@ -47,6 +38,19 @@ func receiveNetNS(ctx context.Context, req *networkservice.NetworkServiceRequest
 		}
 	}
 	return files, nil
+}
+
+// namedFiles returns what a request names its descriptors by, each once: a refresh names
+// one as what it has and as what it would like.
+func namedFiles(req *networkservice.NetworkServiceRequest) (urls []string) {
+	seen := map[string]bool{"": true}
+	for _, m := range slices.Concat(req.GetMechanismPreferences(), []*networkservice.Mechanism{req.GetConnection().GetMechanism()}) {
+		if url := m.GetParameters()["inodeURL"]; m.GetType() == mechanism.TypeKernel && !seen[url] {
+			seen[url] = true
+			urls = append(urls, url)
+		}
+	}
+	return urls
 }
 
 func closeFiles(files []*os.File) {

@@ -32,12 +32,12 @@ func (g gated) Request(ctx context.Context, req *networkservice.NetworkServiceRe
 }
 
 // refused ends a Request that was not let in. Its descriptors would keep those of others
-// out for a while. It is said of each caller: who asks for too much is among them.
+// out for a while; no more are closed than it has sent, since others send the same
+// namespace. It is said of each caller: who asks for too much is among them.
 func (g gated) refused(ctx context.Context, caller string, req *networkservice.NetworkServiceRequest, err error) {
-	for _, p := range req.GetMechanismPreferences() {
-		rpc.DiscardFile(ctx, p.GetParameters()["inodeURL"])
+	for _, url := range namedFiles(req) {
+		rpc.DiscardFile(ctx, url)
 	}
-	rpc.DiscardFile(ctx, req.GetConnection().GetMechanism().GetParameters()["inodeURL"])
 	reason := nserr.From(err).Reason.Code
 	g.log.Log(ctx, g.overload.Level(slog.LevelWarn, caller, reason), "a Request was not let in", "spiffe_id", caller, "error", err)
 }
