@@ -435,6 +435,39 @@ func TestInboxIsBounded(t *testing.T) {
 	}
 }
 
+// A caller whose descriptor was closed before its call had its turn has made no mistake,
+// and may try again. One that has sent none has made one.
+func TestDescriptorLostUnderLoad(t *testing.T) {
+	for what, test := range map[string]struct {
+		lose func(b *inbox, own inode, more []*os.File) error
+		want *nserr.Reason
+	}{
+		"for want of room": {func(b *inbox, _ inode, more []*os.File) error { return b.sendTo(more) }, nserr.Busy},
+		"for want of time": {func(*inbox, inode, []*os.File) error { time.Sleep(fileLife + 1); return nil }, nserr.Busy},
+		"it was claimed":   {func(b *inbox, own inode, _ []*os.File) error { f, _ := b.take(own); return f.Close() }, nserr.NoDescriptor},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, more := tempFile(t, ""), slices.Repeat([]*os.File{tempFile(t, "")}, maxFiles)
+				own, _ := inodeOf(f)
+				local := NewLocal(LocalOptions{})
+				defer local.Close()
+				(&service{request: func(ctx context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+					if err := test.lose(servedLink(ctx).inbox, own, more); err != nil {
+						return nil, err
+					}
+					_, err := ReceiveFile(ctx, r.GetConnection().GetId())
+					return &networkservice.Connection{}, err
+				}}).register(local)
+				_, _, err := swap(t.Context(), local.Dial(LocalCaller{}), f, own.String())
+				if e := nserr.From(err); e.Reason != test.want || e.Reason == nserr.Busy && e.Retry == 0 {
+					t.Errorf("error %v, to be tried again after %v; want %v", err, e.Retry, test.want)
+				}
+			})
+		})
+	}
+}
+
 func TestInodeURL(t *testing.T) {
 	ns, err := os.Open("/proc/self/ns/net")
 	if err != nil {

@@ -4,6 +4,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"sync"
@@ -25,6 +26,7 @@ type inbox struct {
 	shut    bool // not open yet
 	closed  bool
 	files   []arrival     // oldest first, at most maxFiles
+	spilled time.Time     // when one was last closed that nobody had claimed by then
 	changed chan struct{} // closed and replaced at each arrival; closed for good by close
 	expiry  *time.Timer   // runs expire when the oldest file is due; nil before the first arrival
 }
@@ -56,11 +58,13 @@ func (b *inbox) put(f *os.File) {
 	var drop *os.File
 	b.mu.Lock()
 	switch room := !b.closed && !b.shut && len(b.files) < maxFiles && b.quota.add(b.uid, 0, 1); {
-	case b.closed, b.shut, !room && len(b.files) == 0:
+	case b.closed, b.shut:
 		drop = f
+	case !room && len(b.files) == 0:
+		drop, b.spilled = f, time.Now()
 	default:
 		if !room {
-			drop = b.files[0].file
+			drop, b.spilled = b.files[0].file, time.Now()
 			b.files = slices.Delete(b.files, 0, 1)
 		}
 		b.files = append(b.files, arrival{i, f, time.Now().Add(fileLife)})
@@ -73,6 +77,16 @@ func (b *inbox) put(f *os.File) {
 		drop.Close()
 	}
 }
+
+// hasSpilled reports whether a descriptor that does not come may be one that has come
+// and was closed, since whoever was to claim it was too slow.
+func (b *inbox) hasSpilled() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.spilled.IsZero() && time.Since(b.spilled) < spillLife
+}
+
+var errLate = errors.New("did not arrive")
 
 // claim moves the file with inode i out of the box, waiting up to fileWait for it.
 func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
@@ -89,7 +103,7 @@ func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
 		select {
 		case <-changed:
 		case <-timeout.C:
-			return nil, nserr.NoDescriptor.Errorf("%v did not arrive within %v", i, fileWait)
+			return nil, nserr.NoDescriptor.Errorf("%v %w within %v", i, errLate, fileWait)
 		case <-ctx.Done():
 			return nil, nserr.NoDescriptor.Errorf("%v did not arrive: %w", i, ctx.Err())
 		}
@@ -121,6 +135,9 @@ func (b *inbox) expire() {
 	n := 0
 	for n < len(b.files) && !b.files[n].due.After(now) {
 		n++
+	}
+	if n > 0 {
+		b.spilled = now
 	}
 	due := slices.Clone(b.files[:n])
 	b.files = slices.Delete(b.files, 0, n)

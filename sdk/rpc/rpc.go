@@ -77,6 +77,9 @@ const (
 	// fileLife is how long a descriptor that nobody claims stays open. Connections
 	// live for ever, and an open namespace outlives its dead workload.
 	fileLife = 10 * time.Second
+	// spillLife is for how long descriptors that were closed unclaimed may be those that
+	// calls under way ask for: nobody waits longer for an answer.
+	spillLife = time.Minute
 	// maxFiles bounds the unclaimed descriptors of a connection, and those that
 	// wait to be sent. Descriptors run ahead of the requests that name them, so it
 	// is also how many Requests may come at once: all the clients of a node share
