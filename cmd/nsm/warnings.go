@@ -34,15 +34,41 @@ func warnings(d, again *adminv1.WireDescription, now time.Time) (out []string) {
 	}
 	for _, l := range d.GetLegs() {
 		if l.GetType() != mechanism.TypeKernel {
-			p, port := l.GetParameters(), "_port"
-			if l.GetType() == mechanism.TypeShared {
-				port = "_tunnel_port"
-			}
-			out = append(out, fmt.Sprintf("UDP must pass between %s and %s, in both directions (%s)",
-				net.JoinHostPort(p["src_ip"], p["src"+port]), net.JoinHostPort(p["dst_ip"], p["dst"+port]), l.GetType()))
+			out = append(out, underlayWarning(l, lastHandshake(l, d.GetKernel()), now))
 		}
 	}
 	return out
+}
+
+// underlayWarning is what is known of the way between two nodes that a leg takes. It is
+// the first suspect, unless a handshake has gone there and back a while ago: then what is
+// behind is.
+func underlayWarning(l *adminv1.WireLeg, handshake, now time.Time) string {
+	p, port := l.GetParameters(), "_port"
+	if l.GetType() == mechanism.TypeShared {
+		port = "_tunnel_port"
+	}
+	between := fmt.Sprintf("between %s and %s, in both directions",
+		net.JoinHostPort(p["src_ip"], p["src"+port]), net.JoinHostPort(p["dst_ip"], p["dst"+port]))
+	if age := now.Sub(handshake); !handshake.IsZero() && age <= plan.SessionLife {
+		return fmt.Sprintf("UDP has passed %s (%s): WireGuard had a handshake %s ago; if it still does, see whether the workload of the endpoint answers",
+			between, l.GetType(), short(max(age, 0)))
+	}
+	return fmt.Sprintf("UDP must pass %s (%s)", between, l.GetType())
+}
+
+// lastHandshake is when WireGuard at either end of a leg last had one, as far as its
+// forwarders tell; zero if it never had, or the leg is none of WireGuard's.
+func lastHandshake(l *adminv1.WireLeg, kernel []*adminv1.KernelObjects) (last time.Time) {
+	for _, k := range kernel {
+		if k.GetForwarder() != l.GetFrom() && k.GetForwarder() != l.GetTo() {
+			continue
+		}
+		if at := k.GetWireguard().GetLastHandshake(); at != nil && at.AsTime().After(last) {
+			last = at.AsTime()
+		}
+	}
+	return last
 }
 
 // handshakeWarning: the two sides of WireGuard do not reach each other.

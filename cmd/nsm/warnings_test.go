@@ -17,10 +17,12 @@ import (
 // A wire on which everything stands as it should is warned of when what it sends does
 // not come back, and the ports of its tunnel are named then.
 func TestWarnings(t *testing.T) {
+	const passed = "UDP has passed between 10.88.0.1:51820 and [fd00::2]:51821, in both directions (WIREGUARD): " +
+		"WireGuard had a handshake 12s ago; if it still does, see whether the workload of the endpoint answers"
 	const ports = "UDP must pass between 10.88.0.1:51820 and [fd00::2]:51821, in both directions (WIREGUARD)"
 	legs := []*adminv1.WireLeg{
 		{Type: "KERNEL"},
-		{Type: "WIREGUARD", Parameters: map[string]string{"src_ip": "10.88.0.1", "src_port": "51820", "dst_ip": "fd00::2", "dst_port": "51821"}},
+		{From: "fwd-a", To: "fwd-b", Type: "WIREGUARD", Parameters: map[string]string{"src_ip": "10.88.0.1", "src_port": "51820", "dst_ip": "fd00::2", "dst_port": "51821"}},
 		{Type: "KERNEL"},
 	}
 	link := func(kind string, sent, received uint64) *adminv1.Link {
@@ -57,6 +59,10 @@ func TestWarnings(t *testing.T) {
 		{"an old handshake", link("wireguard", 0, 0), nil, guard(9, 5*time.Minute, 25*time.Second), "",
 			[]string{"forwarder fwd-a: WireGuard has had no handshake with 10.88.0.2:51820 for 5m", ports}},
 		{name: "an old handshake of what sends nothing", first: link("wireguard", 0, 0), guard: guard(9, 5*time.Minute, 0)},
+		{name: "the client says so, and the tunnel is well", guard: guard(9, 12*time.Second, 0), code: nserr.NoPackets.Code, want: []string{passed}},
+		{name: "the client says so, and the tunnel was well long ago", guard: guard(9, 5*time.Minute, 0), code: nserr.NoPackets.Code, want: []string{ports}},
+		{"nothing comes back through a tunnel that is well", link("tunnel", 10, 3), link("tunnel", 15, 3), guard(9, 12*time.Second, 0), "",
+			[]string{"forwarder fwd-a: 5 packets were sent through nsm-1 within 1s, and none was received", passed}},
 		{name: "the client says so", code: nserr.NoPackets.Code, want: []string{ports}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
