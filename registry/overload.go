@@ -54,10 +54,10 @@ func letIn[T Object](ctx context.Context, g *gate.Gate, store Store[T], named T)
 	return g.Enter(ctx, caller, func() gate.Visit {
 		for v, err := range store.Find(ctx, named) {
 			if err == nil && v.Object.GetName() == named.GetName() && slices.Contains(v.Object.GetPathIds(), caller) {
-				return gate.Visit{Class: gate.Refresh, Caller: caller, Of: v.Object.GetName()}
+				return gate.Visit{Class: gate.Refresh, Of: v.Object.GetName()}
 			}
 		}
-		return gate.Visit{Class: gate.Fresh, Caller: caller}
+		return gate.Visit{Class: gate.Fresh}
 	})
 }
 
@@ -69,7 +69,7 @@ func letLook(g *gate.Gate, watch bool, out grpc.ServerStream, find func() error)
 	}
 	ctx := out.Context()
 	caller := rpc.CallerFrom(ctx).ID
-	leave, err := g.Enter(ctx, caller, func() gate.Visit { return gate.Visit{Class: gate.Transit, Caller: caller} })
+	leave, err := g.Enter(ctx, caller, func() gate.Visit { return gate.Visit{Class: gate.Transit} })
 	if err != nil {
 		return err
 	}

@@ -70,11 +70,10 @@ const (
 	retry = time.Second
 )
 
-// Visit is who wants to be let in.
+// Visit is what somebody wants to be let in for.
 type Visit struct {
-	Class  Class
-	Caller string // whose turn it takes, as told to Enter
-	Of     string // what a Refresh keeps alive: once at a time, any more is Fresh
+	Class Class
+	Of    string // what a Refresh keeps alive: once at a time, any more is Fresh
 }
 
 // Gate counts who is inside. It is safe for concurrent use.
@@ -100,13 +99,12 @@ func New(limit int) *Gate {
 
 // Enter waits until it is let in; leave must be called when the work is done. It fails
 // with nserr.Busy, which says when to try again, or with nserr.TimedOut when ctx ends
-// first. visit is asked only if there is no place at once for caller.
+// first. visit is asked only if there is no place at once for caller, whose turn it takes.
 func (g *Gate) Enter(ctx context.Context, caller string, visit func() Visit) (leave func(), err error) {
 	if g.enterAtOnce(caller) {
 		return g.place(caller), nil
 	}
-	w := &waiter{Visit: visit(), in: make(chan error, 1)}
-	w.Caller = caller
+	w := &waiter{Visit: visit(), caller: caller, in: make(chan error, 1)}
 	g.mu.Lock()
 	g.queueLocked(w)
 	g.fillLocked() // there may be a place meanwhile
@@ -228,7 +226,7 @@ func (g *Gate) fillLocked() {
 			return
 		}
 		g.forgetLocked(w)
-		g.takeLocked(w.Caller)
+		g.takeLocked(w.caller)
 		w.in <- nil
 	}
 }

@@ -19,9 +19,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// enter has v enter g.
-func enter(ctx context.Context, g *Gate, v Visit) (leave func(), err error) {
-	return g.Enter(ctx, v.Caller, func() Visit { return v })
+// enter has somebody enter g.
+func enter(ctx context.Context, g *Gate, class Class, caller, of string) (leave func(), err error) {
+	return g.Enter(ctx, caller, func() Visit { return Visit{class, of} })
 }
 
 // full returns a gate with all places taken, and what gives one back.
@@ -52,7 +52,7 @@ func TestOrder(t *testing.T) {
 		} {
 			entering.Go(func() {
 				of := fmt.Sprint(v.class, v.caller)
-				l, err := enter(t.Context(), g, Visit{v.class, v.caller, of})
+				l, err := enter(t.Context(), g, v.class, v.caller, of)
 				if err != nil {
 					t.Error(err)
 					return
@@ -97,7 +97,7 @@ func TestPatience(t *testing.T) {
 			var before sync.WaitGroup
 			for i := range queued { // come first, and take longer than anybody waits who does not want to
 				before.Go(func() {
-					leave, err := enter(t.Context(), g, Visit{tt.class, "a", fmt.Sprint(i)})
+					leave, err := enter(t.Context(), g, tt.class, "a", fmt.Sprint(i))
 					if err != nil {
 						return
 					}
@@ -107,7 +107,7 @@ func TestPatience(t *testing.T) {
 				synctest.Wait()
 			}
 			start := time.Now()
-			leave, err := enter(t.Context(), g, Visit{tt.class, "a", "a"})
+			leave, err := enter(t.Context(), g, tt.class, "a", "a")
 			took := time.Since(start)
 			if tt.waits == 0 {
 				if err != nil || took < queued*hold*9/10 {
@@ -135,7 +135,7 @@ func TestEachClassHasItsShare(t *testing.T) {
 			for i := range 4 { // one works, and the others wait
 				coming.Go(func() {
 					for {
-						leave, err := enter(t.Context(), g, Visit{class, "many", fmt.Sprint(i)})
+						leave, err := enter(t.Context(), g, class, "many", fmt.Sprint(i))
 						if err == nil {
 							time.Sleep(work)
 							leave()
@@ -152,7 +152,7 @@ func TestEachClassHasItsShare(t *testing.T) {
 		time.Sleep(100 * work)
 		for class := range Class(classes) {
 			start := time.Now()
-			leave, err := enter(t.Context(), g, Visit{class, "few", "few"})
+			leave, err := enter(t.Context(), g, class, "few", "few")
 			if took := time.Since(start); err != nil || took > 3*share*work {
 				t.Errorf("class %d: %v after %v", class, err, took)
 			}
@@ -179,7 +179,7 @@ func TestHogs(t *testing.T) {
 				for i := range 2 * slowest * limit {
 					coming.Go(func() {
 						for ctx.Err() == nil {
-							leave, err := enter(ctx, g, Visit{class, fmt.Sprint("hog ", i%hogs), fmt.Sprint(i)})
+							leave, err := enter(ctx, g, class, fmt.Sprint("hog ", i%hogs), fmt.Sprint(i))
 							if err != nil {
 								time.Sleep(retry)
 								continue
@@ -191,7 +191,7 @@ func TestHogs(t *testing.T) {
 				}
 				time.Sleep(10 * slowest * hold)
 				start := time.Now()
-				leave, err := enter(t.Context(), g, Visit{Fresh, "other", "other"})
+				leave, err := enter(t.Context(), g, Fresh, "other", "other")
 				if err != nil {
 					t.Errorf("class %d, %d hogs: %v after %v", class, hogs, err, time.Since(start))
 				} else {
@@ -212,7 +212,7 @@ func TestLeavesAtTheLastMoment(t *testing.T) {
 		var coming sync.WaitGroup
 		for range 100 {
 			coming.Go(func() {
-				leave, err := enter(t.Context(), g, Visit{Caller: "a"})
+				leave, err := enter(t.Context(), g, Refresh, "a", "")
 				if err != nil {
 					t.Error(err)
 					return
@@ -232,7 +232,7 @@ func TestSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, slow := full(t, 3)
 		start := time.Now()
-		leave, err := enter(t.Context(), g, Visit{Transit, "a", ""})
+		leave, err := enter(t.Context(), g, Transit, "a", "")
 		if err != nil || time.Since(start) != hold {
 			t.Fatalf("%v after %v, want to be let in after %v", err, time.Since(start), hold)
 		}
@@ -250,13 +250,13 @@ func TestAllSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, leave := full(t, 1)
 		for len(leave) <= slowest {
-			l, err := enter(t.Context(), g, Visit{Transit, fmt.Sprint(len(leave)), ""})
+			l, err := enter(t.Context(), g, Transit, fmt.Sprint(len(leave)), "")
 			if err != nil {
 				t.Fatalf("after %d: %v", len(leave), err)
 			}
 			leave = append(leave, l)
 		}
-		if _, err := enter(t.Context(), g, Visit{Transit, "a", ""}); !errors.Is(err, nserr.Busy) {
+		if _, err := enter(t.Context(), g, Transit, "a", ""); !errors.Is(err, nserr.Busy) {
 			t.Errorf("after %d: %v", len(leave), err)
 		}
 		time.Sleep(2 * hold) // the last timer, in vain
@@ -276,7 +276,7 @@ func TestFull(t *testing.T) {
 		var entering sync.WaitGroup
 		come := func(class Class, caller, of string) {
 			entering.Go(func() {
-				l, err := enter(t.Context(), g, Visit{class, caller, of})
+				l, err := enter(t.Context(), g, class, caller, of)
 				if err == nil {
 					l()
 					return
@@ -324,7 +324,7 @@ func TestGivenUp(t *testing.T) {
 			g, leave := full(t, 1)
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
-			if _, err := enter(ctx, g, Visit{class, "a", ""}); !errors.Is(err, nserr.TimedOut) {
+			if _, err := enter(ctx, g, class, "a", ""); !errors.Is(err, nserr.TimedOut) {
 				t.Errorf("class %d: %v", class, err)
 			}
 			leave[0]()
@@ -346,7 +346,7 @@ func TestPlaces(t *testing.T) {
 				time.Sleep(time.Duration(i%700) * time.Millisecond)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i%13)*100*time.Millisecond)
 				defer cancel()
-				leave, err := enter(ctx, g, Visit{Class(i % classes), fmt.Sprint(i % 17), fmt.Sprint(i)})
+				leave, err := enter(ctx, g, Class(i%classes), fmt.Sprint(i%17), fmt.Sprint(i))
 				if err != nil {
 					return
 				}

@@ -7,7 +7,8 @@ import "slices"
 // waiter is a visit that waits.
 type waiter struct {
 	Visit
-	in chan error // gets nil when it is let in, or why it is refused; has room for it
+	caller string     // whose turn it takes
+	in     chan error // gets nil when it is let in, or why it is refused; has room for it
 }
 
 // queue holds those of one class who wait: a line for each caller, the callers by turns.
@@ -25,13 +26,13 @@ type line struct {
 }
 
 func (q *queue) add(w *waiter) {
-	l := q.of[w.Caller]
+	l := q.of[w.caller]
 	if l == nil {
 		if q.of == nil {
 			q.of = make(map[string]*line)
 		}
-		l = &line{caller: w.Caller}
-		q.of[w.Caller] = l
+		l = &line{caller: w.caller}
+		q.of[w.caller] = l
 		q.lines = append(q.lines, l)
 	}
 	l.waiters = append(l.waiters, w)
@@ -68,7 +69,7 @@ func (q *queue) dropLast() *waiter {
 
 // remove takes out w and reports whether it was there.
 func (q *queue) remove(w *waiter) bool {
-	l := q.of[w.Caller]
+	l := q.of[w.caller]
 	if l == nil {
 		return false
 	}

@@ -341,7 +341,7 @@ func TestVisit(t *testing.T) {
 		} {
 			before := proto.CloneOf(tt.conn)
 			got := h.Visit(ctx(tt.by), tt.conn, tt.relays)
-			if want := (gate.Visit{Class: tt.class, Caller: tt.by.id, Of: tt.of}); got != want {
+			if want := (gate.Visit{Class: tt.class, Of: tt.of}); got != want {
 				t.Errorf("%s: %+v, want %+v", tt.name, got, want)
 			}
 			if !proto.Equal(before, tt.conn) {

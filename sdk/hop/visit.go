@@ -13,7 +13,7 @@ import (
 	"github.com/openvwire/nsm/sdk/rpc"
 )
 
-// Visit tells a gate who comes with a Request that is not admitted yet. It costs little,
+// Visit tells a gate what comes with a Request that is not admitted yet. It costs little,
 // since it is asked for when there is no time, and believes nothing but whom TLS has
 // proved the caller to be, and what this hop knows itself:
 //
@@ -25,7 +25,7 @@ import (
 //     pass-through endpoint.
 func (h Hop) Visit(ctx context.Context, conn *networkservice.Connection, relays func(id string) bool) gate.Visit {
 	caller := rpc.CallerFrom(ctx)
-	v := gate.Visit{Class: gate.Fresh, Caller: Identity(caller)}
+	v, from := gate.Visit{Class: gate.Fresh}, Identity(caller)
 	p, err := path.Enter(PathOf(conn), conn.GetId(), h.Name)
 	if err != nil || p.Index < 1 {
 		return v // Admit says what is wrong
@@ -34,7 +34,7 @@ func (h Hop) Visit(ctx context.Context, conn *networkservice.Connection, relays 
 	if p.Index == 1 {
 		first = caller.Token
 	}
-	b := Binding{Owner: subject(first), Caller: v.Caller}
+	b := Binding{Owner: subject(first), Caller: from}
 	if id := b.id(h.Name, p.Segments[p.Index-1]); h.has(id, b.Owner) {
 		v.Class, v.Of = gate.Refresh, id
 		return v
@@ -42,7 +42,7 @@ func (h Hop) Visit(ctx context.Context, conn *networkservice.Connection, relays 
 	if p.Index == 1 {
 		return v
 	}
-	if relays == nil || relays(v.Caller) || h.passed(p, b.Owner) {
+	if relays == nil || relays(from) || h.passed(p, b.Owner) {
 		v.Class = gate.Transit
 	}
 	return v
