@@ -125,10 +125,10 @@ func Open(ctx context.Context, c Config) (_ *Client, err error) {
 		}
 		tokens := token.NewGenerator(c.Source, c.TokenLifetime)
 		creds, _ := rpc.MutualTLS(c.Source, c.Source)
-		c.Peers = peer.NewPool(peer.PoolConfig{Name: c.Name, ProbeEvery: probeManager, Logger: c.Logger, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
+		c.Peers = c.ownPool(func(url string) (grpc.ClientConnInterface, io.Closer, error) {
 			cc, err := rpc.Dial(url, rpc.DialOptions{Credentials: creds, Tokens: tokens})
 			return cc, cc, err
-		}})
+		})
 		cl.opened.Call(c.Peers.Close)
 	}
 	cl.config = c
@@ -166,6 +166,11 @@ func (c *Config) fill() {
 		labels[k] = v
 	}
 	c.Labels = labels
+}
+
+// ownPool is the pool of a client that has been given none.
+func (c *Config) ownPool(dial func(url string) (grpc.ClientConnInterface, io.Closer, error)) *peer.Pool {
+	return peer.NewPool(peer.PoolConfig{Name: c.Name, ProbeEvery: probeManager, Logger: c.Logger, Dial: dial})
 }
 
 // EnvironmentLabels are the labels that a process has by where it runs (§1.2).
