@@ -198,6 +198,7 @@ func TestMoveIsTold(t *testing.T) {
 				var log lines
 				m, c := newManager(t, logTo(&log))
 				connect(t, c)
+				synctest.Wait() // until it listens
 				m.amend(func(c *networkservice.Connection) {
 					c.NetworkServiceEndpointName, c.Context.IpContext.SrcIpAddrs = "db-1", []string{"10.61.0.1/32"}
 				})
