@@ -9,6 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	wg "golang.zx2c4.com/wireguard/device"
+
+	"github.com/openvwire/nsm/forwarder/wireguard/mux"
 )
 
 // buffers lends devices the memory for their packets.
@@ -21,6 +23,8 @@ import (
 // the size of what it believes to be in use. So they are mapped beside the heap, lent
 // to one device after the other, and give their pages back in between.
 type buffers struct {
+	scratch mux.Scratch // for all of them
+
 	mu   sync.Mutex
 	free []returned // guarded by mu; the one that has been free for longest first
 }
@@ -35,8 +39,14 @@ type returned struct {
 }
 
 const (
-	// perDevice is how many buffers a device holds as long as it runs.
-	perDevice = 3 * conn.IdealBatchSize
+	// perReader is how many buffers whoever reads packets takes before it does, and one
+	// that a sync.Pool keeps for the processor that has put it there.
+	perReader = conn.IdealBatchSize + 1
+	// receivers is how many read from UDP: one for each family.
+	receivers = 2
+	// perDevice is how many buffers a device holds as long as it runs: those of the
+	// receivers, and of the one who reads from its link.
+	perDevice = (receivers + 1) * perReader
 	// bufferSpace is from one buffer to the next, in bytes.
 	bufferSpace = 1 << 16
 	// rest is how long an arena is left alone before it is lent again. Some of a
@@ -44,16 +54,19 @@ const (
 	rest = time.Second
 )
 
-// lend gives a device that is about to start its buffers. Without address space to
-// map, which is nil, it takes them from the heap.
-func (b *buffers) lend(d *wg.Device) arena {
-	a := b.take()
-	for i := 0; i < len(a); i += bufferSpace {
-		d.PutMessageBuffer((*[wg.MaxMessageSize]byte)(a[i:]))
+// lend gives readers of a device, the first of them and how many, their part of a. They
+// must take it at once: what the device's pool has is lost to the collector. Without an
+// arena they take buffers from the heap.
+func (a arena) lend(d *wg.Device, first, readers int) {
+	if a == nil {
+		return
 	}
-	return a
+	for i := first * perReader; i < (first+readers)*perReader; i++ {
+		d.PutMessageBuffer((*[wg.MaxMessageSize]byte)(a[i*bufferSpace:]))
+	}
 }
 
+// take returns an arena; nil if there is no address space to map.
 func (b *buffers) take() arena {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/conn"
 	wg "golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 
@@ -75,7 +74,7 @@ func newDevice(ns *netns.Handle, d Device, bufs *buffers, log *slog.Logger) (*de
 	}
 	var tunnel *tunnel
 	err = ns.Do(func() (err error) {
-		tunnel, err = createTUN(d.Name, d.MTU)
+		tunnel, err = createTUN(d.Name, d.MTU, &bufs.scratch)
 		return err
 	})
 	if err != nil {
@@ -94,31 +93,35 @@ type link interface {
 // gate is a link as wireguard-go is given it.
 type gate struct {
 	link
-	lent chan struct{} // closed when the WireGuard device has its buffers
+	made chan struct{} // closed when there is a WireGuard device
+	lend func()        // gives the device the buffers of the reader, once; set before made is closed
 }
 
 // BatchSize returns how many packets one Read or Write takes. It is the first that
-// wireguard-go's reader asks, and before it takes its buffers: it waits until there
-// are some.
-func (g gate) BatchSize() int {
-	<-g.lent
+// wireguard-go's reader asks, right before it takes its buffers.
+func (g *gate) BatchSize() int {
+	<-g.made
+	g.lend()
 	return g.link.BatchSize()
 }
 
 // startDevice runs a WireGuard device on a link, configured through listener.
 func startDevice(d Device, l link, listener *net.UnixListener, bufs *buffers, log *slog.Logger) *device {
-	g := gate{link: l, lent: make(chan struct{})}
+	g := &gate{link: l, made: make(chan struct{})}
+	b := newBind()
 	dev := &device{
 		Device: d,
 		tun:    l,
-		wg:     wg.NewDevice(g, conn.NewStdNetBind(), quiet(log)),
+		wg:     wg.NewDevice(g, b, quiet(log)),
 		uapi:   listener,
 		bufs:   bufs,
+		mem:    bufs.take(),
 		gone:   make(chan struct{}),
 		conns:  map[net.Conn]struct{}{},
 	}
-	dev.mem = bufs.lend(dev.wg)
-	close(g.lent)
+	b.lend = sync.OnceFunc(func() { dev.mem.lend(dev.wg, 0, receivers) })
+	g.lend = sync.OnceFunc(func() { dev.mem.lend(dev.wg, receivers, 1) })
+	close(g.made)
 	// The interface's own state is the forwarder's business; WireGuard's follows
 	// its configuration, see answer.
 	go dev.serve()

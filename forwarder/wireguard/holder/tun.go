@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/openvwire/nsm/forwarder/wireguard/mux"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // tunnel is a TUN device in another namespace than this process's.
 //
-// It is wireguard-go's own device (offloads, batches) without its monitor:
-// that one polls every device once a second and asks for the MTU in whatever
-// namespace it happens to run. Instead the socket ctl, opened in the device's
+// wireguard-go's own polls every device once a second and asks for the MTU in whatever
+// namespace it happens to run. Here the socket ctl, opened in the device's
 // namespace, asks there, and refresh is called whenever the forwarder
 // configures or reads the device.
 type tunnel struct {
-	tun.Device
+	*mux.Single
 	name string
 
 	mu     sync.Mutex     // guards the rest
@@ -34,18 +34,17 @@ type tunnel struct {
 
 // createTUN creates the TUN device name, down, in the calling thread's network
 // namespace. On failure nothing is left behind.
-func createTUN(name string, mtu int) (_ *tunnel, err error) {
+func createTUN(name string, mtu int, scratch *mux.Scratch) (_ *tunnel, err error) {
 	fd, ctl, err := openTUN(name, mtu, unix.IFF_TUN)
 	if err != nil {
 		return nil, err
 	}
-	dev, _, err := tun.CreateUnmonitoredTUNFromFD(fd) // owns fd when it succeeds
+	single, err := mux.NewSingle(fd, scratch)
 	if err != nil {
-		_ = unix.Close(fd)
 		_ = unix.Close(ctl)
-		return nil, nserr.KernelFailed.Errorf("TUN device %s: %w", name, err)
+		return nil, err
 	}
-	return &tunnel{Device: dev, name: name, ctl: ctl, mtu: mtu, events: make(chan tun.Event, 1)}, nil
+	return &tunnel{Single: single, name: name, ctl: ctl, mtu: mtu, events: make(chan tun.Event, 1)}, nil
 }
 
 // openTUN creates the TUN or TAP device name, down, in the calling thread's network
@@ -116,6 +115,9 @@ func (t *tunnel) mtuLocked() (int, error) {
 	return int(ifr.Uint32()), nil
 }
 
+// Name implements tun.Device.
+func (t *tunnel) Name() (string, error) { return t.name, nil }
+
 // Events tells wireguard-go when the MTU has changed. It ends with Close.
 func (t *tunnel) Events() <-chan tun.Event { return t.events }
 
@@ -145,5 +147,5 @@ func (t *tunnel) Close() error {
 		close(t.events)
 	}
 	t.mu.Unlock()
-	return t.Device.Close()
+	return t.Single.Close()
 }

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/openvwire/nsm/forwarder/wireguard/mux"
 )
 
 func newTestTUN(t *testing.T) *tunnel {
@@ -19,7 +21,7 @@ func newTestTUN(t *testing.T) *tunnel {
 	ns := workload(t, table)
 	var dev *tunnel
 	if err := ns.Do(func() (err error) {
-		dev, err = createTUN("nsm-1", 1400)
+		dev, err = createTUN("nsm-1", 1400, new(mux.Scratch))
 		return err
 	}); err != nil {
 		t.Fatal(err)

@@ -140,23 +140,30 @@ func (c candidate) measure(t testing.TB, p probing) (f figures) {
 	return f
 }
 
-// ownDevice is a wire with a WireGuard device of its own at each end.
-func ownDevice(t testing.TB, name string) candidate {
-	ends := tunnel(t)
+// ownDevice is a wire with a WireGuard device of its own at each end, which reads and writes
+// packets as wireguard-go's own TUN device does or as newTUN's.
+func ownDevice(t testing.TB, name string, newTUN func(testing.TB, int) tun.Device) candidate {
+	ends := tunnel(t, newTUN)
 	return newCandidate(t, name, ends[0], ends[1])
 }
 
+// nativeTUN is wireguard-go's own TUN device.
+func nativeTUN(t testing.TB, fd int) tun.Device {
+	t.Helper()
+	must(t, unix.SetNonblock(fd, true))
+	d, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
+	must(t, err)
+	return d
+}
+
 // tunnel is two TUN devices with a WireGuard device each.
-func tunnel(t testing.TB) (ends [2]end) {
+func tunnel(t testing.TB, newTUN func(testing.TB, int) tun.Device) (ends [2]end) {
 	const all = "0.0.0.0/0\nallowed_ip=::/0"
 	var devices [2]tun.Device
 	for i := range ends {
 		var fd int
 		ends[i], fd = newEnd(t, false, byte(i+1), tunnelMTU)
-		must(t, unix.SetNonblock(fd, true))
-		d, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
-		must(t, err)
-		devices[i] = d
+		devices[i] = newTUN(t, fd)
 	}
 	join(t, devices[0], devices[1], all, all)
 	return ends
@@ -170,7 +177,7 @@ func multiplexed(t testing.TB) candidate {
 
 // vxlanInside is a wire as a VXLAN device of the kernel in a tunnel between two nodes.
 func vxlanInside(t testing.TB) candidate {
-	nodes := tunnel(t)
+	nodes := tunnel(t, nativeTUN)
 	var ends [2]end
 	for i := range ends {
 		ends[i] = end{newNamespace(t), netip.AddrFrom4([4]byte{10, 1, 0, byte(i + 1)}), netip.MustParseAddr(fmt.Sprintf("fd01::%d", i+1))}
@@ -192,13 +199,14 @@ func vxlanInside(t testing.TB) candidate {
 // BenchmarkWire measures one wire in each of the ways to carry it, by turns. What it
 // reports are medians of ratios to a wire with a device of its own in the same round:
 // of the rate, and of the processor time of this process for each thing carried, which
-// depends less on what else the machine does. The control is a second wire with a device
+// depends less on what else the machine does. "own" has wireguard-go's own TUN device,
+// "single" a Single. The control is a second wire with a device
 // of its own: what its ratios are away from 1 is noise. Take -benchtime 15x.
 func BenchmarkWire(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skip("makes TUN devices: needs root")
 	}
-	candidates := []candidate{ownDevice(b, "own"), multiplexed(b), vxlanInside(b), ownDevice(b, "control")}
+	candidates := []candidate{ownDevice(b, "own", nativeTUN), multiplexed(b), vxlanInside(b), ownDevice(b, "single", singleTUN), ownDevice(b, "control", nativeTUN)}
 	for _, p := range []struct {
 		name string
 		probing

@@ -39,7 +39,7 @@ type Device struct {
 	events chan tun.Event
 
 	reader  reader
-	trains  sync.Pool // of *train
+	scratch Scratch
 	strays  atomic.Uint64
 	closing sync.Once
 
@@ -68,7 +68,6 @@ func New(cfg Config) (*Device, error) {
 		cfg:    cfg,
 		epoll:  os.NewFile(uintptr(fd), "wires"),
 		events: make(chan tun.Event),
-		trains: sync.Pool{New: func() any { return new(train) }},
 		wires:  make(map[uint32]*wire),
 	}
 	raw, err := d.epoll.SyscallConn()

@@ -405,22 +405,25 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// openNull returns a descriptor that is not of a TUN device.
+func openNull(t testing.TB) int {
+	t.Helper()
+	fd, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	return fd
+}
+
 // Add takes the descriptor and closes it when it cannot use it.
 func TestAddRefuses(t *testing.T) {
 	d := newDevice(t, Config{NodeID: nodeA, MTU: tunnelMTU})
 	e, fd := quietEnd(t, 1)
 	must(t, d.Add(Wire{FD: fd, Local: 1}))
-	null := func() int {
-		fd, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		must(t, err)
-		return fd
-	}
 	for _, c := range []struct {
 		name string
 		wire Wire
 		want *nserr.Reason
 	}{
-		{"no TUN device", Wire{FD: null(), Local: 2}, nserr.BadMechanism},
+		{"no TUN device", Wire{FD: openNull(t), Local: 2}, nserr.BadMechanism},
 		{"TUN for TAP", Wire{FD: openTUN(t, e.ns, false, "a"), Local: 3, Ethernet: true}, nserr.BadMechanism},
 		{"TAP for TUN", Wire{FD: openTUN(t, e.ns, true, "b"), Local: 4}, nserr.BadMechanism},
 		{"the same number", Wire{FD: openTUN(t, e.ns, false, "c"), Local: 1}, nserr.Internal},

@@ -21,23 +21,22 @@ func BenchmarkFootprint(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skip("makes TUN devices: needs root")
 	}
-	b.Run("own", func(b *testing.B) {
-		const pairs = 50
-		ns := newNamespace(b)
-		report := footprint(b, 2*pairs)
-		for i := range pairs {
-			var devices [2]*lentTUN
-			for j := range devices {
-				fd := openTUN(b, ns, false, fmt.Sprintf("own%d-%d", i, j))
-				must(b, unix.SetNonblock(fd, true))
-				d, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
-				must(b, err)
-				devices[j] = &lentTUN{Device: d, lent: make(chan struct{})}
+	for name, newTUN := range map[string]func(testing.TB, int) tun.Device{"own": nativeTUN, "single": singleTUN} {
+		b.Run(name, func(b *testing.B) {
+			const pairs = 50
+			ns := newNamespace(b)
+			report := footprint(b, 2*pairs)
+			for i := range pairs {
+				var devices [2]*lentTUN
+				for j := range devices {
+					fd := openTUN(b, ns, false, fmt.Sprintf("own%d-%d", i, j))
+					devices[j] = &lentTUN{Device: newTUN(b, fd), lent: make(chan struct{})}
+				}
+				join(b, devices[0], devices[1], "0.0.0.0/0", "0.0.0.0/0")
 			}
-			join(b, devices[0], devices[1], "0.0.0.0/0", "0.0.0.0/0")
-		}
-		report()
-	})
+			report()
+		})
+	}
 	b.Run("mux", func(b *testing.B) {
 		const pairs = 150
 		ns := newNamespace(b)

@@ -78,15 +78,17 @@ type train struct {
 	bytes   int  // of the packets
 	segment int  // payload of the first
 	open    bool // more can follow
+	verify  bool // nobody has vouched for checksums: packets are joined if they prove to be right
 	room    [maxUnit]byte
 }
 
 // start makes t the train that begins with the packet in head. Others may follow if its
-// checksum is right and, if it is UDP, the kernel takes that.
+// checksum is right, which summed says or is found out later if t is to verify it, and, if
+// it is UDP, the kernel takes that.
 func (t *train) start(head []byte, ethernet, summed, udp bool) {
 	p := head[vnetLen:]
 	t.head, t.packets, t.bytes, t.open = head, 1, len(p), false
-	if !summed {
+	if !summed && !t.verify {
 		return
 	}
 	f, ok := parseFlow(p, ethernet)
@@ -102,13 +104,16 @@ func (t *train) continues(p []byte) bool {
 	return len(p)-t.payload == t.segment && (t.udp || p[t.transport+tcpFlagsAt]&(tcpPSH|tcpFIN) == 0)
 }
 
-// join appends p, whose checksum is right, if it follows what t has.
+// join appends p, whose checksum is right unless t verifies it, if it follows what t has.
 func (t *train) join(p []byte, ethernet bool) bool {
 	if !t.open || t.udp && t.packets == maxDatagrams {
 		return false
 	}
 	f, ok := parseFlow(p, ethernet)
 	if !ok || f != t.flow || len(p)-f.payload > t.segment || !t.follows(p) {
+		return false
+	}
+	if t.verify && (!t.right(p) || t.packets == 1 && !t.right(t.head[vnetLen:])) {
 		return false
 	}
 	if t.packets == 1 {
@@ -163,6 +168,35 @@ func (t *train) follows(p []byte) bool {
 		bytes.Equal(a[18:], b[18:])
 }
 
+// right reports whether the checksums of p, which has t's flow, are right. They would be
+// made anew when it is joined, and a damaged packet would pass for a whole one.
+func (t *train) right(p []byte) bool {
+	const all = 0xffff // what a sum gives that includes its own complement
+	ip, transport := p[t.ip:t.transport], p[t.transport:]
+	if !t.v6 && fold(sum(ip[:ipv4Len], 0)) != all {
+		return false
+	}
+	if t.udp && transport[udpSumAt] == 0 && transport[udpSumAt+1] == 0 { // it has none
+		return false
+	}
+	return fold(sum(transport, sumPseudo(t.addresses(ip), t.protocol(), len(transport)))) == all
+}
+
+// addresses returns those of an IP header of t's flow, source and destination.
+func (t *train) addresses(ip []byte) []byte {
+	if t.v6 {
+		return ip[8:ipv6Len]
+	}
+	return ip[12:ipv4Len]
+}
+
+func (t *train) protocol() byte {
+	if t.udp {
+		return unix.IPPROTO_UDP
+	}
+	return unix.IPPROTO_TCP
+}
+
 // finish returns the packets as a device takes them: behind a vnet, and with headers
 // that speak of the whole.
 func (t *train) finish() []byte {
@@ -180,14 +214,11 @@ func (t *train) finish() []byte {
 		sumAt:   tcpSumAt,
 	}
 	ip, transport := frame[t.ip:], frame[t.transport:]
-	protocol := byte(unix.IPPROTO_TCP)
 	if t.udp {
-		protocol, v.gso, v.sumAt = unix.IPPROTO_UDP, unix.VIRTIO_NET_HDR_GSO_UDP_L4, udpSumAt
+		v.gso, v.sumAt = unix.VIRTIO_NET_HDR_GSO_UDP_L4, udpSumAt
 		be.PutUint16(transport[udpLengthAt:], uint16(len(transport)))
 	}
-	addresses := ip[12:ipv4Len]
 	if t.v6 {
-		addresses = ip[8:ipv6Len]
 		be.PutUint16(ip[4:], uint16(len(ip)-ipv6Len))
 	} else {
 		be.PutUint16(ip[2:], uint16(len(ip)))
@@ -200,7 +231,7 @@ func (t *train) finish() []byte {
 	default:
 		v.gso = unix.VIRTIO_NET_HDR_GSO_TCPV4
 	}
-	be.PutUint16(transport[v.sumAt:], fold(sumPseudo(addresses, protocol, len(transport))))
+	be.PutUint16(transport[v.sumAt:], fold(sumPseudo(t.addresses(ip), t.protocol(), len(transport))))
 	v.put(t.joined)
 	return t.joined
 }

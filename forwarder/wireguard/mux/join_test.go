@@ -14,8 +14,14 @@ import (
 
 // joined is what a train makes of packets whose checksums are right: units as a
 // device takes them.
-func joined(packets [][]byte, ethernet bool) (units [][]byte) {
-	var t train
+func joined(packets [][]byte, ethernet bool) [][]byte { return joinedBy(new(train), packets, ethernet) }
+
+// verified is what a train makes of packets for which nobody vouches.
+func verified(packets [][]byte, ethernet bool) [][]byte {
+	return joinedBy(&train{verify: true}, packets, ethernet)
+}
+
+func joinedBy(t *train, packets [][]byte, ethernet bool) (units [][]byte) {
 	end := func() {
 		if t.packets > 0 {
 			units = append(units, bytes.Clone(t.finish()))
@@ -26,7 +32,7 @@ func joined(packets [][]byte, ethernet bool) (units [][]byte) {
 			continue
 		}
 		end()
-		t.start(append(make([]byte, vnetLen), p...), ethernet, true, true)
+		t.start(append(make([]byte, vnetLen), p...), ethernet, !t.verify, true)
 	}
 	end()
 	return units
@@ -221,8 +227,52 @@ func TestJoinOnlyWhatIsRight(t *testing.T) {
 	}
 }
 
+// A train that verifies joins what is right, and leaves a packet that is not as it came.
+func TestJoinVerifies(t *testing.T) {
+	const whole = -1
+	for name, s := range map[string]shape{
+		"TCP over IPv4": {ttl: 64, flags: tcpACK}, "TCP over IPv6": {v6: true, flags: tcpACK},
+		"UDP over IPv4": {udp: true, ttl: 64}, "UDP over IPv6": {udp: true, v6: true},
+	} {
+		s.ports, s.payload = 1, bytes.Repeat([]byte{7}, 300)
+		_, transport := s.offsets()
+		payload, sum := s.headers(), transport+tcpSumAt
+		if s.udp {
+			sum = transport + udpSumAt
+		}
+		harms := map[string]func(p []byte){
+			"payload":  func(p []byte) { p[payload] ^= 1 },
+			"checksum": func(p []byte) { p[sum] ^= 1 },
+			"none":     func(p []byte) { p[sum], p[sum+1] = 0, 0 },
+		}
+		if !s.v6 {
+			harms["IPv4 header"] = func(p []byte) { p[10] ^= 1 }
+		}
+		for harm, damage := range harms {
+			for at, want := range map[int][]int{whole: {3}, 0: {1, 2}, 1: {1, 1, 1}, 2: {2, 1}} {
+				uncomputed := s
+				uncomputed.payload, uncomputed.uncomputed = bytes.Repeat([]byte{7}, 900), true
+				packets, _ := split(t, uncomputed.unit(300), false)
+				if at != whole {
+					damage(packets[at])
+				}
+				var got []int
+				var again [][]byte
+				for _, raw := range verified(packets, false) {
+					parts, _ := split(t, raw, false)
+					got, again = append(got, len(parts)), append(again, parts...)
+				}
+				if !slices.Equal(got, want) || !slices.EqualFunc(again, packets, bytes.Equal) {
+					t.Errorf("%s, %s of packet %d damaged: units of %v packets, want %v", name, harm, at, got, want)
+				}
+			}
+		}
+	}
+}
+
 // Whatever packets come, what is joined and split again has the same payloads in the
-// same order, and the kernel gets units that it can read.
+// same order, and the kernel gets units that it can read. If checksums are verified they are
+// the same too.
 func FuzzJoin(f *testing.F) {
 	for _, s := range []shape{
 		{ports: 1, flags: tcpACK, payload: make([]byte, 300), uncomputed: true},
@@ -233,14 +283,22 @@ func FuzzJoin(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte, ethernet bool) {
 		packets := unsequence(data)
-		var got [][]byte
-		for _, raw := range joined(packets, ethernet) {
-			again, _ := split(t, raw, ethernet)
-			got = append(got, again...)
+		apart := func(units [][]byte) (got [][]byte) {
+			for _, raw := range units {
+				again, _ := split(t, raw, ethernet)
+				got = append(got, again...)
+			}
+			if len(got) != len(packets) {
+				t.Fatalf("%d packets became %d", len(packets), len(got))
+			}
+			return got
 		}
-		if len(got) != len(packets) {
-			t.Fatalf("%d packets became %d", len(packets), len(got))
+		for i, p := range apart(verified(packets, ethernet)) {
+			if !bytes.Equal(p, packets[i]) && !sameButIDs(p, packets[i], ethernet) {
+				t.Fatalf("verified packet %d\n% x became\n% x", i, packets[i], p)
+			}
 		}
+		got := apart(joined(packets, ethernet))
 		for i := range got {
 			if fl, ok := parseFlow(packets[i], ethernet); ok {
 				mask(got[i], fl)
@@ -265,6 +323,19 @@ func mask(p []byte, f flow) {
 		clear(p[f.ip+4 : f.ip+6])
 		clear(p[f.ip+10 : f.ip+12])
 	}
+}
+
+// sameButIDs reports whether two IPv4 packets have the same checksums, and are the same but
+// for what the id of a packet that is not fragmented makes different.
+func sameButIDs(a, b []byte, ethernet bool) bool {
+	f, ok := parseFlow(a, ethernet)
+	if !ok || f.v6 || len(a) != len(b) || !bytes.Equal(a[f.transport:], b[f.transport:]) {
+		return false
+	}
+	a, b = bytes.Clone(a), bytes.Clone(b)
+	mask(a, f)
+	mask(b, f)
+	return bytes.Equal(a, b)
 }
 
 // sequence writes packets with their lengths before them.

@@ -70,40 +70,48 @@ func (c *counter) load() Count { return Count{Packets: c.packets.Load(), Bytes: 
 // far is the other end of a wire in one word, so that nobody sees half of a change.
 func far(peer, remote uint32) uint64 { return uint64(peer)<<32 | uint64(remote) }
 
-// newWire prepares the descriptor: it does not block, and the kernel hands over and
-// takes segments.
 func newWire(w Wire) (*wire, error) {
+	udp, err := prepare(w.FD, w.Ethernet)
+	if err != nil {
+		return nil, err
+	}
+	added := &wire{fd: w.FD, ethernet: w.Ethernet, udp: udp, local: w.Local}
+	added.far.Store(far(w.Peer, w.Remote))
+	return added, nil
+}
+
+// prepare sees to it that a descriptor does not block, and that the kernel hands over and
+// takes segments by it: of TCP, and of UDP if udp.
+func prepare(fd int, ethernet bool) (udp bool, err error) {
 	ifr, err := unix.NewIfreq("")
 	if err == nil {
-		err = unix.IoctlIfreq(w.FD, unix.TUNGETIFF, ifr)
+		err = unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr)
 	}
 	if err != nil {
-		return nil, nserr.BadMechanism.Errorf("descriptor %d is not of a TUN or TAP device: %w", w.FD, err)
+		return false, nserr.BadMechanism.Errorf("descriptor %d is not of a TUN or TAP device: %w", fd, err)
 	}
 	want := uint16(unix.IFF_TUN)
-	if w.Ethernet {
+	if ethernet {
 		want = unix.IFF_TAP
 	}
 	want |= unix.IFF_NO_PI | unix.IFF_VNET_HDR
 	if got := ifr.Uint16(); got&(unix.IFF_TUN|unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR) != want {
-		return nil, nserr.BadMechanism.Errorf("TUN device %s has flags %#x, want %#x", ifr.Name(), got, want)
+		return false, nserr.BadMechanism.Errorf("TUN device %s has flags %#x, want %#x", ifr.Name(), got, want)
 	}
-	if err := unix.SetNonblock(w.FD, true); err != nil {
-		return nil, nserr.KernelFailed.Errorf("TUN device %s: %w", ifr.Name(), err)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return false, nserr.KernelFailed.Errorf("TUN device %s: %w", ifr.Name(), err)
 	}
 	const (
-		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
-		udp = unix.TUN_F_USO4 | unix.TUN_F_USO6 // since Linux 6.2
+		ofTCP = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+		ofUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6 // since Linux 6.2
 	)
-	added := &wire{fd: w.FD, ethernet: w.Ethernet, local: w.Local}
-	added.far.Store(far(w.Peer, w.Remote))
-	added.udp = unix.IoctlSetInt(w.FD, unix.TUNSETOFFLOAD, tcp|udp) == nil
-	if !added.udp {
-		if err := unix.IoctlSetInt(w.FD, unix.TUNSETOFFLOAD, tcp); err != nil {
-			return nil, nserr.KernelFailed.Errorf("offloads of TUN device %s: %w", ifr.Name(), err)
-		}
+	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, ofTCP|ofUDP) == nil {
+		return true, nil
 	}
-	return added, nil
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, ofTCP); err != nil {
+		return false, nserr.KernelFailed.Errorf("offloads of TUN device %s: %w", ifr.Name(), err)
+	}
+	return false, nil
 }
 
 func (w *wire) stats() Stats {

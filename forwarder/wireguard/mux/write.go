@@ -12,8 +12,8 @@ import (
 // Write implements tun.Device: it gives each packet to its wire. What cannot be
 // delivered is dropped and counted.
 func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
-	t := d.trains.Get().(*train)
-	defer d.trains.Put(t)
+	t := d.scratch.train(false)
+	defer d.scratch.putTrain(t)
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.wires == nil {
@@ -37,7 +37,6 @@ func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 		to = w
 	}
 	to.deliver(t)
-	t.head = nil
 	return len(bufs), nil
 }
 
