@@ -3,13 +3,10 @@
 package wireguard
 
 import (
-	"errors"
 	"net"
 	"net/netip"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/openvwire/nsm/forwarder/kernel"
@@ -102,7 +99,7 @@ func allowsAll(nets []net.IPNet) bool {
 	return v4 && v6 && len(nets) == 2
 }
 
-// statusOf converts what wgctrl has read. A device that has not exactly one
+// statusOf converts what a control has read. A device that has not exactly one
 // peer counts as having none: Configure will replace them all.
 func statusOf(dev *wgtypes.Device) kernel.WireGuardStatus {
 	s := kernel.WireGuardStatus{WireGuard: plan.WireGuard{
@@ -134,11 +131,4 @@ func addrPort(a *net.UDPAddr) netip.AddrPort {
 	}
 	ap := a.AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-}
-
-// isPortInUse recognises a port that is taken. The kernel's interface returns
-// EADDRINUSE; that of userspace devices sends it as text, errno=-98, which
-// wgctrl passes on without the number.
-func isPortInUse(err error) bool {
-	return errors.Is(err, unix.EADDRINUSE) || strings.HasSuffix(err.Error(), "errno=-98")
 }

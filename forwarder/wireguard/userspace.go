@@ -5,13 +5,10 @@ package wireguard
 import (
 	"context"
 
-	"golang.zx2c4.com/wireguard/wgctrl"
-
 	"github.com/openvwire/nsm/forwarder/kernel"
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/forwarder/plan"
 	"github.com/openvwire/nsm/forwarder/wireguard/holder"
-	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // Userspace makes devices of wireguard-go in a holder process, which outlives
@@ -19,7 +16,7 @@ import (
 type Userspace struct {
 	holder *holder.Client
 	socket string
-	wg     *wgctrl.Client
+	wg     uapi
 
 	peers peers // of the tunnel
 }
@@ -32,16 +29,11 @@ var (
 // NewUserspace returns the backend that uses the holder described by cfg. The
 // holder is adopted if it runs, and started with the first device if not.
 func NewUserspace(ctx context.Context, cfg holder.ClientConfig) (*Userspace, error) {
-	wg, err := wgctrl.New()
-	if err != nil {
-		return nil, nserr.KernelFailed.Errorf("WireGuard configuration: %w", err)
-	}
 	h, err := holder.NewClient(ctx, cfg)
 	if err != nil {
-		_ = wg.Close()
 		return nil, err
 	}
-	return &Userspace{holder: h, socket: cfg.Socket, wg: wg, peers: newPeers()}, nil
+	return &Userspace{holder: h, socket: cfg.Socket, peers: newPeers()}, nil
 }
 
 // Kind implements kernel.WireGuardBackend.
@@ -52,7 +44,6 @@ func (u *Userspace) Close() {
 	u.peers.end()
 	u.peers.awaiting.Wait()
 	u.holder.Close()
-	_ = u.wg.Close()
 }
 
 // Holder returns the client of the holder, for its status and list of devices.
@@ -67,7 +58,7 @@ func (u *Userspace) Create(ctx context.Context, ns *netns.Handle, ifname, tag st
 
 // Configure implements kernel.WireGuardBackend.
 func (u *Userspace) Configure(ctx context.Context, _ *netns.Handle, _, tag string, wg plan.WireGuard) error {
-	// wgctrl has no deadline: ask first whether anybody answers.
+	// Whether anybody answers, and what is to be done if not, the holder's client knows.
 	if _, err := u.holder.Running(ctx); err != nil {
 		return err
 	}
@@ -118,5 +109,5 @@ func devices(ctx context.Context, h *holder.Client) ([]kernel.WireGuardDevice, e
 	return out, err
 }
 
-// name returns the device's name for wgctrl.
+// name returns the name of the device's configuration socket.
 func (u *Userspace) name(tag string) string { return holder.DeviceName(u.socket, tag) }

@@ -13,7 +13,8 @@
 // workload sees plain packets only, and needs no route to the other node. The
 // kernel remembers the namespace from which a device was created for its
 // socket (wireguard.com/netns); wireguard-go runs in a process that is there,
-// see package holder. Both kinds are configured with wgctrl.
+// see package holder. The module's are configured with
+// wgctrl, the holder's by the protocol that wireguard-go has for that.
 //
 // A wire has one peer, which may use any address inside the tunnel: what
 // addresses a wire carries is for its addresses and routes to say.
@@ -27,7 +28,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/openvwire/nsm/forwarder/kernel"
@@ -80,7 +80,7 @@ func New(ctx context.Context, cfg Config) (Backend, error) {
 }
 
 // configure brings the device that client knows as name to the state wg.
-func configure(client *wgctrl.Client, name string, wg plan.WireGuard) error {
+func configure(client control, name string, wg plan.WireGuard) error {
 	if err := check(wg); err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func configure(client *wgctrl.Client, name string, wg plan.WireGuard) error {
 }
 
 // status reads the device that client knows as name; false means there is none.
-func status(client *wgctrl.Client, name string) (kernel.WireGuardStatus, bool, error) {
+func status(client control, name string) (kernel.WireGuardStatus, bool, error) {
 	dev, err := client.Device(name)
 	if gone(err) {
 		return kernel.WireGuardStatus{}, false, nil
@@ -116,12 +116,12 @@ func gone(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }
 
-// configError gives an error of wgctrl its reason.
+// configError gives an error of a control its reason.
 func configError(name string, err error) error {
 	switch {
 	case gone(err):
 		return nserr.KernelFailed.Errorf("WireGuard device %s does not exist: %w", name, err)
-	case isPortInUse(err):
+	case errors.Is(err, unix.EADDRINUSE):
 		return nserr.AddressInUse.Errorf("UDP port of WireGuard device %s: %w", name, err).
 			WithFix("choose another port, or stop the process that has it: ss -ulpn")
 	case errors.Is(err, unix.EPERM):

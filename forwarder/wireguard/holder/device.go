@@ -44,7 +44,8 @@ func DeviceName(socket, tag string) string { return namePrefix(socket) + hash(ta
 // namePrefix begins the names of all devices of one holder.
 func namePrefix(socket string) string { return "nsm" + hash(filepath.Clean(socket), 4) }
 
-func uapiPath(name string) string { return filepath.Join(uapiDir, name+".sock") }
+// ConfigPath returns where the device with this name is configured.
+func ConfigPath(name string) string { return filepath.Join(uapiDir, name+".sock") }
 
 // device is a running WireGuard device.
 //
@@ -64,7 +65,7 @@ type device struct {
 }
 
 // newDevice creates the interface name in namespace ns and runs a WireGuard
-// device on it, whose configuration socket is at uapiPath(d.UAPI). The UDP
+// device on it, whose configuration socket is at ConfigPath(d.UAPI). The UDP
 // sockets are opened in this process's namespace. On failure nothing is left
 // behind.
 func newDevice(ns *netns.Handle, d Device, bufs *buffers, log *slog.Logger) (*device, error) {
@@ -134,7 +135,7 @@ func listenUAPI(name string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(uapiDir, 0o755); err != nil {
 		return nil, nserr.StateDir.Errorf("%w", err)
 	}
-	path := uapiPath(name)
+	path := ConfigPath(name)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if errors.Is(err, unix.EADDRINUSE) && removeStale(path) {
 		l, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

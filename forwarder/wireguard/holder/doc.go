@@ -9,7 +9,7 @@
 //	workload's namespace     holder (underlay namespace)          forwarder
 //	┌─────────┐   packets   ┌──────────────────────────┐  fd+JSON ┌────────┐
 //	│ nsm-1 ──┼── TUN fd ───┤ wireguard-go ── UDP port │◀─ PATH ──┤ Client │
-//	└─────────┘             │   UAPI socket            │◀─ keys ──┤ wgctrl │
+//	└─────────┘             │   UAPI socket            │◀─ keys ──┤ uapi   │
 //	                        └──────────────────────────┘          └────────┘
 //
 // The forwarder asks it for devices with a [Client] (create, delete, list) and

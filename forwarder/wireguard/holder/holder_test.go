@@ -176,7 +176,7 @@ func TestCreateListDelete(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	if info, err := os.Stat(uapiPath(got.UAPI)); err != nil || info.Mode().Perm()&0o077 != 0 {
+	if info, err := os.Stat(ConfigPath(got.UAPI)); err != nil || info.Mode().Perm()&0o077 != 0 {
 		t.Errorf("configuration socket: %v, %v", info, err)
 	}
 	if again, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil || again != want {
@@ -192,7 +192,7 @@ func TestCreateListDelete(t *testing.T) {
 	if linkExists(t, ns, "nsm-1") {
 		t.Error("interface is left after Delete")
 	}
-	if _, err := os.Stat(uapiPath(got.UAPI)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(ConfigPath(got.UAPI)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("configuration socket is left after Delete: %v", err)
 	}
 }
@@ -255,7 +255,7 @@ func TestInterfaceDeletedByOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gone := watchRemoval(t, uapiPath(d.UAPI))
+	gone := watchRemoval(t, ConfigPath(d.UAPI))
 	deleteLink(t, ns, "nsm-1")
 	gone()
 	// The same wire can be made again at once.
@@ -389,7 +389,7 @@ func TestKilledHolderIsReplaced(t *testing.T) {
 	if after.PID == before.PID || after.Devices != 0 {
 		t.Errorf("status %+v after %+v", after, before)
 	}
-	if _, err := os.Stat(uapiPath(d.UAPI)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(ConfigPath(d.UAPI)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the new holder left the old one's configuration socket: %v", err)
 	}
 	if _, err := c.Create(t.Context(), ns, "w1", "nsm-1", 1400); err != nil {
@@ -508,7 +508,7 @@ func TestSignals(t *testing.T) {
 	if linkExists(t, ns, "nsm-1") {
 		t.Error("interface is left after SIGTERM")
 	}
-	for _, path := range []string{uapiPath(d.UAPI), c.cfg.Socket} {
+	for _, path := range []string{ConfigPath(d.UAPI), c.cfg.Socket} {
 		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left after SIGTERM: %v", path, err)
 		}
@@ -584,7 +584,7 @@ func TestNoLeaks(t *testing.T) {
 	if fdsAfter > fds+slack || after.Goroutines > before.Goroutines+slack || after.Devices != 0 {
 		t.Errorf("descriptors %d, %+v; before %d, %+v", fdsAfter, after, fds, before)
 	}
-	if left, _ := filepath.Glob(uapiPath(namePrefix(c.cfg.Socket) + "*")); len(left) > 0 {
+	if left, _ := filepath.Glob(ConfigPath(namePrefix(c.cfg.Socket) + "*")); len(left) > 0 {
 		t.Errorf("sockets left: %v", left)
 	}
 }

@@ -93,7 +93,7 @@ type Device struct {
 	Tag   string `json:"tag"`   // chosen by the forwarder, unique in the holder
 	Name  string `json:"name"`  // of the interface, in its namespace
 	NetNS string `json:"netns"` // that namespace, "dev:ino" of its nsfs inode
-	UAPI  string `json:"uapi"`  // name for wgctrl and wg, see DeviceName
+	UAPI  string `json:"uapi"`  // name by which it is configured, see DeviceName
 	MTU   int    `json:"mtu"`   // bytes, at creation
 }
 

@@ -115,7 +115,7 @@ func lockSocket(socket string) (*os.File, error) {
 // sweep removes configuration sockets that an earlier holder of the same
 // socket left behind when it was killed. The lock makes them ours alone.
 func sweep(prefix string) {
-	stale, err := filepath.Glob(uapiPath(prefix + "*"))
+	stale, err := filepath.Glob(ConfigPath(prefix + "*"))
 	if err != nil {
 		return
 	}
@@ -147,6 +147,7 @@ type server struct {
 	tunnel      *shared // nil: there is none
 	conns       map[*net.UnixConn]struct{}
 	memory      memory
+	ended       int  // devices, since garbage was last known to be worth collecting
 	collections int  // of garbage that are due
 	forwarders  int  // attached
 	stopping    bool // no more devices are made
@@ -321,11 +322,13 @@ func (s *server) attach(c *net.UnixConn) {
 }
 
 func (s *server) status() *Status {
-	devices := len(s.list())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wires := 0
+	devices, wires := 0, 0
 	for _, sl := range s.slots {
+		if sl.dev != nil {
+			devices++
+		}
 		if sl.wire != nil {
 			wires++
 		}
@@ -487,11 +490,13 @@ func (s *server) forgetLocked(tag string, sl *slot) {
 	}
 }
 
-// What a device leaves on the heap, a megabyte of sockets and pools, is free only after
-// several collections. Left to itself the collector has each of them wait for the heap
+// What a device leaves on the heap, its sockets and pools, is free only after several
+// collections. Left to itself the collector has each of them wait for the heap
 // to double, and with it the next one's share: while wires come and go the heap would
 // grow without end. So some are made shortly after a device has ended, and not while
-// one is being made.
+// one is being made; but not before there is as much to find as half of what is in use,
+// which costs a second of processor time with a thousand devices, and the packet buffers
+// that these keep in pools.
 const (
 	collectAfter = time.Second
 	collectTimes = 3
@@ -499,6 +504,10 @@ const (
 
 // litterLocked notes that a device has ended.
 func (s *server) litterLocked() {
+	if s.ended++; s.ended < s.memory.devices/2 {
+		return
+	}
+	s.ended = 0
 	if s.collections == 0 {
 		s.garbage.Reset(collectAfter)
 	}

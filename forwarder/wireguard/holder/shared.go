@@ -18,7 +18,7 @@ import (
 // at most one.
 type Tunnel struct {
 	Node uint32 `json:"node"` // id of this node in it
-	UAPI string `json:"uapi"` // name for wgctrl and wg
+	UAPI string `json:"uapi"` // name by which it is configured
 }
 
 // Wire is a wire of the tunnel.
