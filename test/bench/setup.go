@@ -18,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/internal/backoff"
 	"github.com/openvwire/nsm/sdk/client"
+	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/test/bench/probe"
 	"github.com/openvwire/nsm/test/report"
 )
@@ -243,14 +245,26 @@ func (d *connector) hold(ctx context.Context, service string, n int) error {
 		}
 		d.held = append(d.held, w)
 	}
+	// A node that has no time is asked again, as nsm connect --wait does.
+	busy := backoff.Policy{Min: 200 * time.Millisecond, Max: 2 * time.Second}
 	return inParallel(d.held, func(w *wire) error {
-		if err := w.request(ctx, d.client, service); err != nil {
+		err := w.request(ctx, d.client, service)
+		for attempt := 0; attempt < maxBusy && errors.Is(err, nserr.Busy); attempt++ {
+			if err := busy.Wait(ctx, attempt); err != nil {
+				return err
+			}
+			err = w.request(ctx, d.client, service)
+		}
+		if err != nil {
 			return err
 		}
-		_, err := w.firstPacket()
+		_, err = w.firstPacket()
 		return err
 	})
 }
+
+// maxBusy is how often a node that has no time is asked again for a wire.
+const maxBusy = 10
 
 func (d *connector) release(ctx context.Context) error {
 	held := d.held
