@@ -97,6 +97,7 @@ type Client struct {
 	opened  undo.Stack // closed with the client
 	pacer   *pacer     // of the probers of all wires
 	lookout *lookout   // for endpoints that wires wait for
+	spread  *spread    // of what wires do by chance
 	netns   namespaces // that wires are in
 
 	mu     sync.Mutex
@@ -109,7 +110,7 @@ type Client struct {
 func Open(ctx context.Context, c Config) (_ *Client, err error) {
 	named := c.Name != ""
 	c.fill()
-	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool), pacer: newPacer()}
+	cl := &Client{log: c.Logger, named: named, wires: make(map[*Wire]bool), pacer: newPacer(), spread: newSpread()}
 	defer func() {
 		if err != nil {
 			cl.release()

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"strconv"
 	"time"
@@ -253,7 +252,7 @@ func (w *Wire) noteWish() {
 
 func (w *Wire) decide(e conn.Event) conn.Decision {
 	now := time.Now()
-	return conn.Decide(w.state(), e, w.prober.data(now), now, rand.Float64())
+	return conn.Decide(w.state(), e, w.prober.data(now), now, w.client.spread.next())
 }
 
 func (w *Wire) state() conn.State {
