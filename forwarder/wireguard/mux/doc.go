@@ -15,6 +15,9 @@
 //	                      │
 //	                     UDP                  one port
 //
+// A [Single] is the same for a WireGuard device with one wire, which anybody may be the
+// peer of: packets travel without a header, and what is to be joined is verified.
+//
 // # The header
 //
 // wireguard-go looks into what it carries: it finds the peer by the destination of
