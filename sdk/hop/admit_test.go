@@ -19,8 +19,6 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -75,7 +73,13 @@ func (p *party) says(t testing.TB, subject, audience string, expires time.Time) 
 
 // calling is the context in which a handler is called by the party with a token.
 // rpc.Local makes it, since what is in it is rpc's business.
-func (p *party) calling(t testing.TB, raw string, expires time.Time) (ctx context.Context) {
+func (p *party) calling(t testing.TB, raw string, expires time.Time) context.Context {
+	t.Helper()
+	return p.callingUntil(t, t.Context(), raw, expires)
+}
+
+// callingUntil is calling by a party that waits until caller ends.
+func (p *party) callingUntil(t testing.TB, caller context.Context, raw string, expires time.Time) (ctx context.Context) {
 	t.Helper()
 	l := rpc.NewLocal(rpc.LocalOptions{})
 	defer l.Close()
@@ -85,7 +89,7 @@ func (p *party) calling(t testing.TB, raw string, expires time.Time) (ctx contex
 	if raw != "" {
 		tokens = func(*x509.Certificate) (string, time.Time, error) { return raw, expires, nil }
 	}
-	_, err := networkservice.NewNetworkServiceClient(l.Dial(rpc.LocalCaller{Identity: who, Tokens: tokens})).Request(t.Context(), &networkservice.NetworkServiceRequest{})
+	_, err := networkservice.NewNetworkServiceClient(l.Dial(rpc.LocalCaller{Identity: who, Tokens: tokens})).Request(caller, &networkservice.NetworkServiceRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +99,7 @@ func (p *party) calling(t testing.TB, raw string, expires time.Time) (ctx contex
 type catcher struct{ caught func(context.Context) }
 
 func (c catcher) Request(ctx context.Context, _ *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
-	p, _ := peer.FromContext(ctx)
-	md, _ := metadata.FromIncomingContext(ctx)
-	c.caught(metadata.NewIncomingContext(peer.NewContext(context.Background(), p), md))
+	c.caught(ctx)
 	return &networkservice.Connection{}, nil
 }
 
@@ -187,12 +189,13 @@ func TestExpiry(t *testing.T) {
 			{"claimed to be expired", time.Minute, -time.Second, 0, 0},
 		} {
 			now := time.Now()
-			ctx := web.calling(t, web.says(t, web.id, self.id, now.Add(tt.token)), now.Add(tt.claimed))
+			caller := t.Context()
 			if tt.deadline > 0 {
 				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, tt.deadline)
+				caller, cancel = context.WithTimeout(caller, tt.deadline)
 				defer cancel()
 			}
+			ctx := web.callingUntil(t, caller, web.says(t, web.id, self.id, now.Add(tt.token)), now.Add(tt.claimed))
 			call, err := h.Admit(ctx, first("w"))
 			if tt.want == 0 {
 				if !errors.Is(err, nserr.TokenExpired) {

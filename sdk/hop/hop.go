@@ -194,7 +194,7 @@ func (c *Call) Reply(conn *networkservice.Connection) *networkservice.Connection
 // call, so that the last refresh can still arrive (§2.7).
 func (c *Call) Expiry(ctx context.Context) time.Time {
 	margin := time.Duration(0)
-	if deadline, ok := ctx.Deadline(); ok {
+	if deadline, ok := rpc.CallerDeadline(ctx); ok {
 		margin = min(time.Until(deadline), time.Until(c.prevExpires)/3)
 	}
 	return c.prevExpires.Add(-max(margin, 0))

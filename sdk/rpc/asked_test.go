@@ -5,6 +5,8 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net"
 	"strings"
 	"testing"
@@ -167,4 +169,36 @@ func TestSilentHandshake(t *testing.T) {
 	if _, _, err := client.ClientHandshake(ctx, "localhost", ours); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "says nothing") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// A handler has a little less time than its caller, and knows how much the caller has:
+// what it agrees on with it, such as the end of a wire, is by the caller's clock.
+func TestCallerDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLocal(LocalOptions{})
+		defer l.Close()
+		(&service{request: func(ctx context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+			callers, bounded := CallerDeadline(ctx)
+			own, _ := ctx.Deadline()
+			return &networkservice.Connection{Labels: map[string]string{
+				"bounded": fmt.Sprint(bounded), "caller": time.Until(callers).String(), "kept": callers.Sub(own).String(),
+			}}, nil
+		}}).register(l)
+		for limit, kept := range map[time.Duration]time.Duration{
+			time.Second:      50 * time.Millisecond,
+			15 * time.Second: 250 * time.Millisecond,
+			time.Hour:        250 * time.Millisecond,
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			got, err := requesting(l.Dial(LocalCaller{}))(ctx, &networkservice.NetworkServiceRequest{})
+			cancel()
+			if want := map[string]string{"bounded": "true", "caller": limit.String(), "kept": kept.String()}; err != nil || !maps.Equal(got.GetLabels(), want) {
+				t.Errorf("with %v the handler has %v, %v", limit, got.GetLabels(), err)
+			}
+		}
+		got, err := requesting(l.Dial(LocalCaller{}))(t.Context(), &networkservice.NetworkServiceRequest{})
+		if err != nil || got.GetLabels()["bounded"] != "false" {
+			t.Errorf("without a limit the handler has %v, %v", got.GetLabels(), err)
+		}
+	})
 }

@@ -46,6 +46,17 @@ func CallerFrom(ctx context.Context) Caller {
 	return c
 }
 
+type deadlineKey struct{}
+
+// CallerDeadline returns until when the caller of the handler waits for an answer; ok is
+// false if that is for ever. The handler's own time ends a little before.
+func CallerDeadline(ctx context.Context) (deadline time.Time, ok bool) {
+	if deadline, ok = ctx.Value(deadlineKey{}).(time.Time); ok {
+		return deadline, ok
+	}
+	return ctx.Deadline()
+}
+
 func idOf(cert *x509.Certificate) string {
 	id, err := x509svid.IDFromCert(cert)
 	if err != nil {

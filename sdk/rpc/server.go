@@ -69,7 +69,7 @@ func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	}()
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-keptBack(time.Until(deadline))))
+		ctx, cancel = context.WithDeadline(context.WithValue(ctx, deadlineKey{}, deadline), deadline.Add(-keptBack(time.Until(deadline))))
 		defer cancel()
 	}
 	return handle(ctx, req)
