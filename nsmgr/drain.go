@@ -95,11 +95,14 @@ func (m *Manager) Drain(ctx context.Context, who string, req *adminv1.DrainReque
 	}
 	m.drains.set(req.GetEndpoints(), !req.GetUndo())
 	d := &drain{m: m, mover: newMover(m.monitor, askAgain), seen: make(map[string]bool)}
+	// A registry that is away, or frozen, does not keep clients from moving.
+	publishing, cancel := context.WithTimeout(ctx, registryPatience)
+	defer cancel()
 	for _, e := range locals {
 		name := e.nse.GetName()
 		d.names = append(d.names, name)
 		m.log.Info(drainText(req.GetUndo()), "endpoint", name, "operator", who)
-		if err := m.publishDrain(ctx, name); err != nil {
+		if err := m.publishDrain(publishing, name); err != nil {
 			return err
 		}
 	}
@@ -147,13 +150,11 @@ func (m *Manager) drainable(who string, names []string) (meant []*local, err err
 	return meant, nil
 }
 
-// publishDrain tells the registry whether the endpoint can be had. A registry that is
-// away, or frozen, does not keep its clients from moving.
+// publishDrain tells the registry whether the endpoint can be had. One that is away is no
+// error, nor is a renewal that waits for it and keeps others from the endpoint.
 func (m *Manager) publishDrain(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, registryPatience)
-	defer cancel()
 	s := &endpointRegistry{m: m}
-	return m.locals.turns.Do(ctx, name, func(t *conn.Turn[local]) error {
+	err := m.locals.turns.Do(ctx, name, func(t *conn.Turn[local]) error {
 		if t.Record == nil {
 			return nil // it has gone meanwhile
 		}
@@ -166,12 +167,13 @@ func (m *Manager) publishDrain(ctx context.Context, name string) error {
 		} else {
 			_, err = s.upstream().Register(ctx, public)
 		}
-		if err != nil && away(err) {
-			m.log.Warn("registry is away, it learns of the drain with the endpoint's next renewal", "endpoint", name, "error", err)
-			err = nil
-		}
 		return err
 	})
+	if err != nil && away(err) {
+		m.log.Warn("registry is away, it learns of the drain with the endpoint's next renewal", "endpoint", name, "error", err)
+		return nil
+	}
+	return err
 }
 
 // drain is one call of Drain under way.

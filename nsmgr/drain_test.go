@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,8 +31,14 @@ func (f *frozen) Unregister(ctx context.Context, _ *registry.NetworkServiceEndpo
 	return nil, ctx.Err()
 }
 
-// An operator who drains an endpoint does not wait for a registry that is frozen.
+// An operator who drains an endpoint does not wait for a registry that is frozen, nor for
+// a renewal that does.
 func TestDrainWithFrozenRegistry(t *testing.T) {
+	t.Run("frozen", func(t *testing.T) { drainFrozen(t, false) })
+	t.Run("renewal", func(t *testing.T) { drainFrozen(t, true) })
+}
+
+func drainFrozen(t *testing.T, renewal bool) {
 	synctest.Test(t, func(t *testing.T) {
 		domain := rpc.NewLocal(rpc.LocalOptions{})
 		defer domain.Close()
@@ -61,9 +68,19 @@ func TestDrainWithFrozenRegistry(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
+		var renewing sync.WaitGroup
+		defer renewing.Wait()
+		if renewal {
+			renewing.Go(func() {
+				_ = m.locals.turns.Do(ctx, "db-1", func(*conn.Turn[local]) error { <-ctx.Done(); return nil })
+			})
+			synctest.Wait()
+		}
+		defer cancel() // before Wait
+
+		start := time.Now()
 		var last *adminv1.DrainProgress
 		if err := m.Drain(ctx, owner, &adminv1.DrainRequest{Endpoints: []string{"db-1"}}, func(p *adminv1.DrainProgress) error {
 			last = p

@@ -24,7 +24,7 @@ func receiveNetNS(ctx context.Context, req *networkservice.NetworkServiceRequest
 			closeFiles(files)
 		}
 	}()
-	for _, url := range namedFiles(req) {
+	for _, url := range namedFiles(req, mechanism.TypeKernel) {
 		if !strings.HasPrefix(url, "inode://") {
 			return files, nserr.NoDescriptor.Errorf("inodeURL %q names a file of another process: send the open namespace and inode://<dev>/<ino>", url)
 		}
@@ -41,11 +41,11 @@ func receiveNetNS(ctx context.Context, req *networkservice.NetworkServiceRequest
 }
 
 // namedFiles returns what a request names its descriptors by, each once: a refresh names
-// one as what it has and as what it would like.
-func namedFiles(req *networkservice.NetworkServiceRequest) (urls []string) {
+// one as what it has and as what it would like. With a type only those of such mechanisms.
+func namedFiles(req *networkservice.NetworkServiceRequest, only string) (urls []string) {
 	seen := map[string]bool{"": true}
 	for _, m := range slices.Concat(req.GetMechanismPreferences(), []*networkservice.Mechanism{req.GetConnection().GetMechanism()}) {
-		if url := m.GetParameters()["inodeURL"]; m.GetType() == mechanism.TypeKernel && !seen[url] {
+		if url := m.GetParameters()["inodeURL"]; (only == "" || m.GetType() == only) && !seen[url] {
 			seen[url] = true
 			urls = append(urls, url)
 		}

@@ -32,10 +32,10 @@ func (g gated) Request(ctx context.Context, req *networkservice.NetworkServiceRe
 }
 
 // refused ends a Request that was not let in. Its descriptors would keep those of others
-// out for a while; no more are closed than it has sent, since others send the same
+// out for a while; no more are closed than it names, since others send the same
 // namespace. It is said of each caller: who asks for too much is among them.
 func (g gated) refused(ctx context.Context, caller string, req *networkservice.NetworkServiceRequest, err error) {
-	for _, url := range namedFiles(req) {
+	for _, url := range namedFiles(req, "") {
 		rpc.DiscardFile(ctx, url)
 	}
 	reason := nserr.From(err).Reason.Code

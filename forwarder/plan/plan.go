@@ -84,7 +84,8 @@ type End struct {
 	// that select the same the first decides.
 	Policies []Policy
 	// Neighbors are permanent. On a veth with payload IP, Diff adds the other
-	// end's addresses by itself; a layer 3 device has its next hops instead.
+	// end's addresses by itself. On a layer 3 device these here do not count: it has
+	// its next hops. Those of IPv6 do not count where the end has nothing else of it.
 	Neighbors []Neighbor
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/openvwire/nsm/forwarder/kernel"
 	"github.com/openvwire/nsm/forwarder/netns"
@@ -142,27 +143,34 @@ func linkKind(ns *netns.Handle, ifname string) (kind string, err error) {
 	return kind, err
 }
 
+// kernelControl is wgctrl, to which the kernel answers at once.
+type kernelControl struct{ *wgctrl.Client }
+
+func (c kernelControl) Device(_ context.Context, name string) (*wgtypes.Device, error) {
+	return c.Client.Device(name)
+}
+
 // Configure implements kernel.WireGuardBackend.
-func (m *Module) Configure(_ context.Context, ns *netns.Handle, ifname, _ string, wg plan.WireGuard) error {
+func (m *Module) Configure(ctx context.Context, ns *netns.Handle, ifname, _ string, wg plan.WireGuard) error {
 	return ns.Do(func() error {
 		client, err := wgctrl.New()
 		if err != nil {
 			return configError(ifname, err)
 		}
 		defer client.Close()
-		return configure(client, ifname, wg)
+		return configure(ctx, kernelControl{client}, ifname, wg)
 	})
 }
 
 // Read implements kernel.WireGuardBackend.
-func (m *Module) Read(_ context.Context, ns *netns.Handle, ifname, _ string) (s kernel.WireGuardStatus, found bool, err error) {
+func (m *Module) Read(ctx context.Context, ns *netns.Handle, ifname, _ string) (s kernel.WireGuardStatus, found bool, err error) {
 	err = ns.Do(func() error {
 		client, err := wgctrl.New()
 		if err != nil {
 			return configError(ifname, err)
 		}
 		defer client.Close()
-		s, found, err = status(client, ifname)
+		s, found, err = status(ctx, kernelControl{client}, ifname)
 		return err
 	})
 	return s, found, err

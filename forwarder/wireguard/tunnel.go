@@ -74,7 +74,7 @@ func (u *Userspace) OpenTunnel(ctx context.Context, want plan.TunnelNode) (plan.
 			return plan.TunnelNode{}, err
 		}
 	}
-	dev, err := u.wg.Device(t.UAPI)
+	dev, err := u.wg.Device(ctx, t.UAPI)
 	if err != nil {
 		return plan.TunnelNode{}, configError(t.UAPI, err)
 	}
@@ -122,7 +122,7 @@ func (u *Userspace) AddWire(ctx context.Context, ns *netns.Handle, ifname, tag s
 	if err != nil {
 		return err
 	}
-	dev, err := u.wg.Device(made.UAPI)
+	dev, err := u.wg.Device(ctx, made.UAPI)
 	if err != nil {
 		return configError(made.UAPI, err)
 	}
@@ -138,7 +138,7 @@ func (u *Userspace) device(ctx context.Context) (holder.Tunnel, *wgtypes.Device,
 	if err != nil || t.Node == 0 {
 		return t, nil, err
 	}
-	dev, err := u.wg.Device(t.UAPI)
+	dev, err := u.wg.Device(ctx, t.UAPI)
 	switch {
 	case gone(err):
 		return t, nil, nil
@@ -415,7 +415,7 @@ func (u *Userspace) read(ctx context.Context, tag string) (func(key, tag string)
 	if err != nil || len(wires) == 0 {
 		return none, err
 	}
-	dev, err := u.wg.Device(t.UAPI)
+	dev, err := u.wg.Device(ctx, t.UAPI)
 	if gone(err) {
 		return none, nil
 	}

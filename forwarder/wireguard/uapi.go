@@ -4,6 +4,7 @@ package wireguard
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -19,16 +20,17 @@ import (
 	"github.com/openvwire/nsm/forwarder/wireguard/holder"
 )
 
-// control configures WireGuard devices by name: a wgctrl.Client, or uapi.
+// control configures WireGuard devices by name: wgctrl for those of the kernel, or uapi.
 type control interface {
-	Device(name string) (*wgtypes.Device, error)
+	Device(ctx context.Context, name string) (*wgtypes.Device, error)
 	ConfigureDevice(name string, set wgtypes.Config) error
 }
 
 // uapi configures the devices of a holder by WireGuard's protocol for userspace devices
 // (wireguard.com/xplatform). So does wgctrl, which looks through the sockets of all
 // devices of the machine for each call, waits for an answer without end, and loses the
-// number of an error. Of what there is to set and read it knows what this package uses.
+// number of an error. Of what there is to set and read it knows what this package uses; a
+// device's own public key is not among it.
 type uapi struct{}
 
 // uapiPatience is how long a device may take for an answer: the kernel needs
@@ -37,9 +39,9 @@ const uapiPatience = 10 * time.Second
 
 // Device reads the device with this name. It fails with fs.ErrNotExist if there is none,
 // and with ECONNREFUSED if it was one of a holder that has been killed.
-func (uapi) Device(name string) (*wgtypes.Device, error) {
+func (uapi) Device(ctx context.Context, name string) (*wgtypes.Device, error) {
 	var d *wgtypes.Device
-	err := ask(name, "get=1\n\n", func(answer *bufio.Scanner) (err error) {
+	err := exchange(ctx, name, "get=1\n\n", func(answer *bufio.Scanner) (err error) {
 		d, err = parseDevice(answer)
 		return err
 	})
@@ -47,22 +49,27 @@ func (uapi) Device(name string) (*wgtypes.Device, error) {
 }
 
 // ConfigureDevice sets what is set in set. It fails as Device does, and with the
-// unix.Errno that the device answers.
+// unix.Errno that the device answers. What has begun is not broken off: it is one of several
+// changes, as a rule.
 func (uapi) ConfigureDevice(name string, set wgtypes.Config) error {
-	return ask(name, "set=1\n"+formatConfig(set)+"\n", func(answer *bufio.Scanner) error {
+	return exchange(context.Background(), name, "set=1\n"+formatConfig(set)+"\n", func(answer *bufio.Scanner) error {
 		_, err := parseDevice(answer) // which has no device in it
 		return err
 	})
 }
 
-// ask sends a request and has read take the answer.
-func ask(name, request string, read func(*bufio.Scanner) error) error {
-	c, err := net.Dial("unix", holder.ConfigPath(name))
+// exchange sends a request and has read take the answer.
+func exchange(ctx context.Context, name, request string, read func(*bufio.Scanner) error) error {
+	ctx, cancel := context.WithTimeout(ctx, uapiPatience)
+	defer cancel()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", holder.ConfigPath(name))
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(uapiPatience))
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	if _, err := io.WriteString(c, request); err != nil {
 		return err
 	}
@@ -139,7 +146,6 @@ func parseDevice(answer *bufio.Scanner) (*wgtypes.Device, error) {
 	case result != 0:
 		return nil, unix.Errno(max(result, -result)) // wireguard-go's are negative
 	}
-	d.PublicKey = d.PrivateKey.PublicKey()
 	return d, nil
 }
 

@@ -58,11 +58,11 @@ func (u *Userspace) Create(ctx context.Context, ns *netns.Handle, ifname, tag st
 
 // Configure implements kernel.WireGuardBackend.
 func (u *Userspace) Configure(ctx context.Context, _ *netns.Handle, _, tag string, wg plan.WireGuard) error {
-	// Whether anybody answers, and what is to be done if not, the holder's client knows.
+	// If nobody answers the holder's client says why, and what is to be done.
 	if _, err := u.holder.Running(ctx); err != nil {
 		return err
 	}
-	return configure(u.wg, u.name(tag), wg)
+	return configure(ctx, u.wg, u.name(tag), wg)
 }
 
 // Read implements kernel.WireGuardBackend.
@@ -70,7 +70,7 @@ func (u *Userspace) Read(ctx context.Context, _ *netns.Handle, _, tag string) (k
 	if running, err := u.holder.Running(ctx); err != nil || !running {
 		return kernel.WireGuardStatus{}, false, err
 	}
-	return status(u.wg, u.name(tag))
+	return status(ctx, u.wg, u.name(tag))
 }
 
 // Delete implements kernel.WireGuardBackend.

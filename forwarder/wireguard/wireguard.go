@@ -80,11 +80,11 @@ func New(ctx context.Context, cfg Config) (Backend, error) {
 }
 
 // configure brings the device that client knows as name to the state wg.
-func configure(client control, name string, wg plan.WireGuard) error {
+func configure(ctx context.Context, client control, name string, wg plan.WireGuard) error {
 	if err := check(wg); err != nil {
 		return err
 	}
-	seen, err := client.Device(name)
+	seen, err := client.Device(ctx, name)
 	if err != nil {
 		return configError(name, err)
 	}
@@ -99,8 +99,8 @@ func configure(client control, name string, wg plan.WireGuard) error {
 }
 
 // status reads the device that client knows as name; false means there is none.
-func status(client control, name string) (kernel.WireGuardStatus, bool, error) {
-	dev, err := client.Device(name)
+func status(ctx context.Context, client control, name string) (kernel.WireGuardStatus, bool, error) {
+	dev, err := client.Device(ctx, name)
 	if gone(err) {
 		return kernel.WireGuardStatus{}, false, nil
 	}

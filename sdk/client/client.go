@@ -97,7 +97,7 @@ type Client struct {
 	opened  undo.Stack // closed with the client
 	pacer   *pacer     // of the probers of all wires
 	lookout *lookout   // for endpoints that wires wait for
-	spread  *spread    // of what wires do by chance
+	spread  *spread    // of refreshes
 	netns   namespaces // that wires are in
 
 	mu     sync.Mutex

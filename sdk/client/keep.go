@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"time"
@@ -251,8 +252,11 @@ func (w *Wire) noteWish() {
 }
 
 func (w *Wire) decide(e conn.Event) conn.Decision {
-	now := time.Now()
-	return conn.Decide(w.state(), e, w.prober.data(now), now, w.client.spread.next())
+	now, chance := time.Now(), rand.Float64()
+	if e == conn.Established { // what comes next is a refresh
+		chance = w.client.spread.next()
+	}
+	return conn.Decide(w.state(), e, w.prober.data(now), now, chance)
 }
 
 func (w *Wire) state() conn.State {

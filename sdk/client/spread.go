@@ -7,11 +7,11 @@ import (
 	"sync/atomic"
 )
 
-// spread gives the chance that wires decide by, so that what many of them do by chance
-// does not happen in the same second. Numbers that are truly random would leave that to
-// chance: these begin with one and go on by the golden ratio, so that those that follow
-// each other lie evenly, however many they are (an additive recurrence: Knuth, The Art of
-// Computer Programming 3, §6.4).
+// spread gives the chance by which the refreshes of a client's wires are spread over time,
+// so that few of them happen in the same second. Numbers that are truly random would leave
+// that to chance: these begin with one and go on by the golden ratio, so that those that
+// follow each other lie evenly, however many they are (an additive recurrence: Knuth, The
+// Art of Computer Programming 3, §6.4).
 type spread struct{ at atomic.Uint64 } // of 2⁶⁴
 
 // golden is 2⁶⁴ divided by the golden ratio.

@@ -64,15 +64,13 @@ func SendFiles(ctx context.Context, files ...*os.File) error {
 // one claimed. A message that names the same inode twice is worth one claim.
 //
 // Since a descriptor may come after the message, ReceiveFile waits for it, two
-// seconds at most; then the error is nserr.NoDescriptor, or nserr.Busy if descriptors
-// of this connection have been closed lately that had come: then the caller has made no
-// mistake, but this server has more to do than it can.
+// seconds at most; then the error is nserr.NoDescriptor, or nserr.Busy if it had come and
+// was closed lately: then the caller has made no mistake, but this server has more to do
+// than it can.
 func ReceiveFile(ctx context.Context, inodeURL string) (*os.File, error) {
-	l := servedLink(ctx)
-	f, err := receive(ctx, l, inodeURL)
-	if errors.Is(err, errLate) && l.inbox.hasSpilled() {
-		return nil, nserr.Busy.Errorf("there is more to do than can be done: a descriptor that had come was closed before its request had its turn, it seems: %w", err).
-			WithRetry(time.Second)
+	f, err := receive(ctx, servedLink(ctx), inodeURL)
+	if errors.Is(err, errSpilled) {
+		return nil, nserr.Busy.Errorf("there is more to do than can be done: %w", err).WithRetry(time.Second)
 	}
 	return f, err
 }

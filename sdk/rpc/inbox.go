@@ -26,9 +26,15 @@ type inbox struct {
 	shut    bool // not open yet
 	closed  bool
 	files   []arrival     // oldest first, at most maxFiles
-	spilled time.Time     // when one was last closed that nobody had claimed by then
+	spilled []spill       // closed before somebody had claimed them; oldest first, at most maxSpills
 	changed chan struct{} // closed and replaced at each arrival; closed for good by close
 	expiry  *time.Timer   // runs expire when the oldest file is due; nil before the first arrival
+}
+
+// spill is a descriptor that was closed because nobody had claimed it.
+type spill struct {
+	inode inode
+	at    time.Time
 }
 
 type arrival struct {
@@ -61,10 +67,12 @@ func (b *inbox) put(f *os.File) {
 	case b.closed, b.shut:
 		drop = f
 	case !room && len(b.files) == 0:
-		drop, b.spilled = f, time.Now()
+		drop = f
+		b.spillLocked(i)
 	default:
 		if !room {
-			drop, b.spilled = b.files[0].file, time.Now()
+			drop = b.files[0].file
+			b.spillLocked(b.files[0].inode)
 			b.files = slices.Delete(b.files, 0, 1)
 		}
 		b.files = append(b.files, arrival{i, f, time.Now().Add(fileLife)})
@@ -78,15 +86,29 @@ func (b *inbox) put(f *os.File) {
 	}
 }
 
-// hasSpilled reports whether a descriptor that does not come may be one that has come
-// and was closed, since whoever was to claim it was too slow.
-func (b *inbox) hasSpilled() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return !b.spilled.IsZero() && time.Since(b.spilled) < spillLife
+func (b *inbox) spillLocked(i inode) {
+	if len(b.spilled) == maxSpills {
+		b.spilled = slices.Delete(b.spilled, 0, 1)
+	}
+	b.spilled = append(b.spilled, spill{i, time.Now()})
 }
 
-var errLate = errors.New("did not arrive")
+// late is the error of a claim that has waited in vain. A descriptor that has come and was
+// closed, since whoever was to claim it was too slow, is errSpilled.
+func (b *inbox) late(i inode) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	why := errLate
+	if slices.ContainsFunc(b.spilled, func(s spill) bool { return s.inode == i && time.Since(s.at) < spillLife }) {
+		why = errSpilled
+	}
+	return nserr.NoDescriptor.Errorf("%v: %w within %v", i, why, fileWait)
+}
+
+var (
+	errLate    = errors.New("it did not arrive")
+	errSpilled = errors.New("it came and was closed before its request had its turn, and did not arrive again")
+)
 
 // claim moves the file with inode i out of the box, waiting up to fileWait for it.
 func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
@@ -103,7 +125,7 @@ func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
 		select {
 		case <-changed:
 		case <-timeout.C:
-			return nil, nserr.NoDescriptor.Errorf("%v %w within %v", i, errLate, fileWait)
+			return nil, b.late(i)
 		case <-ctx.Done():
 			return nil, nserr.NoDescriptor.Errorf("%v did not arrive: %w", i, ctx.Err())
 		}
@@ -136,8 +158,8 @@ func (b *inbox) expire() {
 	for n < len(b.files) && !b.files[n].due.After(now) {
 		n++
 	}
-	if n > 0 {
-		b.spilled = now
+	for _, a := range b.files[:n] {
+		b.spillLocked(a.inode)
 	}
 	due := slices.Clone(b.files[:n])
 	b.files = slices.Delete(b.files, 0, n)

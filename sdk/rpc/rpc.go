@@ -77,9 +77,10 @@ const (
 	// fileLife is how long a descriptor that nobody claims stays open. Connections
 	// live for ever, and an open namespace outlives its dead workload.
 	fileLife = 10 * time.Second
-	// spillLife is for how long descriptors that were closed unclaimed may be those that
-	// calls under way ask for: nobody waits longer for an answer.
+	// spillLife is for how long it is remembered, and maxSpills of how many descriptors of a
+	// connection, that they were closed unclaimed.
 	spillLife = time.Minute
+	maxSpills = 64
 	// maxFiles bounds the unclaimed descriptors of a connection, and those that
 	// wait to be sent. Descriptors run ahead of the requests that name them, so it
 	// is also how many Requests may come at once: all the clients of a node share

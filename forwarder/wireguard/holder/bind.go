@@ -10,8 +10,8 @@ import "golang.zx2c4.com/wireguard/conn"
 // wireguard-go can remember by which its peer has called. It must then watch routes, and
 // does so for each device with a thread that waits, three descriptors and a netlink
 // socket, which the kernel passes with every change of any interface of the machine. But
-// it remembers nothing where UDP arrives in segments (Linux 5.0 and later): all of that
-// was for nothing. It watches only for its own bind.
+// it hardly ever knows where UDP arrives in segments (Linux 5.0 and later), which it
+// splits without that. It watches only for its own bind.
 type bind struct {
 	conn.Bind
 	lend func() // gives the device the buffers of the receivers, once

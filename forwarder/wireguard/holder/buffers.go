@@ -23,7 +23,7 @@ import (
 // the size of what it believes to be in use. So they are mapped beside the heap, lent
 // to one device after the other, and give their pages back in between.
 type buffers struct {
-	scratch mux.Scratch // for all of them
+	scratch mux.Scratch // of all that have one wire
 
 	mu   sync.Mutex
 	free []returned // guarded by mu; the one that has been free for longest first
@@ -40,7 +40,8 @@ type returned struct {
 
 const (
 	// perReader is how many buffers whoever reads packets takes before it does, and one
-	// that a sync.Pool keeps for the processor that has put it there.
+	// more: the last one that is put into a sync.Pool can be had only on the processor
+	// where that was.
 	perReader = conn.IdealBatchSize + 1
 	// receivers is how many read from UDP: one for each family.
 	receivers = 2

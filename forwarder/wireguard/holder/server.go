@@ -496,7 +496,8 @@ func (s *server) forgetLocked(tag string, sl *slot) {
 // grow without end. So some are made shortly after a device has ended, and not while
 // one is being made; but not before there is as much to find as half of what is in use,
 // which costs a second of processor time with a thousand devices, and the packet buffers
-// that these keep in pools.
+// that these keep in pools. The rest is left to the collection that Go makes every two
+// minutes.
 const (
 	collectAfter = time.Second
 	collectTimes = 3

@@ -4,8 +4,9 @@ package mux
 
 import "sync"
 
-// Scratch is the memory that devices need while packets pass, and share. The zero
-// value is ready for use, by many at a time.
+// Scratch is the memory that devices need while packets pass, and share. Packets of others
+// stay in it: nobody reads more than what has just been put there. The zero value is ready
+// for use, by many at a time.
 type Scratch struct {
 	units  sync.Pool // of *[maxUnit]byte, for those who read
 	trains sync.Pool // of *train, for those who write

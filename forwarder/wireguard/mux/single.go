@@ -3,6 +3,7 @@
 package mux
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"sync"
@@ -16,9 +17,11 @@ import (
 
 // Single is what a WireGuard device with one wire reads packets from and writes them
 // to: a TUN interface whose packets travel as they are, as peers expect that know of no
-// others' wires. It does what wireguard-go's own does with what a Device has, and
-// without the 1.8 MiB in which that one looks for packets to join: what it needs while
-// packets pass is of a Scratch. It is safe for concurrent use.
+// others' wires. It splits and joins as a Device does, and keeps no memory for it: what
+// it needs while packets pass is of a Scratch. wireguard-go's own keeps 1.8 MiB, in which
+// it joins packets of several flows at a time; here packets are joined that follow each
+// other, as those of a segment do. What makes no sense, and what is longer than any MTU, is
+// dropped. It is safe for concurrent use.
 type Single struct {
 	file    *os.File
 	raw     syscall.RawConn
@@ -28,8 +31,8 @@ type Single struct {
 	mu   sync.Mutex // held by Read, guards the rest
 	pull func(fd uintptr) bool
 	wait bool           // for the next unit; else pull only looks whether there is one
-	dry  bool           // this Read has found none: what it returns is all there was
-	err  error          // of pull
+	dry  bool           // this Read has found none, and looks for no more once it has some
+	err  error          // of pull; it stays
 	unit unit           // what is left of it comes next
 	buf  *[maxUnit]byte // where unit is, of scratch; nil: unit is empty
 }
@@ -91,7 +94,7 @@ func (s *Single) Read(bufs [][]byte, sizes []int, offset int) (n int, err error)
 func (s *Single) idle() {
 	if s.unit.empty() && s.buf != nil {
 		s.scratch.units.Put(s.buf)
-		s.buf = nil
+		s.buf, s.unit = nil, unit{} // which would keep it from the collector
 	}
 }
 
@@ -113,7 +116,7 @@ func (s *Single) pullUnit(fd uintptr) bool {
 		s.idle()
 		return !s.wait
 	default:
-		s.err = gone(err)
+		s.err = closed(err)
 	}
 	return true
 }
@@ -129,31 +132,24 @@ func (s *Single) Write(bufs [][]byte, offset int) (int, error) {
 			if t.join(buf[offset:], false) {
 				continue
 			}
-			failed = first(failed, s.deliver(t))
+			failed = cmp.Or(failed, s.deliver(t))
 		}
 		t.start(buf[offset-vnetLen:], false, false, s.udp) // before a packet WireGuard leaves 16 bytes
 	}
 	if t.packets > 0 {
-		failed = first(failed, s.deliver(t))
+		failed = cmp.Or(failed, s.deliver(t))
 	}
 	return len(bufs), failed
 }
 
 func (s *Single) deliver(t *train) error {
 	_, err := s.file.Write(t.finish())
-	return gone(err)
+	return closed(err)
 }
 
-func first(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
-}
-
-// gone makes of the error by which the kernel says that somebody has deleted the
+// closed makes of the error by which the kernel says that somebody has deleted the
 // interface the one by which wireguard-go knows that it is over.
-func gone(err error) error {
+func closed(err error) error {
 	if errors.Is(err, unix.EBADFD) {
 		return os.ErrClosed
 	}
