@@ -73,13 +73,7 @@ func (p *party) says(t testing.TB, subject, audience string, expires time.Time) 
 
 // calling is the context in which a handler is called by the party with a token.
 // rpc.Local makes it, since what is in it is rpc's business.
-func (p *party) calling(t testing.TB, raw string, expires time.Time) context.Context {
-	t.Helper()
-	return p.callingUntil(t, t.Context(), raw, expires)
-}
-
-// callingUntil is calling by a party that waits until caller ends.
-func (p *party) callingUntil(t testing.TB, caller context.Context, raw string, expires time.Time) (ctx context.Context) {
+func (p *party) calling(t testing.TB, raw string, expires time.Time) (ctx context.Context) {
 	t.Helper()
 	l := rpc.NewLocal(rpc.LocalOptions{})
 	defer l.Close()
@@ -89,7 +83,7 @@ func (p *party) callingUntil(t testing.TB, caller context.Context, raw string, e
 	if raw != "" {
 		tokens = func(*x509.Certificate) (string, time.Time, error) { return raw, expires, nil }
 	}
-	_, err := networkservice.NewNetworkServiceClient(l.Dial(rpc.LocalCaller{Identity: who, Tokens: tokens})).Request(caller, &networkservice.NetworkServiceRequest{})
+	_, err := networkservice.NewNetworkServiceClient(l.Dial(rpc.LocalCaller{Identity: who, Tokens: tokens})).Request(t.Context(), &networkservice.NetworkServiceRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,13 +183,12 @@ func TestExpiry(t *testing.T) {
 			{"claimed to be expired", time.Minute, -time.Second, 0, 0},
 		} {
 			now := time.Now()
-			caller := t.Context()
+			ctx := web.calling(t, web.says(t, web.id, self.id, now.Add(tt.token)), now.Add(tt.claimed))
 			if tt.deadline > 0 {
 				var cancel context.CancelFunc
-				caller, cancel = context.WithTimeout(caller, tt.deadline)
+				ctx, cancel = context.WithTimeout(ctx, tt.deadline)
 				defer cancel()
 			}
-			ctx := web.callingUntil(t, caller, web.says(t, web.id, self.id, now.Add(tt.token)), now.Add(tt.claimed))
 			call, err := h.Admit(ctx, first("w"))
 			if tt.want == 0 {
 				if !errors.Is(err, nserr.TokenExpired) {

@@ -36,7 +36,7 @@ func (a asked) decode(err error) error {
 	switch text := r.st.Message(); r.st.Code() {
 	case codes.DeadlineExceeded:
 		if !a.until.IsZero() && !time.Now().Before(a.until) { // else it is the peer's own answer
-			r.cause = nserr.TimedOut.Errorf("no answer from %s within %s: %s", a.whom, time.Since(a.since).Round(10*time.Millisecond), text).
+			r.cause = nserr.TimedOut.Errorf("no answer from %s within %s: %s", a.whom, a.until.Sub(a.since).Round(10*time.Millisecond), text).
 				WithFix("see whether the process there runs and is not stopped, and by 'nsm profile' what it does; then try again")
 		}
 	case codes.Unavailable:

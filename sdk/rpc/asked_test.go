@@ -45,8 +45,8 @@ func piped(t *testing.T, url string, s *service) grpc.ClientConnInterface {
 }
 
 // Of the hops of a Request that is not answered in time the last one that is well says
-// who is silent, and who has asked hears it from the first: over connections and in
-// one process.
+// who is silent, and who has asked hears it from the first: over connections, and where
+// hops are in one process.
 func TestSilenceIsNamed(t *testing.T) {
 	const silent = "tcp://192.0.2.9:5001"
 	for kind, connect := range map[string]func(t *testing.T, s *service) grpc.ClientConnInterface{
@@ -67,12 +67,13 @@ func TestSilenceIsNamed(t *testing.T) {
 					return nil, errors.New("late")
 				}})
 				second := connect(t, &service{request: requesting(last)})
-				first := requesting(connect(t, &service{request: requesting(second)}))
+				first := requesting(piped(t, "tcp://192.0.2.2:5001", &service{request: requesting(second)}))
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
+				within := map[string]string{"connections": "9.5s", "one process": "9.75s"}[kind]
 				_, err := first(ctx, &networkservice.NetworkServiceRequest{})
 				if !errors.Is(err, nserr.TimedOut) || !errors.Is(err, context.DeadlineExceeded) ||
-					!strings.Contains(err.Error(), "no answer from "+silent+" within 9.5s") {
+					!strings.Contains(err.Error(), "no answer from "+silent+" within "+within) {
 					t.Errorf("whoever asks hears %v", err)
 				}
 				if ctx.Err() != nil {
@@ -171,34 +172,42 @@ func TestSilentHandshake(t *testing.T) {
 	}
 }
 
-// A handler has a little less time than its caller, and knows how much the caller has:
+// A handler has a little less time than its caller in another process, and knows how much that has:
 // what it agrees on with it, such as the end of a wire, is by the caller's clock.
 func TestCallerDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLocal(LocalOptions{})
 		defer l.Close()
-		(&service{request: func(ctx context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+		handler := &service{request: func(ctx context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
 			callers, bounded := CallerDeadline(ctx)
 			own, _ := ctx.Deadline()
 			return &networkservice.Connection{Labels: map[string]string{
 				"bounded": fmt.Sprint(bounded), "caller": time.Until(callers).String(), "kept": callers.Sub(own).String(),
 			}}, nil
-		}}).register(l)
-		for limit, kept := range map[time.Duration]time.Duration{
-			time.Second:      50 * time.Millisecond,
-			15 * time.Second: 250 * time.Millisecond,
-			time.Hour:        250 * time.Millisecond,
+		}}
+		handler.register(l)
+		far, near := requesting(piped(t, "tcp://192.0.2.1:5001", handler)), requesting(l.Dial(LocalCaller{}))
+		for _, test := range []struct {
+			call        func(context.Context, *networkservice.NetworkServiceRequest) (*networkservice.Connection, error)
+			limit, kept time.Duration
+		}{
+			{far, time.Second, 50 * time.Millisecond},
+			{far, 15 * time.Second, 250 * time.Millisecond},
+			{far, time.Hour, 250 * time.Millisecond},
+			{near, 15 * time.Second, 0},
 		} {
-			ctx, cancel := context.WithTimeout(t.Context(), limit)
-			got, err := requesting(l.Dial(LocalCaller{}))(ctx, &networkservice.NetworkServiceRequest{})
+			ctx, cancel := context.WithTimeout(t.Context(), test.limit)
+			got, err := test.call(ctx, &networkservice.NetworkServiceRequest{})
 			cancel()
-			if want := map[string]string{"bounded": "true", "caller": limit.String(), "kept": kept.String()}; err != nil || !maps.Equal(got.GetLabels(), want) {
-				t.Errorf("with %v the handler has %v, %v", limit, got.GetLabels(), err)
+			if want := map[string]string{"bounded": "true", "caller": test.limit.String(), "kept": test.kept.String()}; err != nil || !maps.Equal(got.GetLabels(), want) {
+				t.Errorf("with %v the handler has %v, %v, want %v", test.limit, got.GetLabels(), err, want)
 			}
 		}
-		got, err := requesting(l.Dial(LocalCaller{}))(t.Context(), &networkservice.NetworkServiceRequest{})
-		if err != nil || got.GetLabels()["bounded"] != "false" {
-			t.Errorf("without a limit the handler has %v, %v", got.GetLabels(), err)
+		for _, call := range []func(context.Context, *networkservice.NetworkServiceRequest) (*networkservice.Connection, error){far, near} {
+			got, err := call(t.Context(), &networkservice.NetworkServiceRequest{})
+			if err != nil || got.GetLabels()["bounded"] != "false" {
+				t.Errorf("without a limit the handler has %v, %v", got.GetLabels(), err)
+			}
 		}
 	})
 }

@@ -49,7 +49,8 @@ func CallerFrom(ctx context.Context) Caller {
 type deadlineKey struct{}
 
 // CallerDeadline returns until when the caller of the handler waits for an answer; ok is
-// false if that is for ever. The handler's own time ends a little before.
+// false if that is for ever. The handler's own time ends a little before, unless its
+// caller is in this process.
 func CallerDeadline(ctx context.Context) (deadline time.Time, ok bool) {
 	if deadline, ok = ctx.Value(deadlineKey{}).(time.Time); ok {
 		return deadline, ok

@@ -164,6 +164,9 @@ func (c *localConn) Invoke(ctx context.Context, method string, args, reply any, 
 	select {
 	case <-call.done:
 	case <-ctx.Done():
+		if call.hasLastWord(ctx) {
+			break
+		}
 		call.cancel() // known before what the caller does next, as on a connection
 		select {
 		case <-decoded:

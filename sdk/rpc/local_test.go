@@ -217,7 +217,7 @@ func TestLocalGivesUpOnDeafHandler(t *testing.T) {
 		if err := l.Dial(LocalCaller{}).Invoke(ctx, unaryMethod, &text{}, out); !errors.Is(err, nserr.TimedOut) {
 			t.Errorf("error %v", err)
 		}
-		if waited := time.Since(start); waited != time.Second {
+		if waited := time.Since(start); waited != time.Second+lastWord {
 			t.Errorf("gave up after %v", waited)
 		}
 		close(release)

@@ -4,6 +4,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -88,6 +89,23 @@ func (c *localCall) result(ctx context.Context) error {
 		}
 	}
 	return c.err
+}
+
+// hasLastWord waits a moment for a handler whose time has ended together with its caller's,
+// and reports whether it has said for whom it has waited in vain. A caller that serves a call
+// itself has been given time for that (inTime).
+func (c *localCall) hasLastWord(ctx context.Context) bool {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return false
+	}
+	timer := time.NewTimer(lastWord)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+		return c.err == nil || errors.Is(c.err, context.DeadlineExceeded)
+	case <-timer.C:
+		return false
+	}
 }
 
 // givenUp is the error of a caller whose ctx has ended.

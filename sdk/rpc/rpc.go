@@ -68,6 +68,10 @@ const (
 	// probeTimeout limits the connect that tells a live Unix socket from a stale one.
 	probeTimeout = time.Second
 
+	// lastWord is how long a caller whose time is over waits for a handler in the same
+	// process, which hears of it at the same moment.
+	lastWord = 20 * time.Millisecond
+
 	// healthPoll is how often a health watch asks whether the part is ready.
 	healthPoll = time.Second
 

@@ -42,7 +42,7 @@ func NewServer(o ServerOptions) *grpc.Server {
 		grpc.StaticConnWindowSize(connWindowBytes),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
-		grpc.ChainUnaryInterceptor(g.unary),
+		grpc.ChainUnaryInterceptor(g.unary, inTime),
 		grpc.ChainStreamInterceptor(g.stream),
 	}
 	s := grpc.NewServer(append(options, o.Options...)...)
@@ -67,6 +67,13 @@ func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 		}
 		err = EncodeError(err)
 	}()
+	return handle(ctx, req)
+}
+
+// inTime has a handler give up while its caller still listens. A caller in the same process
+// (Local) waits for its handler's last word instead: a timer for each call would keep what
+// the call has used until it is due.
+func inTime(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(context.WithValue(ctx, deadlineKey{}, deadline), deadline.Add(-keptBack(time.Until(deadline))))
