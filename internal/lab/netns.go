@@ -45,7 +45,7 @@ func (l *Lab) inherited() (env []string) {
 			env = append(env, v)
 		}
 	}
-	return append(append(env, mark(l.Name)), l.env...)
+	return append(append(env, Mark(l.Name)), l.env...)
 }
 
 // Delete removes the namespace before the lab ends. It goes when no process is

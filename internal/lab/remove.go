@@ -20,9 +20,9 @@ import (
 // uapiDir is where wireguard-go has its sockets, for all of a machine.
 const uapiDir = "/var/run/wireguard"
 
-// mark is the variable by which processes of a lab are known, and those that
+// Mark is the variable by which processes of a lab are known, and those that
 // they start.
-func mark(name string) string { return "NSM_LAB=" + name }
+func Mark(name string) string { return "NSM_LAB=" + name }
 
 // Left is what there is of a lab.
 type Left struct {
@@ -146,7 +146,7 @@ func processesOf(name string) (pids []int) {
 
 func belongs(pid int, name string) bool {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-	return err == nil && bytes.Contains(append([]byte{0}, env...), []byte("\x00"+mark(name)+"\x00"))
+	return err == nil && bytes.Contains(append([]byte{0}, env...), []byte("\x00"+Mark(name)+"\x00"))
 }
 
 // namespacesOf returns the names of a lab's namespaces.

@@ -62,7 +62,7 @@ func (t task) do() (m measured, err error) {
 // startChild starts this program as role in a namespace of l, with env added to
 // the environment.
 func startChild(l *lab.Lab, ns *lab.NetNS, role string, env ...string) (*report.Child, error) {
-	c, err := report.NewChild(append(env, "NSM_LAB="+l.Name), role) // so that the lab's guard knows it
+	c, err := report.NewChild(append(env, lab.Mark(l.Name)), role) // so that the lab's guard knows it
 	if err != nil {
 		return nil, err
 	}

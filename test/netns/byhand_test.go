@@ -4,17 +4,17 @@ package netns_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/openvwire/nsm/forwarder/netns"
+	"github.com/openvwire/nsm/internal/lab"
 	"github.com/openvwire/nsm/internal/nstest"
 )
 
@@ -27,11 +27,11 @@ func TestTwoNodesByHand(t *testing.T) {
 			t.Skipf("readers have %s, this machine does not: %v", name, err)
 		}
 	}
-	for _, node := range []string{"node-a", "node-b"} {
+	nodes := []string{"node-a", "node-b"}
+	for _, node := range nodes {
 		if _, err := os.Stat("/run/netns/" + node); err == nil {
 			t.Skipf("there is a network namespace %s: somebody seems to follow docs/two-nodes.md on this machine", node)
 		}
-		t.Cleanup(func() { removeNode(node) }) // what is left of it when a command has failed
 	}
 	text, err := os.ReadFile("../../docs/two-nodes.md")
 	if err != nil {
@@ -42,11 +42,18 @@ func TestTwoNodesByHand(t *testing.T) {
 		script.Write(block[1])
 	}
 	tmp := t.TempDir()
+	name := fmt.Sprintf("by-hand-%d", os.Getpid())
+	t.Cleanup(func() { // what is left when a command has failed
+		_ = lab.Remove(name, tmp)
+		for _, node := range nodes {
+			_ = netns.DeleteNamed(node)
+		}
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // "until" waits without end
 	defer cancel()
 	sh := exec.CommandContext(ctx, "sh", "-e", "-c", script.String())
 	sh.Dir, sh.WaitDelay = t.TempDir(), 10*time.Second
-	sh.Env = append(os.Environ(), "PATH="+filepath.Dir(nstest.Program())+":"+os.Getenv("PATH"), "TMPDIR="+tmp,
+	sh.Env = append(os.Environ(), "PATH="+filepath.Dir(nstest.Program())+":"+os.Getenv("PATH"), "TMPDIR="+tmp, lab.Mark(name),
 		"GORACE=atexit_sleep_ms=0", "NSM_DIAL_TIMEOUT=1m") // load must not fail a test
 	out, err := sh.CombinedOutput()
 	if err != nil {
@@ -72,20 +79,4 @@ func TestTwoNodesByHand(t *testing.T) {
 	if t.Failed() {
 		t.Logf("it says:\n%s", out)
 	}
-}
-
-// removeNode ends whoever is in a node's namespace, and deletes it.
-func removeNode(node string) {
-	for {
-		pids, err := exec.Command("ip", "netns", "pids", node).Output()
-		if err != nil || len(pids) == 0 {
-			break
-		}
-		for _, pid := range strings.Fields(string(pids)) {
-			if n, err := strconv.Atoi(pid); err == nil {
-				_ = unix.Kill(n, unix.SIGKILL)
-			}
-		}
-	}
-	_ = exec.Command("ip", "netns", "delete", node).Run()
 }
