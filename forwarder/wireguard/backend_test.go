@@ -193,7 +193,7 @@ func TestErrors(t *testing.T) {
 		}
 
 		// Up first: then the socket is opened by Configure with both kinds.
-		up(t, a.work)
+		up(t, a.work, ifname)
 		var other *net.UDPConn
 		must(t, a.table.Self().Do(func() (err error) {
 			other, err = net.ListenUDP("udp4", &net.UDPAddr{Port: int(a.wg.Port)})

@@ -87,7 +87,7 @@ func TestForwarderKilled(t *testing.T) {
 		if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "up\n" {
 			t.Fatalf("the forwarder said %q, %v", line, err)
 		}
-		up(t, a.work, netip.PrefixFrom(a.inner4, 24), netip.PrefixFrom(a.inner6, 64))
+		up(t, a.work, ifname, netip.PrefixFrom(a.inner4, 24), netip.PrefixFrom(a.inner6, 64))
 
 		c := dial(t, a.work, echo(t, b.work, b.inner4))
 		roundTrip(t, c, "handshake")

@@ -86,17 +86,23 @@ func newRig(t *testing.T, userspace bool) (a, b *node) {
 		n.wg.Endpoint = netip.AddrPortFrom(peer.underlay4, 51820)
 		n.wg.Keepalive = 10 * time.Second
 	}
-	must(t, a.table.Self().Do(func() error {
-		return b.table.Self().Control(func(fd int) error {
-			attrs := netlink.NewLinkAttrs()
-			attrs.Name, attrs.MTU = ifname, 1500
-			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: ifname, PeerNamespace: netlink.NsFd(fd)})
-		})
-	}))
+	veth(t, a.table.Self(), b.table.Self(), ifname)
 	for _, n := range []*node{a, b} {
-		up(t, n.table.Self(), netip.PrefixFrom(n.underlay4, 24), netip.PrefixFrom(n.underlay6, 64))
+		up(t, n.table.Self(), ifname, netip.PrefixFrom(n.underlay4, 24), netip.PrefixFrom(n.underlay6, 64))
 	}
 	return a, b
+}
+
+// veth joins two namespaces by a pair whose ends have the same name.
+func veth(t *testing.T, a, b *netns.Handle, name string) {
+	t.Helper()
+	must(t, a.Do(func() error {
+		return b.Control(func(fd int) error {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name, attrs.MTU = name, 1500
+			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(fd)})
+		})
+	}))
 }
 
 func newNode(t *testing.T, userspace bool, i byte) *node {
@@ -171,14 +177,14 @@ func (n *node) wire(t *testing.T) {
 	t.Helper()
 	must(t, n.backend.Create(t.Context(), n.work, ifname, n.tag, 1420))
 	must(t, n.backend.Configure(t.Context(), n.work, ifname, n.tag, n.wg))
-	up(t, n.work, netip.PrefixFrom(n.inner4, 24), netip.PrefixFrom(n.inner6, 64))
+	up(t, n.work, ifname, netip.PrefixFrom(n.inner4, 24), netip.PrefixFrom(n.inner6, 64))
 }
 
-// up switches on the interface and gives it addresses.
-func up(t *testing.T, ns *netns.Handle, addrs ...netip.Prefix) {
+// up switches on an interface and gives it addresses.
+func up(t *testing.T, ns *netns.Handle, name string, addrs ...netip.Prefix) {
 	t.Helper()
 	must(t, ns.Do(func() error {
-		link, err := netlink.LinkByName(ifname)
+		link, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
 		}

@@ -5,13 +5,12 @@ package wireguard
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-
-	"github.com/openvwire/nsm/forwarder/netns"
 )
 
 // A wire whose packets are to go another way than they have come goes on at once, and does
@@ -19,7 +18,10 @@ import (
 func TestRouteChanges(t *testing.T) {
 	kinds(t, func(t *testing.T, userspace bool) {
 		a, b := newRig(t, userspace)
-		link(t, a.table.Self(), b.table.Self(), "second", "198.51.100.1/24", "198.51.100.2/24")
+		const second = "second"
+		veth(t, a.table.Self(), b.table.Self(), second)
+		up(t, a.table.Self(), second, netip.MustParsePrefix("198.51.100.1/24"))
+		up(t, b.table.Self(), second, netip.MustParsePrefix("198.51.100.2/24"))
 		b.wire(t)
 		a.wire(t)
 		c := dial(t, a.work, echo(t, b.work, b.inner4))
@@ -46,24 +48,4 @@ func TestRouteChanges(t *testing.T) {
 			}
 		}
 	})
-}
-
-// link joins two namespaces by a veth pair whose ends have this name and these addresses.
-func link(t *testing.T, a, b *netns.Handle, name, addrA, addrB string) {
-	t.Helper()
-	must(t, a.Do(func() error {
-		return b.Control(func(fd int) error {
-			attrs := netlink.NewLinkAttrs()
-			attrs.Name = name
-			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(fd)})
-		})
-	}))
-	for ns, text := range map[*netns.Handle]string{a: addrA, b: addrB} {
-		addr, err := netlink.ParseAddr(text)
-		must(t, err)
-		must(t, ns.Do(func() error {
-			end, err := netlink.LinkByName(name)
-			return errors.Join(err, netlink.AddrAdd(end, addr), netlink.LinkSetUp(end))
-		}))
-	}
 }

@@ -94,7 +94,7 @@ func (e *end) make(t *testing.T, w workload, want plan.Tunnel, ethernet bool) {
 		return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: w.addr.AsSlice(), Mask: net.CIDRMask(24, 32)}})
 	})
 	must(t, err)
-	up(t, w.ns)
+	up(t, w.ns, ifname)
 }
 
 // device is the tunnel as WireGuard has it.
