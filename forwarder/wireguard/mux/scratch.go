@@ -12,12 +12,16 @@ type Scratch struct {
 	trains sync.Pool // of *train, for those who write
 }
 
+// unit returns room for a unit.
 func (s *Scratch) unit() *[maxUnit]byte {
 	if b, ok := s.units.Get().(*[maxUnit]byte); ok {
 		return b
 	}
 	return new([maxUnit]byte)
 }
+
+// putUnit takes back what unit has lent.
+func (s *Scratch) putUnit(b *[maxUnit]byte) { s.units.Put(b) }
 
 // train returns an empty train; verify says whether it verifies checksums.
 func (s *Scratch) train(verify bool) *train {

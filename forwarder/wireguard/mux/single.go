@@ -93,7 +93,7 @@ func (s *Single) Read(bufs [][]byte, sizes []int, offset int) (n int, err error)
 // idle gives back what is not needed until there is something to read.
 func (s *Single) idle() {
 	if s.unit.empty() && s.buf != nil {
-		s.scratch.units.Put(s.buf)
+		s.scratch.putUnit(s.buf)
 		s.buf, s.unit = nil, unit{} // which would keep it from the collector
 	}
 }

@@ -178,22 +178,7 @@ func TestNewSingleRefuses(t *testing.T) {
 // Packets cost no garbage, and between them a Single holds no memory that others could use.
 func TestSingleNoAllocations(t *testing.T) {
 	s, e := newSingle(t, 2)
-	raw, err := e.sender(t).SyscallConn()
-	must(t, err)
-	box := newInbox(64)
-	payload := make([]byte, 1000)
-	sendOne := func(fd uintptr) { _, err = unix.Write(int(fd), payload) }
-	read := func() {
-		_ = raw.Control(sendOne)
-		if n, err := s.Read(box.bufs, box.sizes, room); n != 1 || err != nil {
-			t.Fatalf("Read = %d, %v", n, err)
-		}
-	}
-	read()
-	must(t, err)
-	if got := testing.AllocsPerRun(200, read); got > 0 {
-		t.Errorf("a Read makes %v allocations", got)
-	}
+	readsWithoutGarbage(t, e, s.Read)
 	if s.buf != nil || s.unit.frame != nil {
 		t.Error("a buffer is kept")
 	}
