@@ -47,9 +47,9 @@ func (w Wire) wanted(i int) wanted {
 // nextHops are the neighbours that the kernel needs where there are no hardware addresses:
 // one for all of IPv4, since the device is point-to-point, and one for each next hop of
 // IPv6. It makes them itself with the first packet, but keeps no more than gc_thresh3 that
-// are not permanent (since Linux 5.0) in all namespaces together: with more wires it makes and forgets them
-// all the time, and where it finds none to forget it refuses packets. A route of IPv6 to
-// many hosts and without a next hop does not tell whom packets go to.
+// are not permanent (since Linux 5.0) in all namespaces together: with more wires it makes
+// and forgets them all the time, and where it finds none to forget it refuses packets. A
+// route of IPv6 to many hosts and without a next hop does not tell whom packets go to.
 func (e End) nextHops(policies []PolicyTable) (hops []Neighbor) {
 	if e.hasAddr(false) {
 		hops = append(hops, Neighbor{IP: netip.IPv4Unspecified()})

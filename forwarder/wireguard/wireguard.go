@@ -13,8 +13,8 @@
 // workload sees plain packets only, and needs no route to the other node. The
 // kernel remembers the namespace from which a device was created for its
 // socket (wireguard.com/netns); wireguard-go runs in a process that is there,
-// see package holder. The module's are configured with
-// wgctrl, the holder's by the protocol that wireguard-go has for that.
+// see package holder. The module's are configured with wgctrl, the holder's by the
+// protocol that wireguard-go has for that.
 //
 // A wire has one peer, which may use any address inside the tunnel: what
 // addresses a wire carries is for its addresses and routes to say.

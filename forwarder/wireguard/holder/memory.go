@@ -19,8 +19,8 @@ const (
 	leastMemory = 256 << 20
 	mostMemory  = 2 << 30
 	// What devices with a wire of their own need is added, 0.3 MiB each with the stacks
-	// of their goroutines and the packets that are under way, by the
-	// thirty-two: setting the limit stops the process for a moment.
+	// of their goroutines and the packets that are under way, by the thirty-two: setting
+	// the limit stops the process for a moment.
 	deviceMemory  = 1 << 20
 	devicesAtOnce = 32
 )
