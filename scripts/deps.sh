@@ -7,6 +7,7 @@
 #
 #   gcc, libc6-dev                                  the race detector
 #   iproute2                                        tests that run the commands a plan is printed as
+#   curl, python3                                   docs/two-nodes.md, as its readers type it
 #   qemu-system-x86, seabios, kmod, cpio, xz-utils  the virtual machine of test/vm
 set -eu
 
@@ -15,7 +16,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-packages="gcc libc6-dev iproute2 kmod cpio xz-utils"
+packages="gcc libc6-dev iproute2 curl python3 kmod cpio xz-utils"
 [ "$(uname -m)" != x86_64 ] || packages="$packages qemu-system-x86 seabios"
 
 lacking=
