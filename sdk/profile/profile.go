@@ -39,6 +39,12 @@ func (s Server) Profile(req *adminv1.ProfileRequest, out grpc.ServerStreamingSer
 		log = slog.Default()
 	}
 	log.Info("profile is recorded", "profile", req.GetKind(), "operator", who)
+	return Send(req, out)
+}
+
+// Send records a profile of this process and sends it to whoever asks: its caller has
+// made sure that they may have it.
+func Send(req *adminv1.ProfileRequest, out grpc.ServerStreamingServer[adminv1.ProfileChunk]) error {
 	data, err := profile.Record(out.Context(), req.GetKind(), int(min(req.GetSeconds(), profile.MaxSeconds+1)))
 	if err != nil {
 		return err

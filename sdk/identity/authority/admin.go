@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"math"
-	"os"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -102,7 +101,7 @@ type admin struct {
 }
 
 func (s admin) CreateToken(ctx context.Context, r *identityv1.CreateTokenRequest) (*identityv1.CreateTokenResponse, error) {
-	if err := mayAdminister(ctx, "make join tokens"); err != nil {
+	if _, err := workload.Administrator(ctx, "make join tokens"); err != nil {
 		return nil, err
 	}
 	seconds := min(max(r.GetTtlSeconds(), -1), int64(2*maxTokenTTL/time.Second)) // beyond either is refused all the same
@@ -114,7 +113,7 @@ func (s admin) CreateToken(ctx context.Context, r *identityv1.CreateTokenRequest
 }
 
 func (s admin) RotateCA(ctx context.Context, r *identityv1.RotateCARequest) (*identityv1.RotateCAResponse, error) {
-	if err := mayAdminister(ctx, "rotate the CA"); err != nil {
+	if _, err := workload.Administrator(ctx, "rotate the CA"); err != nil {
 		return nil, err
 	}
 	seconds := min(max(r.GetAfterSeconds(), -1), int64(2*caAnnounce/time.Second)) // likewise
@@ -125,19 +124,6 @@ func (s admin) RotateCA(ctx context.Context, r *identityv1.RotateCARequest) (*id
 	return &identityv1.RotateCAResponse{
 		Ca: done.CA[:], Signs: done.Signs.Unix(), OldTrusted: done.OldTrusted.Unix(), Absent: done.Absent,
 	}, nil
-}
-
-// mayAdminister lets those through who can read the authority's keys anyway.
-func mayAdminister(ctx context.Context, what string) error {
-	caller, err := workload.CallerFrom(ctx)
-	if err != nil {
-		return err
-	}
-	if caller.UID != 0 && int(caller.UID) != os.Geteuid() {
-		return nserr.NotAllowed.Errorf("user %d may not %s", caller.UID, what).
-			WithFix("run this as root, or as the user of the authority")
-	}
-	return nil
 }
 
 // RequestToken asks the authority behind a Workload API socket of this machine,

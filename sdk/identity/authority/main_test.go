@@ -53,6 +53,9 @@ func TestMain(m *testing.M) {
 			b.Close()
 		}
 		fmt.Print(err)
+	case "profile":
+		data, err := requestProfile(context.Background(), os.Getenv("SPIFFE_ENDPOINT_SOCKET"), "goroutine", 0)
+		fmt.Printf("%d bytes, %v", len(data), err)
 	case "rotate":
 		_, err := RequestRotation(context.Background(), os.Getenv("SPIFFE_ENDPOINT_SOCKET"), 0)
 		fmt.Print(err)

@@ -39,6 +39,21 @@ func CallerFrom(ctx context.Context) (Caller, error) {
 	return Caller{}, nserr.NoIdentity.Errorf("the call did not come over a local Unix socket")
 }
 
+// Administrator returns the caller of an RPC over such a socket if it is root or the user
+// of this process, who can read its memory and its keys anyway. It fails with
+// nserr.NotAllowed for everybody else; what says what they may not do.
+func Administrator(ctx context.Context, what string) (Caller, error) {
+	caller, err := CallerFrom(ctx)
+	if err != nil {
+		return Caller{}, err
+	}
+	if own := os.Geteuid(); caller.UID != 0 && int(caller.UID) != own {
+		return Caller{}, nserr.NotAllowed.Errorf("user %d may not %s", caller.UID, what).
+			WithFix("run this as root, or as the user of the daemon, %d", own)
+	}
+	return caller, nil
+}
+
 // Attested returns server credentials for Unix sockets. There is nothing to
 // encrypt; what they add is the Caller.
 func Attested() credentials.TransportCredentials { return attested{} }

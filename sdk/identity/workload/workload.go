@@ -8,6 +8,9 @@
 // domain, or the agent of a node) names the process and makes its SVIDs. A
 // stream stays open: the server sends a new SVID in time and new bundles at
 // once.
+//
+// Beside it the socket serves profiles of the process, as every daemon does, to
+// those who could look into its memory anyway.
 package workload
 
 import (
@@ -20,8 +23,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
 	"github.com/openvwire/nsm/sdk/identity"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/profile"
 	"github.com/openvwire/nsm/sdk/rpc"
 )
 
@@ -67,6 +72,7 @@ func Listen(ctx context.Context, c Config) (*Server, error) {
 		done: make(chan struct{}),
 	}
 	workload.RegisterSpiffeWorkloadAPIServer(s.grpc, &service{provider: c.Provider, log: c.Logger})
+	adminv1.RegisterAdminServer(s.grpc, profiles{log: c.Logger})
 	if c.Also != nil {
 		c.Also(s.grpc)
 	}
@@ -167,4 +173,20 @@ func response(svid *x509svid.SVID, set *x509bundle.Set) (*workload.X509SVIDRespo
 	delete(bundles, own)
 	answer.FederatedBundles = bundles
 	return answer, nil
+}
+
+// profiles serves Profile of nsm.admin.v1. Here nobody has an identity yet, so it is the
+// kernel that says who asks.
+type profiles struct {
+	adminv1.UnimplementedAdminServer
+	log *slog.Logger
+}
+
+func (p profiles) Profile(r *adminv1.ProfileRequest, out grpc.ServerStreamingServer[adminv1.ProfileChunk]) error {
+	caller, err := Administrator(out.Context(), "record profiles here")
+	if err != nil {
+		return err
+	}
+	p.log.Info("profile is recorded", "profile", r.GetKind(), "uid", caller.UID, "pid", caller.PID)
+	return profile.Send(r, out)
 }

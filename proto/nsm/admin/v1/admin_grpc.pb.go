@@ -76,7 +76,8 @@ type AdminClient interface {
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainProgress], error)
 	// Profile tells what the process that answers spends time or memory on, for
 	// operators only: PERMISSION_DENIED (NSM-2008) for everybody else. Registries and
-	// forwarders serve it too. A process records one profile at a time:
+	// forwarders serve it too, and so does who gives out a node's identities, on that Unix
+	// socket, to root and to the user it runs as. A process records one profile at a time:
 	// RESOURCE_EXHAUSTED (NSM-4005) for a second. It stops when the caller goes away.
 	Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProfileChunk], error)
 }
@@ -274,7 +275,8 @@ type AdminServer interface {
 	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainProgress]) error
 	// Profile tells what the process that answers spends time or memory on, for
 	// operators only: PERMISSION_DENIED (NSM-2008) for everybody else. Registries and
-	// forwarders serve it too. A process records one profile at a time:
+	// forwarders serve it too, and so does who gives out a node's identities, on that Unix
+	// socket, to root and to the user it runs as. A process records one profile at a time:
 	// RESOURCE_EXHAUSTED (NSM-4005) for a second. It stops when the caller goes away.
 	Profile(*ProfileRequest, grpc.ServerStreamingServer[ProfileChunk]) error
 	mustEmbedUnimplementedAdminServer()
