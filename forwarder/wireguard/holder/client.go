@@ -110,7 +110,7 @@ func NewClient(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	return c, nil
 }
 
-// Visit returns a client for List and Delete alone: it is not attached, starts no
+// Visit returns a client for List, Delete and Profile alone: it is not attached, starts no
 // holder, and need not be closed.
 func Visit(socket string) *Client {
 	return &Client{cfg: ClientConfig{Socket: socket, Logger: slog.Default()}}
@@ -393,6 +393,9 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 		return nil, nserr.PeerDown.Errorf("WireGuard holder: %w", err)
 	case ctx.Err() != nil:
 		return nil, nserr.TimedOut.Errorf("WireGuard holder: %w", context.Cause(ctx))
+	case errors.Is(err, os.ErrPermission):
+		return nil, nserr.NotAllowed.Errorf("WireGuard holder: %w", err).
+			WithFix("run this as the user of the holder, who is root where 'nsm up' or 'nsm forwarder' is")
 	case errors.Is(err, unix.EAGAIN): // it has not accepted thousands of connections
 		return nil, nserr.TimedOut.Errorf("WireGuard holder at %s runs and does not answer: %w", c.cfg.Socket, err).
 			WithFix("have it go on, kill -CONT, or have it replaced, kill -KILL: the process 'nsm wireguard-holder'")
@@ -415,10 +418,10 @@ func (c *Client) exchange(ctx context.Context, conn *net.UnixConn, req *request,
 	in := bufio.NewReader(conn)
 	err := writeMessage(conn, req, file)
 	if err == nil {
-		err = c.await(ctx, conn, in, req.Op)
+		err = c.await(ctx, conn, in, req)
 	}
 	if err == nil {
-		err = readMessage(in, &answer)
+		answer, err = readReply(ctx, conn, in)
 	}
 	switch {
 	case err == nil:

@@ -23,7 +23,8 @@ import (
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
-// TestMain lets the test binary play `nsm wireguard-holder`.
+// TestMain lets the test binary play `nsm wireguard-holder`, and a process of another
+// user.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "wireguard-holder" {
 		idle, _ := time.ParseDuration(os.Getenv("HOLDER_TEST_IDLE"))
@@ -32,6 +33,10 @@ func TestMain(m *testing.M) {
 			slog.Error("holder", "error", err)
 			os.Exit(1)
 		}
+		os.Exit(0)
+	}
+	if len(os.Args) == 3 && os.Args[1] == "stranger" {
+		stranger(os.Args[2])
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)

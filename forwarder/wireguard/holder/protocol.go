@@ -30,15 +30,15 @@ import (
 // TestProtocolStays pins them down.
 //
 // History: 1, November 2026: ping, attach, create, delete, list. 2, November 2026: tunnel,
-// wire, point, wires; delete is for these wires, too.
-const protocolVersion = 2
+// wire, point, wires; delete is for these wires, too. 3, November 2026: profile.
+const protocolVersion = 3
 
 // maxMessage bounds one message in bytes: a list of 20,000 devices.
 const maxMessage = 4 << 20
 
-// One connection carries one request and its reply. Only attach stays open
-// after the reply, for as long as the forwarder lives: it keeps an empty
-// holder from exiting, and its end tells the forwarder that the holder died.
+// One connection carries one request and its reply, that of profile in pieces. Only
+// attach stays open after the reply, for as long as the forwarder lives: it keeps an
+// empty holder from exiting, and its end tells the forwarder that the holder died.
 const (
 	opPing   = "ping"
 	opAttach = "attach"
@@ -50,6 +50,8 @@ const (
 	opWire   = "wire"   // make a wire of the tunnel; the namespace travels beside it
 	opPoint  = "point"  // lead a wire to its other end
 	opWires  = "wires"  // list wires, or tell of the one with the tag; and of the tunnel
+
+	opProfile = "profile" // record what the holder spends time or memory on
 )
 
 type request struct {
@@ -63,6 +65,9 @@ type request struct {
 	Local    uint32 `json:"local,omitempty"`    // wire
 	Remote   uint32 `json:"remote,omitempty"`   // point
 	Peer     uint32 `json:"peer,omitempty"`     // point
+
+	Profile string `json:"profile,omitempty"` // profile: kind, as of nsm.admin.v1
+	Seconds int    `json:"seconds,omitempty"` // profile: likewise
 }
 
 type reply struct {
@@ -75,6 +80,9 @@ type reply struct {
 	Tunnel *Tunnel `json:"tunnel,omitempty"` // tunnel, wires: if there is one
 	Wires  []Wire  `json:"wires,omitempty"`  // wires
 	Left   *Left   `json:"left,omitempty"`   // delete, point: of a wire that led somewhere else before
+
+	Data []byte `json:"data,omitempty"` // profile: a piece of it
+	More bool   `json:"more,omitempty"` // profile: another reply follows with the next piece
 }
 
 // Status describes a running holder.

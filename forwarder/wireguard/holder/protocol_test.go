@@ -180,6 +180,8 @@ func TestProtocolStays(t *testing.T) {
 			Tunnel: &Tunnel{Node: 1, UAPI: "u"},
 			Wires:  []Wire{{Tag: "t", Name: "n", NetNS: "1:2", MTU: 3, Ethernet: true, Local: 4, Remote: 5, Peer: 6, Sent: 7, Received: 8, LastReceived: 9}},
 		},
+		`{"op":"profile","profile":"cpu","seconds":1}`:            request{Op: opProfile, Profile: "cpu", Seconds: 1},
+		`{"data":"AQI=","more":true}`:                             reply{Data: []byte{1, 2}, More: true},
 		`{"left":{"peer":1,"wires":0}}`:                           reply{Left: &Left{Peer: 1}},
 		`{"code":"NSM-1004","error":"operation \"x\"","fix":"y"}`: reply{Code: "NSM-1004", Error: `operation "x"`, Fix: "y"},
 	} {

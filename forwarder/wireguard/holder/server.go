@@ -255,6 +255,10 @@ func (s *server) serve(c *net.UnixConn) {
 		s.attach(c)
 		return
 	}
+	if req.Op == opProfile {
+		s.profile(c, &req)
+		return
+	}
 	answer, err := s.answer(&req, in)
 	if err != nil {
 		answer = failure(err)

@@ -108,8 +108,8 @@ func (c *Client) note(ctx context.Context, err error) {
 
 // await waits for the beginning of an answer. It fails with nserr.TimedOut when the
 // holder is silent.
-func (c *Client) await(ctx context.Context, conn *net.UnixConn, r *bufio.Reader, op string) error {
-	switch op {
+func (c *Client) await(ctx context.Context, conn *net.UnixConn, r *bufio.Reader, req *request) error {
+	switch req.Op {
 	case opPing, opAttach:
 		limit(ctx, conn, pingLimit)
 		_, err := r.Peek(1)
@@ -127,7 +127,7 @@ func (c *Client) await(ctx context.Context, conn *net.UnixConn, r *bufio.Reader,
 	if err := c.ping(ctx); errors.Is(err, nserr.TimedOut) {
 		return err
 	}
-	limit(ctx, conn, callTimeout-patience)
+	limit(ctx, conn, callTimeout-patience+req.recording())
 	return nil
 }
 
