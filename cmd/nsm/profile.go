@@ -12,22 +12,30 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
+	"github.com/openvwire/nsm/forwarder/wireguard/holder"
 	"github.com/openvwire/nsm/internal/profile"
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/rpc"
 )
 
 // profileConfig are the settings of 'nsm profile'.
 type profileConfig struct {
 	managerConfig
-	Seconds uint32 `flag:"seconds" default:"0" help:"for how long to record, at most 300; 0 = what there is now or has been since the process began, 10 s of cpu, mutex, block and trace"`
-	File    string `flag:"file" short:"o" help:"file to write, - for standard output; default KIND.pprof, or trace.out"`
+	Of             string `flag:"of" default:"daemon" choices:"daemon,holder,authority" help:"whose: of the daemon at --connect-to; of the process that has this node's userspace WireGuard; of what gives out this node's identities, the authority or an agent of it"`
+	HolderSocket   string `flag:"holder-socket" default:"/var/lib/nsm/wireguard.sock" help:"path of that process's socket, wireguard.sock in --state-dir of the forwarder"`
+	IdentitySocket string `flag:"identity-socket" env:"NSM_IDENTITY_SOCKET" default:"unix:///var/lib/networkservicemesh/identity.sock" help:"URL of the authority's or agent's socket"`
+	Seconds        uint32 `flag:"seconds" default:"0" help:"for how long to record, at most 300; 0 = what there is now or has been since the process began, 10 s of cpu, mutex, block and trace"`
+	File           string `flag:"file" short:"o" help:"file to write, - for standard output; default KIND.pprof, or trace.out"`
 }
 
 func newProfile(a *app) *cobra.Command {
 	var cfg profileConfig
-	return a.command(&cobra.Command{
+	c := a.command(&cobra.Command{
 		Use:   "profile [KIND]",
 		Short: "Record what a daemon spends time and memory on",
 		Long: "Record what a daemon spends time and memory on, in the form of 'go tool pprof':\n\n" +
@@ -39,11 +47,16 @@ func newProfile(a *app) *cobra.Command {
 			"  block       who waits, for what\n" +
 			"  trace       everything, for 'go tool trace'\n\n" +
 			"With --connect-to it is that of the manager, registry or forwarder that listens there.\n" +
-			"Root of a node may do this, its daemons, and those that --operators names there. No\n" +
-			"wire is touched; the daemon is a few per cent slower meanwhile, with trace more.",
+			"Root of a node may do this, its daemons, and those that --operators names there. With\n" +
+			"--of holder it is that of the process that has this node's userspace WireGuard, with\n" +
+			"--of authority that of what gives out its identities, the authority or an agent. Both\n" +
+			"answer the user that they run as, mostly root. With 'nsm up' all but the holder is one\n" +
+			"process.\n\n" +
+			"No wire is touched; the process is a few per cent slower meanwhile, with trace more.",
 		Example: "  nsm profile --seconds 30 && go tool pprof -http localhost: cpu.pprof\n" +
 			"  nsm profile allocs --seconds 10\n" +
-			"  nsm profile heap --connect-to tcp://10.0.0.1:5002   # a registry",
+			"  nsm profile heap --connect-to tcp://10.0.0.1:5002   # a registry\n" +
+			"  nsm profile --of holder --seconds 30",
 		GroupID:           groupOperate,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions(profile.Kinds, cobra.ShellCompDirectiveNoFileComp),
@@ -57,20 +70,68 @@ func newProfile(a *app) *cobra.Command {
 		}
 		to := cfg.managerConfig
 		to.RequestTimeout += time.Duration(max(cfg.Seconds, profile.UsualSeconds)) * time.Second
-		return a.call(ctx, to, func(ctx context.Context, c adminv1.AdminClient) error {
+		save := func(ctx context.Context, c adminv1.AdminClient) error {
 			stream, err := c.Profile(ctx, &adminv1.ProfileRequest{Kind: kind, Seconds: cfg.Seconds})
 			if err != nil {
 				return err
 			}
-			return a.saveProfile(stream, kind, cfg.File)
-		})
+			return a.saveProfile(func() ([]byte, error) {
+				piece, err := stream.Recv()
+				return piece.GetData(), err
+			}, kind, cfg.File)
+		}
+		if cfg.Of == "daemon" {
+			return a.call(ctx, to, save)
+		}
+		ctx, cancel := context.WithTimeout(ctx, to.RequestTimeout)
+		defer cancel()
+		if cfg.Of == "authority" {
+			return callAuthority(ctx, cfg.IdentitySocket, save)
+		}
+		data, err := holder.Visit(cfg.HolderSocket).Profile(ctx, kind, int(cfg.Seconds))
+		if err != nil {
+			return noHolder(err)
+		}
+		return a.saveProfile(func() ([]byte, error) {
+			if data == nil {
+				return nil, io.EOF
+			}
+			piece := data
+			data = nil
+			return piece, nil
+		}, kind, cfg.File)
 	})
+	complete(c, "of", "daemon", "holder", "authority")
+	return c
 }
 
-// saveProfile writes a profile to a file. None is made before the first piece of it has
-// come.
-func (a *app) saveProfile(stream grpc.ServerStreamingClient[adminv1.ProfileChunk], kind, name string) (err error) {
-	piece, err := stream.Recv()
+// callAuthority runs f with what a socket serves on which identities are given out.
+func callAuthority(ctx context.Context, socket string, f func(context.Context, adminv1.AdminClient) error) error {
+	conn, err := rpc.Dial(socket, rpc.DialOptions{Credentials: insecure.NewCredentials()}) // the kernel says who asks
+	if err != nil {
+		return err
+	}
+	err = f(ctx, adminv1.NewAdminClient(conn))
+	if status.Code(err) == codes.Unimplemented {
+		err = nserr.PeerDown.Errorf("what answers at %s has no profiles: %w", socket, err).
+			WithFix("name the socket of 'nsm authority' or 'nsm up' with --identity-socket, and see that it is of this version")
+	}
+	return errors.Join(err, conn.Close())
+}
+
+// noHolder says so if nobody is at the socket.
+func noHolder(err error) error {
+	if !errors.Is(err, nserr.PeerDown) {
+		return err
+	}
+	return nserr.PeerDown.Errorf("no profile: %w", err).
+		WithFix("see whether 'nsm wireguard-holder' runs: only while there are wires by WireGuard in userspace; if it does, name the path after its --socket with --holder-socket")
+}
+
+// saveProfile writes a profile to a file, piece by piece until io.EOF. None is made
+// before the first piece of it has come.
+func (a *app) saveProfile(next func() ([]byte, error), kind, name string) (err error) {
+	piece, err := next()
 	if err != nil {
 		return err
 	}
@@ -93,10 +154,10 @@ func (a *app) saveProfile(stream grpc.ServerStreamingClient[adminv1.ProfileChunk
 		out = file
 	}
 	for {
-		if _, err := out.Write(piece.GetData()); err != nil {
+		if _, err := out.Write(piece); err != nil {
 			return err
 		}
-		if piece, err = stream.Recv(); errors.Is(err, io.EOF) {
+		if piece, err = next(); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

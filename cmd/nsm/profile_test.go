@@ -3,6 +3,7 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	adminv1 "github.com/openvwire/nsm/proto/nsm/admin/v1"
+	"github.com/openvwire/nsm/sdk/identity/authority"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -73,5 +75,39 @@ func TestProfile(t *testing.T) {
 	_, stderr, code = runAgainst(t, &profiled{fails: nserr.Stopping.Errorf("bye")}, "", "profile", "cpu")
 	if code == exitOK || !strings.Contains(stderr, nserr.Stopping.Code) {
 		t.Errorf("half a profile: exit code %d, %s", code, stderr)
+	}
+}
+
+// What has no admin API of its own is asked where it listens: whatever the manager is.
+func TestProfileOf(t *testing.T) {
+	t.Chdir(t.TempDir())
+	dir := t.TempDir()
+	socket := "unix://" + filepath.Join(dir, "identity.sock")
+	a, err := authority.New(t.Context(), authority.Config{
+		Node: "a", StateDir: filepath.Join(dir, "state"), Socket: socket, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	for _, tt := range []struct {
+		args string
+		code int
+		says string // in the error
+	}{
+		{"profile goroutine --of authority --identity-socket " + socket, exitOK, ""},
+		{"profile banana --of authority --identity-socket " + socket, exitUsage, "goroutine"},
+		{"profile --of authority --identity-socket unix://" + dir + "/none", exitUnavailable, "/none"},
+		{"profile --of holder --holder-socket " + dir + "/none", exitUnavailable, "--holder-socket"},
+		{"profile banana --of holder --holder-socket " + dir + "/none", exitUsage, "goroutine"},
+		{"profile --of somebody", exitUsage, "holder"},
+	} {
+		_, stderr, code := runAgainst(t, &profiled{}, "", strings.Fields(tt.args)...)
+		if code != tt.code || !strings.Contains(stderr, tt.says) {
+			t.Errorf("%s: exit code %d, %s", tt.args, code, stderr)
+		}
+	}
+	if data, err := os.ReadFile("goroutine.pprof"); err != nil || !strings.HasPrefix(string(data), "\x1f\x8b") {
+		t.Errorf("goroutine.pprof: %.20q, %v", data, err)
 	}
 }
