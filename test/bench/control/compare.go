@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,26 +21,36 @@ type side struct {
 	server, load *report.Child
 }
 
-// start starts both sides.
-func (o options) start(s setting) (sides [2]*side, err error) {
-	for i, make := range makes {
-		if sides[i], err = o.startSide(make, s); err != nil {
-			return sides, errors.Join(fmt.Errorf("%s: %w", make, err), stop(sides))
+// sides are those that work in turn: of each make one, and gRPC alone where it is measured.
+type sides []*side
+
+// start starts a side for each make. Ours comes before gRPC alone, which answers with a
+// connection of ours.
+func (o options) start(s setting, makes ...string) (all sides, err error) {
+	var answer []byte
+	for _, make := range makes {
+		x, err := o.startSide(make, s, answer)
+		all = append(all, x)
+		if err == nil && make == "ours" {
+			answer, err = x.example()
+		}
+		if err != nil {
+			return all, errors.Join(fmt.Errorf("%s: %w", make, err), all.stop())
 		}
 	}
-	return sides, nil
+	return all, nil
 }
 
-func (o options) startSide(make string, s setting) (x *side, err error) {
+func (o options) startSide(make string, s setting, answer []byte) (x *side, err error) {
 	x = &side{make: make}
 	role := []string{"server", make}
 	if o.profiles != "" {
-		role = append(role, filepath.Join(o.profiles, fmt.Sprintf("%s-%s-%d", make, strings.NewReplacer(",", "", " ", "-").Replace(s.mode()), s.Nodes)))
+		role = append(role, filepath.Join(o.profiles, strings.NewReplacer(",", "", " ", "-").Replace(fmt.Sprintf("%s-%s-%d", make, s.mode(), s.Nodes))))
 	}
 	if x.server, err = child(role...); err != nil {
 		return x, err
 	}
-	at, err := report.Ask[serverAnswer](x.server, serverQuestion{Start: &s})
+	at, err := report.Ask[serverAnswer](x.server, serverQuestion{Start: &s, Answer: answer})
 	if err != nil {
 		return x, err
 	}
@@ -51,6 +62,16 @@ func (o options) startSide(make string, s setting) (x *side, err error) {
 	return x, err
 }
 
+// example returns a connection as it is answered, encoded.
+func (x *side) example() ([]byte, error) {
+	made, err := x.run(loadQuestion{Do: "Request", InFlight: 1, Most: 1, Show: true})
+	if err != nil {
+		return nil, err
+	}
+	_, err = x.run(loadQuestion{Do: "Close", InFlight: 1})
+	return made.Shown, err
+}
+
 func child(role ...string) (*report.Child, error) {
 	c, err := report.NewChild(nil, role...)
 	if err != nil {
@@ -60,11 +81,8 @@ func child(role ...string) (*report.Child, error) {
 }
 
 // stop ends the processes that there are.
-func stop(sides [2]*side) (err error) {
-	for _, x := range sides {
-		if x == nil {
-			continue
-		}
+func (all sides) stop() (err error) {
+	for _, x := range all {
 		for _, c := range []*report.Child{x.load, x.server} {
 			if c != nil {
 				err = errors.Join(err, c.Stop())
@@ -85,8 +103,9 @@ type Call struct {
 	Rate   report.Pairs `json:"per_second"`
 	P50    report.Pairs `json:"p50_ms"`
 	P99    report.Pairs `json:"p99_ms"`
-	CPU    report.Pairs `json:"cpu_ms"` // of all servers, per operation
-	Failed [2]int       `json:"failed"` // of all rounds
+	CPU    report.Pairs `json:"cpu_ms"`                // of all servers, per operation
+	Alone  report.Pairs `json:"alone_cpu_ms,omitzero"` // of gRPC alone, and ours
+	Failed [2]int       `json:"failed"`                // of all rounds
 	Why    [2]string    `json:"why,omitzero"`
 
 	MustCPU  float64 `json:"must_cpu_ms,omitzero"` // at most
@@ -114,20 +133,24 @@ var order = []string{"Request", "refresh", "Close"}
 
 // compare measures the operations of a setting.
 func (o options) compare(ctx context.Context, s setting) (calls []Call, err error) {
-	sides, err := o.start(s)
+	who := makes
+	if s.hasAlone() {
+		who = append(slices.Clone(makes), alone)
+	}
+	sides, err := o.start(s, who...)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, stop(sides)) }()
+	defer func() { err = errors.Join(err, sides.stop()) }()
 	for _, n := range o.inFlight {
 		of := make([]Call, len(order))
 		for i, do := range order {
 			of[i] = Call{Mode: s.mode(), Nodes: s.Nodes, InFlight: n, Do: do, MustCPU: s.bound(do, n), MustRate: mustRate}
 		}
 		for round := -1; round < o.rounds; round++ {
-			var got [2][]figures
+			got := make([][]figures, len(sides))
 			for i := range sides {
-				which := (round + 1 + i) % 2 // A B, B A, A B …
+				which := (round + 1 + i) % len(sides) // A B C, B C A, C A B …
 				if got[which], err = o.cycle(sides[which], n); err != nil {
 					return calls, err
 				}
@@ -140,6 +163,9 @@ func (o options) compare(ctx context.Context, s setting) (calls []Call, err erro
 			}
 			for i := range of {
 				of[i].add(got[0][i], got[1][i])
+				if len(got) > 2 {
+					of[i].Alone.Add(got[2][i].cpuEach(), got[1][i].cpuEach())
+				}
 			}
 		}
 		calls = append(calls, of...)
@@ -189,13 +215,16 @@ func (c *Call) add(a, b figures) {
 	c.Rate.Add(a.rate(), b.rate())
 	c.P50.Add(ms(a.P50), ms(b.P50))
 	c.P99.Add(ms(a.P99), ms(b.P99))
-	c.CPU.Add(ms(a.cpu)/float64(a.Done), ms(b.cpu)/float64(b.Done))
+	c.CPU.Add(a.cpuEach(), b.cpuEach())
 	for i, f := range []figures{a, b} {
 		if c.Failed[i] += f.Failed; c.Why[i] == "" {
 			c.Why[i] = f.Why
 		}
 	}
 }
+
+// cpuEach is the CPU of all servers for one operation, in ms.
+func (f figures) cpuEach() float64 { return ms(f.cpu) / float64(f.Done) }
 
 func (f figures) rate() float64 { return float64(f.Done) / f.Elapsed.Seconds() }
 
@@ -218,11 +247,11 @@ var mustKiB = map[int]float64{1: 40, 2: 80}
 // hold measures what open connections cost.
 func (o options) hold(ctx context.Context, s setting) (h *Held, err error) {
 	o.profiles = "" // they are of the calls that are compared
-	sides, err := o.start(s)
+	sides, err := o.start(s, makes...)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, stop(sides)) }()
+	defer func() { err = errors.Join(err, sides.stop()) }()
 	h = &Held{Mode: s.mode(), Nodes: s.Nodes, Must: mustKiB[s.Nodes]}
 	const inFlight = 8
 	for i, x := range sides {

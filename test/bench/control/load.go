@@ -11,6 +11,7 @@ import (
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/forwarder/netns"
 	"github.com/openvwire/nsm/sdk/rpc"
@@ -27,6 +28,7 @@ type loadQuestion struct {
 	InFlight int           // at a time
 	For      time.Duration // of Requests and refreshes; Close closes all that are open
 	Most     int           // Requests; 0 = as many as there is time for
+	Show     bool          // one of the connections that are open then
 }
 
 // loadAnswer is what became of it.
@@ -35,6 +37,7 @@ type loadAnswer struct {
 	Why                string // of the first failure
 	Elapsed            time.Duration
 	P50, P99           time.Duration
+	Shown              []byte // a connection, encoded
 }
 
 func loadRole([]string) error {
@@ -68,7 +71,11 @@ func (l *load) do(q loadQuestion) (a loadAnswer, err error) {
 	if !ok {
 		return a, fmt.Errorf("no operation is called %q", q.Do)
 	}
-	return l.run(q, operation), nil
+	a = l.run(q, operation)
+	if q.Show && len(l.open) > 0 {
+		a.Shown, err = proto.Marshal(l.open[0])
+	}
+	return a, err
 }
 
 // call says whom to call from now on.

@@ -30,7 +30,10 @@ import (
 )
 
 // The two makes, and the order of them in every pair of figures.
-var makes = [2]string{"reference", "ours"}
+var makes = []string{"reference", "ours"}
+
+// alone is the third that works in turn with them where a budget is in milliseconds.
+const alone = "gRPC alone"
 
 // setting is what is measured.
 type setting struct {
@@ -72,10 +75,14 @@ type place struct {
 // service is the one there is.
 const service = "echo"
 
-// serverQuestion is a question to a "server" child: one of its fields is set.
+// hasAlone is whether gRPC alone is measured, too.
+func (s setting) hasAlone() bool { return !s.Secure && !s.Apart }
+
+// serverQuestion is a question to a "server" child: Start or Usage is set.
 type serverQuestion struct {
-	Start *setting
-	Usage bool
+	Start  *setting
+	Answer []byte // with Start, of gRPC alone: the connection to answer with, encoded
+	Usage  bool
 }
 
 type serverAnswer struct {
@@ -103,10 +110,10 @@ func serverRole(args []string) error {
 	}
 	return report.Answer(func(q serverQuestion) (a serverAnswer, err error) {
 		if q.Start != nil {
-			if args[0] == "ours" {
+			if args[0] != "reference" {
 				garbage.Collect() // as every daemon of ours
 			}
-			a.Place, err = start(p, args[0], *q.Start)
+			a.Place, err = start(p, args[0], *q.Start, q.Answer)
 			return a, err
 		}
 		a.Usage, err = usageNow()
@@ -114,9 +121,8 @@ func serverRole(args []string) error {
 	})
 }
 
-// start starts a mesh: a registry, of each node a manager and a forwarder, and an
-// endpoint on the last node. The client's is the first.
-func start(t testing.TB, make string, s setting) (place, error) {
+// start starts a mesh of a make, or gRPC alone, which answers with answer.
+func start(t testing.TB, make string, s setting, answer []byte) (p place, err error) {
 	ca := ref.NewCA(t, "example.org")
 	as := func(name string) ref.Security {
 		if s.Secure {
@@ -124,12 +130,32 @@ func start(t testing.TB, make string, s setting) (place, error) {
 		}
 		return ca.Plain(t, name)
 	}
-	parts := assemblers[make]
+	if make == alone {
+		p.Manager, err = startAlone(t, s.Nodes, answer)
+	} else {
+		p = assemblers[make].start(t, as, s)
+	}
+	if err != nil {
+		return p, err
+	}
+	p.Secure = s.Secure
+	certs, key, err := as("client").SVID.Marshal()
+	if err != nil {
+		return p, err
+	}
+	p.SVID = append(certs, key...)
+	p.Bundle, err = ca.Bundle().Marshal()
+	return p, err
+}
+
+// start starts a mesh: a registry, of each node a manager and a forwarder, and an
+// endpoint on the last node. The client's is the first.
+func (parts assembler) start(t testing.TB, as func(name string) ref.Security, s setting) (p place) {
 	expiry := ref.DefaultExpiry
 	if s.Nodes == 0 {
 		expiry = time.Hour // nobody renews what is registered
 	}
-	p := place{Secure: s.Secure, Registry: parts.registry(t, as("registry"), expiry)}
+	p.Registry = parts.registry(t, as("registry"), expiry)
 	var manager string
 	node := parts.node
 	if s.Apart {
@@ -144,14 +170,7 @@ func start(t testing.TB, make string, s setting) (place, error) {
 	if s.Nodes > 0 {
 		parts.endpoint(t, as("endpoint"), manager)
 	}
-
-	certs, key, err := as("client").SVID.Marshal()
-	if err != nil {
-		return p, err
-	}
-	p.SVID = append(certs, key...)
-	p.Bundle, err = ca.Bundle().Marshal()
-	return p, err
+	return p
 }
 
 // identity is who calls the mesh.

@@ -75,10 +75,28 @@ func (r *Report) callsTable() string {
 	if len(failures) > 0 {
 		b.WriteString("\nFailed, and not counted above:\n\n" + strings.Join(failures, ""))
 	}
+	b.WriteString(r.aloneTable())
 	b.WriteString("\n| connections held | nodes | open | KiB each | goroutines each | must | |\n|---|---|---|---|---|---|---|\n")
 	for _, h := range r.Held {
 		fmt.Fprintf(&b, "| %s | %d | %d / %d | %s / %s | %s / %s | ≤ %.0f KiB | %s |\n", h.Mode, h.Nodes, h.Open[0], h.Open[1],
 			report.Figure(h.KiB[0]), report.Figure(h.KiB[1]), report.Figure(h.Goroutines[0]), report.Figure(h.Goroutines[1]), h.Must, report.Verdict(h.KiB[1] <= h.Must))
+	}
+	return b.String()
+}
+
+// aloneTable sets ours beside gRPC alone.
+func (r *Report) aloneTable() string {
+	var b strings.Builder
+	for _, c := range r.Calls {
+		if len(c.Alone.A) == 0 {
+			continue
+		}
+		if b.Len() == 0 {
+			b.WriteString("\n| | nodes | at a time | | CPU of gRPC alone / of all servers of ours, ms | ratio | 95 % |\n|---|---|---|---|---|---|---|\n")
+		}
+		ratio := c.Alone.Ratio()
+		fmt.Fprintf(&b, "| %s | %d | %d | %s | %s | %.2f | %.2f – %.2f |\n",
+			c.Mode, c.Nodes, c.InFlight, c.Do, both(c.Alone), ratio.Median, ratio.Low, ratio.High)
 	}
 	return b.String()
 }
