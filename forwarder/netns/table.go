@@ -55,6 +55,12 @@ func (t *Table) Self() *Handle {
 // peers send them, is reopened. What is not a network namespace is refused
 // with [nserr.NoNetNS].
 func (t *Table) Add(f *os.File) (key string, err error) {
+	if f != nil {
+		// What the table has open is a network namespace, and nothing else has its key.
+		if key, err := Key(f); err == nil && t.Hold(key) == nil {
+			return key, f.Close()
+		}
+	}
 	f, err = reopen(f)
 	if err != nil {
 		return "", err

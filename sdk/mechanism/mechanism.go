@@ -10,6 +10,7 @@ package mechanism
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -116,10 +117,10 @@ func (m Mechanism) Kernel() (Kernel, error) {
 
 // With returns m with the parameters of k.
 func (k Kernel) With(m Mechanism) Mechanism {
-	m = m.as(Local, TypeKernel)
-	m.set(keyNetNS, k.NetNS)
-	m.set(keyName, k.Name)
-	return m
+	d := m.as(Local, TypeKernel)
+	d.set(keyNetNS, k.NetNS)
+	d.set(keyName, k.Name)
+	return d.Mechanism
 }
 
 // CheckInterfaceName fails with nserr.BadName for what the kernel does not take
@@ -192,16 +193,16 @@ func (m Mechanism) addrPort(keyIP, keyPort string) (netip.AddrPort, error) {
 
 // With returns m, of whatever type, with the parameters of t.
 func (t Tunnel) With(m Mechanism) Mechanism {
-	m = m.as(m.Class, m.Type)
-	t.apply(m)
-	return m
+	d := m.as(m.Class, m.Type)
+	t.apply(d)
+	return d.Mechanism
 }
 
-func (t Tunnel) apply(m Mechanism) {
-	m.setAddrPort(keySrcIP, keySrcPort, t.Src)
-	m.setAddrPort(keyDstIP, keyDstPort, t.Dst)
+func (t Tunnel) apply(d *draft) {
+	d.setAddrPort(keySrcIP, keySrcPort, t.Src)
+	d.setAddrPort(keyDstIP, keyDstPort, t.Dst)
 	if t.MTU > 0 {
-		m.set(keyMTU, strconv.Itoa(t.MTU))
+		d.set(keyMTU, strconv.Itoa(t.MTU))
 	}
 }
 
@@ -247,12 +248,12 @@ func (m Mechanism) VXLAN() (VXLAN, error) {
 
 // With returns m with the parameters of v.
 func (v VXLAN) With(m Mechanism) Mechanism {
-	m = m.as(Remote, TypeVXLAN)
-	v.Tunnel.apply(m)
+	d := m.as(Remote, TypeVXLAN)
+	v.Tunnel.apply(d)
 	if v.VNI != 0 {
-		m.set(keyVNI, strconv.FormatUint(uint64(v.VNI), 10))
+		d.set(keyVNI, strconv.FormatUint(uint64(v.VNI), 10))
 	}
-	return m
+	return d.Mechanism
 }
 
 // Parity is the lowest bit of the VNIs that the server may choose: each of two
@@ -304,39 +305,60 @@ func (m Mechanism) WireGuard() (WireGuard, error) {
 
 // With returns m with the parameters of w.
 func (w WireGuard) With(m Mechanism) Mechanism {
-	m = m.as(Remote, TypeWireGuard)
-	w.Tunnel.apply(m)
+	d := m.as(Remote, TypeWireGuard)
+	w.Tunnel.apply(d)
 	if !w.SrcKey.IsZero() {
-		m.set(keySrcKey, w.SrcKey.String())
+		d.set(keySrcKey, w.SrcKey.String())
 	}
 	if !w.DstKey.IsZero() {
-		m.set(keyDstKey, w.DstKey.String())
+		d.set(keyDstKey, w.DstKey.String())
 	}
-	return m
+	return d.Mechanism
 }
 
-// as returns a copy of m of the given class and type whose parameters may be
-// written to.
-func (m Mechanism) as(class, typ string) Mechanism {
-	params := make(map[string]string, len(m.Params)+6)
-	for k, v := range m.Params {
-		params[k] = v
-	}
-	return Mechanism{Class: class, Type: typ, Params: params}
+// draft is a mechanism that is being changed. Its parameters are those of the one it comes
+// from, which others may look at, until the first of them changes: most stay.
+type draft struct {
+	Mechanism
+	own bool // the parameters are the draft's own
 }
 
-func (m Mechanism) set(key, value string) {
-	if value != "" {
-		m.Params[key] = value
+// as returns a draft of m with the given class and type.
+func (m Mechanism) as(class, typ string) *draft {
+	return &draft{Mechanism: Mechanism{Class: class, Type: typ, Params: m.Params}}
+}
+
+func (d *draft) change() {
+	if d.own {
+		return
+	}
+	params := make(map[string]string, len(d.Params)+6)
+	maps.Copy(params, d.Params)
+	d.Params, d.own = params, true
+}
+
+func (d *draft) set(key, value string) {
+	if value != "" && d.Params[key] != value {
+		d.change()
+		d.Params[key] = value
 	}
 }
 
-func (m Mechanism) setAddrPort(keyIP, keyPort string, a netip.AddrPort) {
+func (d *draft) remove(keys ...string) {
+	for _, key := range keys {
+		if _, ok := d.Params[key]; ok {
+			d.change()
+			delete(d.Params, key)
+		}
+	}
+}
+
+func (d *draft) setAddrPort(keyIP, keyPort string, a netip.AddrPort) {
 	if !a.IsValid() {
 		return
 	}
-	m.set(keyIP, a.Addr().String())
-	m.set(keyPort, strconv.Itoa(int(a.Port())))
+	d.set(keyIP, a.Addr().String())
+	d.set(keyPort, strconv.Itoa(int(a.Port())))
 }
 
 // String is for people: type and the parameters that matter, no keys.

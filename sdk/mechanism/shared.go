@@ -67,28 +67,24 @@ func (m Mechanism) half(side string) (s Shared, err error) {
 // WithShared returns m with these two halves and no others. Once both are there, what
 // describes a device of the wire's own is left out: there is none.
 func (m Mechanism) WithShared(src, dst Shared) Mechanism {
-	m = m.as(m.Class, m.Type)
-	m.setHalf(srcShared, src)
-	m.setHalf(dstShared, dst)
-	if m.IsShared() {
-		for _, key := range []string{keySrcPort, keyDstPort, keySrcKey, keyDstKey, keyVNI} {
-			delete(m.Params, key)
-		}
+	d := m.as(m.Class, m.Type)
+	d.setHalf(srcShared, src)
+	d.setHalf(dstShared, dst)
+	if d.IsShared() {
+		d.remove(keySrcPort, keyDstPort, keySrcKey, keyDstKey, keyVNI)
 	}
-	return m
+	return d.Mechanism
 }
 
-func (m Mechanism) setHalf(side string, s Shared) {
+func (d *draft) setHalf(side string, s Shared) {
 	if s.IsZero() {
-		for _, key := range []string{keySharedKey, keySharedPort, keySharedNode, keySharedWire} {
-			delete(m.Params, side+key)
-		}
+		d.remove(side+keySharedKey, side+keySharedPort, side+keySharedNode, side+keySharedWire)
 		return
 	}
-	m.set(side+keySharedKey, s.Key.String())
-	m.set(side+keySharedPort, strconv.Itoa(int(s.Port)))
-	m.set(side+keySharedNode, strconv.FormatUint(uint64(s.Node), 10))
-	m.set(side+keySharedWire, strconv.FormatUint(uint64(s.Wire), 10))
+	d.set(side+keySharedKey, s.Key.String())
+	d.set(side+keySharedPort, strconv.Itoa(int(s.Port)))
+	d.set(side+keySharedNode, strconv.FormatUint(uint64(s.Node), 10))
+	d.set(side+keySharedWire, strconv.FormatUint(uint64(s.Wire), 10))
 }
 
 // IsShared reports whether the leg is one of those in the tunnel of two nodes: it was

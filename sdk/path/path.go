@@ -68,29 +68,35 @@ func (p Path) Next() (s Segment, ok bool) {
 // bounded, Index inside, each segment named and identified, no id twice.
 // The empty path is valid.
 func (p Path) Validate() error {
-	switch n := len(p.Segments); {
-	case n == 0 && p.Index == 0:
+	return Validate(p.Index, len(p.Segments), func(i int) (name, id string) { return p.Segments[i].Name, p.Segments[i].ID })
+}
+
+// Validate is Path.Validate for a path of another form, which has n segments.
+func Validate(index, n int, segment func(i int) (name, id string)) error {
+	switch {
+	case n == 0 && index == 0:
 		return nil
 	case n > MaxSegments:
 		return nserr.LoopingPath.Errorf("path has %d segments, at most %d are allowed", n, MaxSegments)
-	case p.Index < 0 || p.Index >= n:
-		return nserr.BadPath.Errorf("path index is %d, but the path has %d segments", p.Index, n)
+	case index < 0 || index >= n:
+		return nserr.BadPath.Errorf("path index is %d, but the path has %d segments", index, n)
 	}
-	for i, s := range p.Segments {
+	for i := range n {
+		name, id := segment(i)
 		switch {
-		case s.Name == "":
+		case name == "":
 			return nserr.BadPath.Errorf("path segment %d has no name", i)
-		case s.ID == "":
-			return nserr.BadPath.Errorf("path segment %d (%s) has no id", i, s.Name)
-		case len(s.Name) > MaxID || len(s.ID) > MaxID:
+		case id == "":
+			return nserr.BadPath.Errorf("path segment %d (%s) has no id", i, name)
+		case len(name) > MaxID || len(id) > MaxID:
 			return nserr.BadPath.Errorf("path segment %d has a name or id of more than %d bytes", i, MaxID)
 		}
 		// A hop may stand in a path more than once (a pass-through endpoint sends
 		// its request back to the same manager), but each time with another id:
 		// the same id again, in the part already passed, is a circle.
-		for j, t := range p.Segments[:i] {
-			if s.ID == t.ID && i <= p.Index {
-				return nserr.LoopingPath.Errorf("path segments %d (%s) and %d (%s) have the same id", j, t.Name, i, s.Name)
+		for j := range i {
+			if before, same := segment(j); same == id && i <= index {
+				return nserr.LoopingPath.Errorf("path segments %d (%s) and %d (%s) have the same id", j, before, i, name)
 			}
 		}
 	}
@@ -102,7 +108,8 @@ func (p Path) Validate() error {
 // passed again finds the id that it had (refresh). One in the place of another hop
 // (re-route) has none yet, nor has a new one.
 //
-// Index of the result points to the server's own segment.
+// Index of the result points to the server's own segment. It shares its segments with p,
+// unless one of them is another.
 func Enter(p Path, connID, name string) (Path, error) {
 	if err := p.Validate(); err != nil {
 		return Path{}, err
@@ -111,17 +118,18 @@ func Enter(p Path, connID, name string) (Path, error) {
 		return Path{Segments: []Segment{{Name: name, ID: connID}}}, nil
 	}
 	if p.Current().Name == name {
-		return p.Clone(), nil
+		return p, nil
 	}
 	if have := p.Current().ID; have != connID {
 		return Path{}, nserr.SegmentID.Errorf("Current PathSegment.Id==%q should be equal Connection.Id==%q", have, connID)
 	}
-	out := p.Clone()
+	out := p
 	out.Index++
 	switch {
 	case out.Index == len(out.Segments):
-		out.Segments = append(out.Segments, Segment{Name: name})
+		out.Segments = append(slices.Clip(out.Segments), Segment{Name: name})
 	case out.Segments[out.Index].Name != name:
+		out.Segments = slices.Clone(out.Segments)
 		out.Segments[out.Index] = Segment{Name: name}
 	}
 	if len(out.Segments) > MaxSegments {
