@@ -5,7 +5,6 @@ package forwarder
 import (
 	"net"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -29,14 +28,11 @@ const keepalive = 10 * time.Second
 // to have. It sets the MTU of the answer's context to what the wire really takes
 // (§2.16). It is pure but for that.
 func desired(owner, id string, left, right *leg, got *networkservice.Connection) (plan.Wire, error) {
-	if got.Context == nil {
-		got.Context = &networkservice.ConnectionContext{}
-	}
-	mtu := plan.MinMTU(plan.MinMTU(left.mtu, right.mtu), int(got.Context.MTU))
+	mtu := plan.MinMTU(plan.MinMTU(left.mtu, right.mtu), int(got.GetContext().GetMTU()))
 	if mtu == 0 {
 		mtu = defaultMTU
 	}
-	got.Context.MTU = uint32(mtu)
+	got.Context = hop.WithMTU(got.GetContext(), uint32(mtu))
 
 	w := plan.Wire{ID: id, Owner: owner, Payload: payloadOf(got)}
 	if left.isLocal() {
@@ -232,9 +228,6 @@ func neighborOf(n *networkservice.IpNeighbor) (plan.Neighbor, error) {
 	}
 	return plan.Neighbor{IP: ip, MAC: mac}, nil
 }
-
-// equalWires reports whether the kernel needs nothing to get from a to b.
-func equalWires(a, b plan.Wire) bool { return reflect.DeepEqual(a, b) }
 
 // leaving is a wire of those ends of a that stand where b has none.
 func leaving(a, b plan.Wire) plan.Wire {

@@ -215,7 +215,7 @@ func (f *Forwarder) connect(ctx, limited context.Context, r *task, c *candidate)
 // offer is the message that offers the leg to the endpoint. The mechanism is set
 // when the leg stands already and is to stay, else it is one preference (§2.12).
 func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceRequest {
-	out := rpc.Clone(r.call.Conn)
+	out := rpc.Shallow(r.call.Conn)
 	if r.known != nil && r.known.next.Peer.URL() != to.url {
 		hop.Trim(out) // what is behind is another hop's, until this one has answered
 	}
@@ -236,7 +236,7 @@ func (r *task) offer(l *leg, to *candidate) *networkservice.NetworkServiceReques
 // (docs/adr/0006).
 func (f *Forwarder) apply(ctx context.Context, r *task, want plan.Wire) (rest bool, err error) {
 	t := r.turn
-	same := t.Record != nil && equalWires(t.Record.desired, want)
+	same := t.Record != nil && t.Record.desired.Equal(want)
 	if same && !r.anew {
 		return false, nil
 	}

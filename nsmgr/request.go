@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/networkservicemesh/api/pkg/api/registry"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/nsmgr/route"
 	"github.com/openvwire/nsm/sdk/conn"
@@ -204,30 +206,35 @@ func (m *Manager) failed(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 }
 
 // describeClient adds what this node knows about its client: labels, without
-// replacing any, and prefixes that its addresses must not come from (§3.7).
+// replacing any, and prefixes that its addresses must not come from (§3.7). What c refers
+// to may be somebody else's, too: what changes is copied.
 func (m *Manager) describeClient(c *networkservice.Connection) {
 	for k, v := range m.config.Labels {
-		if _, ok := c.Labels[k]; !ok {
-			if c.Labels == nil {
-				c.Labels = make(map[string]string)
-			}
-			c.Labels[k] = v
+		if _, ok := c.GetLabels()[k]; !ok {
+			labels := make(map[string]string, len(c.GetLabels())+1)
+			maps.Copy(labels, c.GetLabels())
+			labels[k], c.Labels = v, labels
 		}
 	}
 	if m.config.Excluded == nil {
 		return
 	}
+	var more []string
 	for _, p := range m.config.Excluded() {
-		if c.Context == nil {
-			c.Context = &networkservice.ConnectionContext{}
-		}
-		if c.Context.IpContext == nil {
-			c.Context.IpContext = &networkservice.IPContext{}
-		}
-		if text := p.String(); !slices.Contains(c.Context.IpContext.ExcludedPrefixes, text) {
-			c.Context.IpContext.ExcludedPrefixes = append(c.Context.IpContext.ExcludedPrefixes, text)
+		if text := p.String(); !slices.Contains(c.GetContext().GetIpContext().GetExcludedPrefixes(), text) {
+			more = append(more, text)
 		}
 	}
+	if len(more) == 0 {
+		return
+	}
+	if c.Context = proto.CloneOf(c.GetContext()); c.Context == nil {
+		c.Context = &networkservice.ConnectionContext{}
+	}
+	if c.Context.IpContext == nil {
+		c.Context.IpContext = &networkservice.IPContext{}
+	}
+	c.Context.IpContext.ExcludedPrefixes = append(c.Context.IpContext.ExcludedPrefixes, more...)
 }
 
 // forwarder is a forwarder of this node that can be asked.

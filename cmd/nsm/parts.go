@@ -98,9 +98,10 @@ func (p *part) pool(name string, local map[string]*rpc.Local) *peer.Pool {
 	return pool
 }
 
-// call returns a connection to a part of this process.
+// call returns a connection to a part of this process. Those that handle connections,
+// manager and forwarder, change nothing that they share.
 func (p *part) call(l *rpc.Local) grpc.ClientConnInterface {
-	return l.Dial(rpc.LocalCaller{Identity: p.identity, Tokens: p.tokens})
+	return l.Dial(rpc.LocalCaller{Identity: p.identity, Tokens: p.tokens, Share: true})
 }
 
 // local returns a server that parts of this process call without a socket.

@@ -7,15 +7,19 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/url"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/uuid"
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -105,6 +109,22 @@ func first(id string) *networkservice.Connection {
 	return &networkservice.Connection{Id: id, NetworkService: "db", Path: &networkservice.Path{
 		PathSegments: []*networkservice.PathSegment{{Name: "web", Id: id}},
 	}}
+}
+
+// Ids are what they have always been: after an upgrade of this hop, or another way to
+// compute them, a refresh is of the connection that it was of before.
+func TestIDsStay(t *testing.T) {
+	for _, b := range []Binding{
+		{}, {Owner: "spiffe://example.org/web", Caller: "spiffe://example.org/forwarder-a"},
+		{Owner: "a \"b\"", Caller: "ä\x00\xff" + strings.Repeat("long", 300)},
+	} {
+		prev := path.Segment{Name: "forwarder \\a", ID: "5d9f"}
+		what := fmt.Sprintf("%q %q %q %q %q", "manager", b.Owner, b.Caller, prev.Name, prev.ID)
+		want := uuid.NewHash(sha256.New(), uuid.Nil, []byte(what), 8).String()
+		if got := b.id("manager", prev); got != want {
+			t.Errorf("%q is %s, was %s", what, got, want)
+		}
+	}
 }
 
 // The id of a connection follows from whose it is, and from nothing else.

@@ -43,7 +43,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -154,8 +156,19 @@ func (h Hop) Admit(ctx context.Context, conn *networkservice.Connection) (*Call,
 // lost, and a client that comes back from a crash with nothing but the id it
 // chose, all arrive at the same connection.
 func (b Binding) id(name string, prev path.Segment) string {
-	what := fmt.Appendf(nil, "%q %q %q %q %q", name, b.Owner, b.Caller, prev.Name, prev.ID)
-	return uuid.NewHash(sha256.New(), uuid.Nil, what, 8).String() // version 8: RFC 9562, 5.8
+	var room [512]byte
+	what := append(room[:0], uuid.Nil[:]...) // the name space
+	for i, part := range [...]string{name, b.Owner, b.Caller, prev.Name, prev.ID} {
+		if i > 0 {
+			what = append(what, ' ')
+		}
+		what = strconv.AppendQuote(what, part)
+	}
+	sum := sha256.Sum256(what)
+	id := uuid.UUID(sum[:16])
+	id[6] = id[6]&0x0f | 8<<4 // version 8: RFC 9562, 5.8
+	id[8] = id[8]&0x3f | 0x80 // the RFC's variant
+	return id.String()
 }
 
 // refreshTokens puts the caller's token, made for this hop, in the previous
@@ -222,22 +235,21 @@ func PathOf(conn *networkservice.Connection) path.Path {
 	return p
 }
 
-// setPath makes p conn's path. The segments that conn has are changed, not replaced.
+// setPath makes p conn's path. Segments that change are replaced: others may refer to
+// those that conn had (rpc.Shallow).
 func setPath(conn *networkservice.Connection, p path.Path) {
 	segments := make([]*networkservice.PathSegment, len(p.Segments))
 	copy(segments, conn.GetPath().GetPathSegments())
 	for i, s := range p.Segments {
-		if segments[i] == nil {
-			segments[i] = &networkservice.PathSegment{}
+		if isSegment(segments[i], s) {
+			continue
 		}
-		seg := segments[i]
-		seg.Name, seg.Id, seg.Token, seg.Metrics = s.Name, s.ID, s.Token, s.Metrics
-		switch {
-		case s.Expires.IsZero():
-			seg.Expires = nil
-		case !seg.Expires.IsValid() || !seg.Expires.AsTime().Equal(s.Expires):
+		seg := rpc.ShallowSegment(segments[i])
+		seg.Name, seg.Id, seg.Token, seg.Metrics, seg.Expires = s.Name, s.ID, s.Token, s.Metrics, nil
+		if !s.Expires.IsZero() {
 			seg.Expires = timestamppb.New(s.Expires)
 		}
+		segments[i] = seg
 	}
 	if conn.Path == nil {
 		conn.Path = &networkservice.Path{}
@@ -245,9 +257,20 @@ func setPath(conn *networkservice.Connection, p path.Path) {
 	conn.Path.Index, conn.Path.PathSegments = uint32(p.Index), segments
 }
 
+// isSegment reports whether seg says what s does.
+func isSegment(seg *networkservice.PathSegment, s path.Segment) bool {
+	if seg == nil || seg.Name != s.Name || seg.Id != s.ID || seg.Token != s.Token || !maps.Equal(seg.Metrics, s.Metrics) {
+		return false
+	}
+	if s.Expires.IsZero() {
+		return seg.Expires == nil
+	}
+	return seg.Expires.IsValid() && seg.Expires.AsTime().Equal(s.Expires)
+}
+
 // Trim cuts the path behind conn's own segment; the endpoint does so (§2.4).
 func Trim(conn *networkservice.Connection) {
-	setPath(conn, path.Trim(PathOf(conn)))
+	conn.Path.PathSegments = slices.Clip(conn.GetPath().GetPathSegments()[:conn.GetPath().GetIndex()+1])
 }
 
 // What an originator says in its own segment while Requests fail.
@@ -259,19 +282,18 @@ const (
 // SetMetric records a key in the hop's own segment, where every client and
 // observer of the connection finds it (§2.12). An empty value removes it.
 func SetMetric(conn *networkservice.Connection, key, value string) {
-	s := conn.GetCurrentPathSegment()
-	if s == nil || s.Metrics[key] == value {
+	old := conn.GetCurrentPathSegment()
+	if old == nil || old.Metrics[key] == value {
 		return
 	}
-	metrics := make(map[string]string, len(s.Metrics)+1)
-	for k, v := range s.Metrics {
-		metrics[k] = v
+	s := rpc.ShallowSegment(old)
+	s.Metrics = make(map[string]string, len(old.Metrics)+1)
+	maps.Copy(s.Metrics, old.Metrics)
+	if s.Metrics[key] = value; value == "" {
+		delete(s.Metrics, key)
 	}
-	metrics[key] = value
-	if value == "" {
-		delete(metrics, key)
-	}
-	s.Metrics = metrics
+	conn.Path.PathSegments = slices.Clone(conn.Path.PathSegments)
+	conn.Path.PathSegments[conn.Path.Index] = s
 }
 
 // NextID is the SPIFFE ID of the hop behind conn's own segment: whom the

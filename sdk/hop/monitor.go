@@ -42,13 +42,34 @@ type View struct {
 	// changes nothing: the connection is as it was.
 	Changed time.Time
 
-	revision   uint64 // the same as before where a refresh has brought nothing but later tokens
-	identities func() []string
+	revision uint64 // the same as before where a refresh has brought nothing but later tokens
+	hops     *hops
 }
 
 // Identities returns who the hops of the path are: the subject of each segment's
 // token, "" where there was none to read.
-func (v *View) Identities() []string { return v.identities() }
+func (v *View) Identities() []string { return v.hops.identities() }
+
+// hops are who the hops of a path are. Tokens are read once, and only if somebody asks.
+type hops struct {
+	read   sync.Once
+	tokens []string // of each segment; nil: ids are known
+	ids    []string
+}
+
+func (h *hops) identities() []string {
+	h.read.Do(func() {
+		if h.tokens == nil {
+			return
+		}
+		h.ids = make([]string, len(h.tokens))
+		for i, raw := range h.tokens {
+			h.ids[i] = subject(raw)
+		}
+		h.tokens = nil
+	})
+	return h.ids
+}
 
 // NewMonitor returns a Monitor without connections. A nil policy means Strict.
 func NewMonitor(policy Policy) *Monitor {
@@ -63,20 +84,12 @@ func NewMonitor(policy Policy) *Monitor {
 // its path, is what they see: it is not to be changed any more, see rpc.Shallow.
 func (m *Monitor) Publish(c *networkservice.Connection) {
 	now := time.Now()
-	v := &View{Conn: rpc.Shallow(c), Since: now, Changed: now}
-	var tokens []string
-	for _, s := range v.Conn.GetPath().GetPathSegments() {
-		tokens = append(tokens, s.Token)
-		s.Token = ""
+	v := &View{Conn: rpc.ShallowButPath(c), Since: now, Changed: now}
+	segments := v.Conn.GetPath().GetPathSegments()
+	v.hops = &hops{tokens: make([]string, len(segments))}
+	for i, s := range segments {
+		v.hops.tokens[i], s.Token = s.Token, ""
 	}
-	// Tokens are read once, and only if somebody asks.
-	v.identities = sync.OnceValue(func() []string {
-		ids := make([]string, len(tokens))
-		for i, raw := range tokens {
-			ids[i] = subject(raw)
-		}
-		return ids
-	})
 	m.changing.Lock()
 	defer m.changing.Unlock()
 	old, ok := m.conns.Get(c.GetId())
@@ -134,7 +147,7 @@ func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool)
 	if change(c) {
 		m.conns.Put(id, &View{
 			Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()),
-			revision: m.nextRevision(), identities: old.identitiesOn(c.GetPath()),
+			revision: m.nextRevision(), hops: old.hopsOn(c.GetPath()),
 		})
 	}
 }
@@ -149,12 +162,12 @@ func (v *View) changed(c *networkservice.Connection, now time.Time) time.Time {
 
 func isDown(c *networkservice.Connection) bool { return c.GetState() == networkservice.State_DOWN }
 
-// identitiesOn is Identities for a path that has replaced v's. Who the hops are
-// that are new on it is not known.
-func (v *View) identitiesOn(path *networkservice.Path) func() []string {
+// hopsOn are the hops of a path that has replaced v's. Who those are that are new on it
+// is not known.
+func (v *View) hopsOn(path *networkservice.Path) *hops {
 	before, after := v.Conn.GetPath().GetPathSegments(), path.GetPathSegments()
 	if slices.EqualFunc(before, after, sameSegment) {
-		return v.identities
+		return v.hops
 	}
 	ids := make([]string, len(after))
 	for i, known := range v.Identities() {
@@ -162,7 +175,7 @@ func (v *View) identitiesOn(path *networkservice.Path) func() []string {
 			ids[i] = known
 		}
 	}
-	return func() []string { return ids }
+	return &hops{ids: ids}
 }
 
 func sameSegment(a, b *networkservice.PathSegment) bool {

@@ -5,6 +5,7 @@ package hop
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -107,10 +108,9 @@ func (n *Next) lastWith(call *Call) *networkservice.Connection {
 	if call == nil {
 		return n.Conn
 	}
-	c := rpc.Clone(n.Conn)
-	for i, s := range call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1] {
-		c.Path.PathSegments[i] = rpc.Clone(s)
-	}
+	c := rpc.Shallow(n.Conn)
+	c.Path.PathSegments = slices.Clone(c.Path.PathSegments)
+	copy(c.Path.PathSegments, call.Conn.GetPath().GetPathSegments()[:call.Conn.GetPath().GetIndex()+1])
 	if Anew(nil, call.Conn) {
 		c.State = networkservice.State_RESELECT_REQUESTED
 	}
@@ -201,7 +201,7 @@ func misfit(own, event *networkservice.Connection) string {
 		return "it is of another connection"
 	case at != index && at != index+1:
 		return "it is of another hop"
-	case validateContext(event.GetContext()) != nil || PathOf(event).Validate() != nil:
+	case validateContext(event.GetContext()) != nil || validatePath(event.GetPath()) != nil:
 		return "it is not well-formed"
 	case older(own.GetPath().GetPathSegments(), segments, index+1):
 		return late
@@ -257,6 +257,14 @@ func takeOver(own, event *networkservice.Connection) bool {
 // packets cannot be as large as the hops behind it think (protocol.md §2.16).
 func narrowed(c *networkservice.ConnectionContext, mtu uint32) *networkservice.ConnectionContext {
 	if mtu == 0 || c.GetMTU() != 0 && c.GetMTU() <= mtu {
+		return c
+	}
+	return WithMTU(c, mtu)
+}
+
+// WithMTU returns c if it has the MTU, else a copy that has.
+func WithMTU(c *networkservice.ConnectionContext, mtu uint32) *networkservice.ConnectionContext {
+	if c != nil && c.MTU == mtu {
 		return c
 	}
 	if c = proto.CloneOf(c); c == nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/openvwire/nsm/sdk/flow"
 	"github.com/openvwire/nsm/sdk/mechanism"
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/path"
 )
 
 // Limits of what a peer may put in a connection. They are far above what
@@ -103,26 +104,27 @@ func validateContext(c *networkservice.ConnectionContext) error {
 		return nserr.MTUTooSmall.Errorf("MTU %d is not between %d and 65535", mtu, MinMTU)
 	}
 	ip := c.GetIpContext()
-	for name, list := range map[string]struct {
+	for _, list := range [...]struct {
+		name   string
 		values []string
 		max    int
 		hosts  bool // addresses of one host each
 	}{
-		"src_ip_addrs":      {ip.GetSrcIpAddrs(), maxAddresses, true},
-		"dst_ip_addrs":      {ip.GetDstIpAddrs(), maxAddresses, true},
-		"excluded_prefixes": {ip.GetExcludedPrefixes(), maxPrefixes, false},
-		"extra_prefixes":    {ip.GetExtraPrefixes(), maxPrefixes, false},
+		{"src_ip_addrs", ip.GetSrcIpAddrs(), maxAddresses, true},
+		{"dst_ip_addrs", ip.GetDstIpAddrs(), maxAddresses, true},
+		{"excluded_prefixes", ip.GetExcludedPrefixes(), maxPrefixes, false},
+		{"extra_prefixes", ip.GetExtraPrefixes(), maxPrefixes, false},
 	} {
 		if len(list.values) > list.max {
-			return nserr.BadContext.Errorf("%s has %d entries, at most %d are allowed", name, len(list.values), list.max)
+			return nserr.BadContext.Errorf("%s has %d entries, at most %d are allowed", list.name, len(list.values), list.max)
 		}
 		for _, text := range list.values {
 			p, err := ParsePrefix(text)
 			if err != nil {
-				return nserr.BadContext.Errorf("%s: %w", name, err)
+				return nserr.BadContext.Errorf("%s: %w", list.name, err)
 			}
 			if list.hosts && !isHost(p.Addr()) {
-				return nserr.BadContext.Errorf("%s: %s is not the address of a host", name, p)
+				return nserr.BadContext.Errorf("%s: %s is not the address of a host", list.name, p)
 			}
 		}
 	}
@@ -246,29 +248,39 @@ func checkReply(sent, got *networkservice.Connection) error {
 	if got == nil {
 		return nserr.BadAnswer.Errorf("%s answered without a connection", next)
 	}
-	p, q := PathOf(sent), PathOf(got)
-	switch err := q.Validate(); {
+	index := sent.GetPath().GetIndex()
+	asked, told := sent.GetPath().GetPathSegments()[:index+1], got.GetPath()
+	switch err := validatePath(told); {
 	case err != nil:
 		return nserr.BadAnswer.Errorf("%s answered with a bad path: %w", next, err)
 	case got.GetId() != sent.GetId():
 		return nserr.BadAnswer.Errorf("%s answered for connection %q, asked was %q", next, got.GetId(), sent.GetId())
-	case q.Index != p.Index:
-		return nserr.BadAnswer.Errorf("%s answered with path index %d, asked was %d", next, q.Index, p.Index)
-	case len(q.Segments) < q.Index+2:
+	case told.GetIndex() != index:
+		return nserr.BadAnswer.Errorf("%s answered with path index %d, asked was %d", next, told.GetIndex(), index)
+	case len(told.GetPathSegments()) < len(asked)+1:
 		return nserr.BadAnswer.Errorf("%s did not put itself in the path", next)
 	case got.GetNetworkService() != sent.GetNetworkService():
 		return nserr.BadAnswer.Errorf("%s answered for network service %q, asked was %q", next, got.GetNetworkService(), sent.GetNetworkService())
 	}
-	for i, s := range p.Segments[:p.Index+1] {
-		if q.Segments[i].Name != s.Name || q.Segments[i].ID != s.ID {
+	for i, s := range asked {
+		if !sameSegment(told.GetPathSegments()[i], s) {
 			return nserr.BadAnswer.Errorf("%s changed path segment %d", next, i)
 		}
 	}
-	if q.Segments[q.Index+1].Expires.IsZero() {
-		return nserr.BadAnswer.Errorf("%s (%s) did not say when its token expires", next, q.Segments[q.Index+1].Name)
+	answered := told.GetPathSegments()[len(asked)]
+	if at := answered.GetExpires(); !at.IsValid() || at.AsTime().IsZero() {
+		return nserr.BadAnswer.Errorf("%s (%s) did not say when its token expires", next, answered.GetName())
 	}
 	if err := Validate(got); err != nil {
-		return nserr.BadAnswer.Errorf("%s (%s) answered with: %w", next, q.Segments[q.Index+1].Name, err)
+		return nserr.BadAnswer.Errorf("%s (%s) answered with: %w", next, answered.GetName(), err)
 	}
 	return nil
+}
+
+// validatePath is path.Path.Validate of what p would be.
+func validatePath(p *networkservice.Path) error {
+	segments := p.GetPathSegments()
+	return path.Validate(int(p.GetIndex()), len(segments), func(i int) (name, id string) {
+		return segments[i].GetName(), segments[i].GetId()
+	})
 }

@@ -41,8 +41,7 @@ func CallerFrom(ctx context.Context) Caller {
 			c.ID = idOf(c.Cert)
 		}
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	c.Token, c.TokenExpires = tokenFrom(md)
+	c.Token, c.TokenExpires = tokenFrom(ctx)
 	return c
 }
 
@@ -66,9 +65,9 @@ func idOf(cert *x509.Certificate) string {
 	return id.String()
 }
 
-// tokenFrom returns the token of md if there is exactly one, with exactly one expiry.
-func tokenFrom(md metadata.MD) (string, time.Time) {
-	raw, expires := md.Get(tokenKey), md.Get(tokenExpiresKey)
+// tokenFrom returns the token of the call if there is exactly one, with exactly one expiry.
+func tokenFrom(ctx context.Context) (string, time.Time) {
+	raw, expires := metadata.ValueFromIncomingContext(ctx, tokenKey), metadata.ValueFromIncomingContext(ctx, tokenExpiresKey)
 	if len(raw) != 1 || len(expires) != 1 {
 		return "", time.Time{}
 	}
@@ -114,9 +113,15 @@ func tokenMetadata(tokens token.Generator, peer *x509.Certificate) (map[string]s
 	if tokens == nil {
 		return nil, nil
 	}
-	raw, expires, err := tokens(peer)
+	raw, expires, err := tokenFor(tokens, peer)
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{tokenKey: raw, tokenExpiresKey: expires.UTC().Format(time.RFC3339Nano)}, nil
+	return map[string]string{tokenKey: raw, tokenExpiresKey: expires}, nil
+}
+
+// tokenFor returns a token for the peer, and when it expires as calls say it.
+func tokenFor(tokens token.Generator, peer *x509.Certificate) (raw, expires string, err error) {
+	raw, at, err := tokens(peer)
+	return raw, at.UTC().Format(time.RFC3339Nano), err
 }

@@ -50,7 +50,7 @@ func newFileConn(c *net.UnixConn, q *quota) (*fileConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	fc := &fileConn{UnixConn: c, inbox: newInbox(), leave: leave}
+	fc := &fileConn{UnixConn: c, inbox: new(inbox), leave: leave}
 	fc.sender = who
 	fc.inbox.quota, fc.inbox.uid = q, who.UID
 	return fc, nil

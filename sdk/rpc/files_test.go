@@ -346,7 +346,7 @@ func TestDialDescriptor(t *testing.T) {
 
 func TestInboxWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newInbox()
+		b := new(inbox)
 		defer b.close()
 		f := tempFile(t, "")
 		i, _ := inodeOf(f)
@@ -377,7 +377,7 @@ func TestInboxWaits(t *testing.T) {
 
 func TestInboxExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newInbox()
+		b := new(inbox)
 		defer b.close()
 		early, late, claimed := tempFile(t, ""), tempFile(t, ""), tempFile(t, "")
 		open := func() (n int) { return openFiles(t, early.Name()) + openFiles(t, late.Name()) - 2 }
@@ -420,7 +420,7 @@ func TestInboxExpires(t *testing.T) {
 }
 
 func TestInboxIsBounded(t *testing.T) {
-	b := newInbox()
+	b := new(inbox)
 	defer b.close()
 	first, second := tempFile(t, ""), tempFile(t, "")
 	files := append([]*os.File{first}, slices.Repeat([]*os.File{second}, maxFiles)...)

@@ -27,7 +27,7 @@ type inbox struct {
 	closed  bool
 	files   []arrival     // oldest first, at most maxFiles
 	spilled []spill       // closed before somebody had claimed them; oldest first, at most maxSpills
-	changed chan struct{} // closed and replaced at each arrival; closed for good by close
+	changed chan struct{} // closed at the next arrival, and by close; nil while nobody waits
 	expiry  *time.Timer   // runs expire when the oldest file is due; nil before the first arrival
 }
 
@@ -41,10 +41,6 @@ type arrival struct {
 	inode inode
 	file  *os.File
 	due   time.Time
-}
-
-func newInbox() *inbox {
-	return &inbox{changed: make(chan struct{})}
 }
 
 // setShut makes b close whatever comes, or no longer.
@@ -77,12 +73,19 @@ func (b *inbox) put(f *os.File) {
 		}
 		b.files = append(b.files, arrival{i, f, time.Now().Add(fileLife)})
 		b.scheduleLocked()
-		close(b.changed)
-		b.changed = make(chan struct{})
+		b.tellLocked()
 	}
 	b.mu.Unlock()
 	if drop != nil {
 		drop.Close()
+	}
+}
+
+// tellLocked has those who wait look again.
+func (b *inbox) tellLocked() {
+	if b.changed != nil {
+		close(b.changed)
+		b.changed = nil
 	}
 }
 
@@ -112,8 +115,7 @@ var (
 
 // claim moves the file with inode i out of the box, waiting up to fileWait for it.
 func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
-	timeout := time.NewTimer(fileWait)
-	defer timeout.Stop()
+	var timeout *time.Timer
 	for {
 		f, changed := b.take(i)
 		if f != nil {
@@ -121,6 +123,10 @@ func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
 		}
 		if changed == nil {
 			return nil, nserr.NoDescriptor.Errorf("%v: the connection is closed", i)
+		}
+		if timeout == nil {
+			timeout = time.NewTimer(fileWait)
+			defer timeout.Stop()
 		}
 		select {
 		case <-changed:
@@ -146,6 +152,9 @@ func (b *inbox) take(i inode) (*os.File, <-chan struct{}) {
 		return f, nil
 	case b.closed:
 		return nil, nil
+	}
+	if b.changed == nil {
+		b.changed = make(chan struct{})
 	}
 	return nil, b.changed
 }
@@ -193,7 +202,7 @@ func (b *inbox) close() {
 	b.quota.add(b.uid, 0, -len(files))
 	if !b.closed {
 		b.closed = true
-		close(b.changed)
+		b.tellLocked()
 	}
 	if b.expiry != nil {
 		b.expiry.Stop()

@@ -42,6 +42,11 @@ type LocalOptions struct {
 type LocalCaller struct {
 	Identity func() Identity // what CallerFrom returns to the handler; nil: nobody
 	Tokens   token.Generator // nil: calls carry no token
+
+	// Share has the two sides of a call share what connections in requests and answers
+	// refer to, as Shallow does. So neither may change it, but only put something else in
+	// its place. Copies of it are a sixth of what a refresh takes.
+	Share bool
 }
 
 // Local serves calls of the same process: register services with it as with a
@@ -49,9 +54,9 @@ type LocalCaller struct {
 //
 // Handlers and clients find everything a socket would give them: deadlines and
 // cancellation, metadata both ways, status codes and reasons, the peer, messages of
-// their own to keep and change, descriptors. Only the context values of the caller
-// stay behind, as they would on a socket. Each call runs in a goroutine of its own,
-// so a caller that gives up does not wait for the handler.
+// their own to keep and change (but see LocalCaller.Share), descriptors. Only the
+// context values of the caller stay behind, as they would on a socket. Each call runs in
+// a goroutine of its own, so a caller that gives up does not wait for the handler.
 type Local struct {
 	guard    guard
 	identity func() Identity
@@ -157,10 +162,9 @@ func (c *localConn) Invoke(ctx context.Context, method string, args, reply any, 
 		call.end(nil)
 		return wrongKind(method)
 	}
-	// decoded is closed once args are no longer looked at: from then on they are the
-	// caller's again.
 	decoded := make(chan struct{})
-	go call.serveUnary(args.(proto.Message), sync.OnceFunc(func() { close(decoded) }))
+	call.decoded = decoded
+	go call.serveUnary(args.(proto.Message))
 	select {
 	case <-call.done:
 	case <-ctx.Done():
@@ -176,20 +180,20 @@ func (c *localConn) Invoke(ctx context.Context, method string, args, reply any, 
 	if err := call.result(ctx); err != nil {
 		return err
 	}
-	copyMessage(reply.(proto.Message), call.answer)
+	call.copy(reply.(proto.Message), call.answer)
 	return nil
 }
 
-// serveUnary is the goroutine of a unary call. It calls decoded once args are copied.
-func (c *localCall) serveUnary(args proto.Message, decoded func()) {
+// serveUnary is the goroutine of a unary call.
+func (c *localCall) serveUnary(args proto.Message) {
 	var err error
 	defer func() {
-		decoded()
+		c.letGo()
 		c.end(err)
 	}()
 	decode := func(into any) error {
-		copyMessage(into.(proto.Message), args)
-		decoded()
+		c.copy(into.(proto.Message), args)
+		c.letGo()
 		return nil
 	}
 	var answer any
@@ -213,6 +217,7 @@ func (c *localConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method
 		call.end(nil)
 		return nil, wrongKind(method)
 	}
+	call.header = make(chan struct{})
 	s := &localStream{
 		call:     call,
 		client:   ctx,
@@ -238,12 +243,16 @@ func (c *localConn) begin(ctx context.Context, method string, opts []grpc.CallOp
 		return nil, status.FromContextError(err).Err()
 	}
 	server, caller := who(c.server.identity), who(c.caller.Identity)
-	toServer, toClient := newInbox(), newInbox()
+	boxes := new([2]inbox)
+	toServer, toClient := &boxes[0], &boxes[1]
 	call := &localCall{
-		server: c.server, name: method, since: time.Now(), method: m, opts: opts,
-		header: make(chan struct{}), done: make(chan struct{}),
+		server: c.server, name: method, since: time.Now(), method: m, opts: opts, copy: copyMessage,
+		done:  make(chan struct{}),
 		files: toServer,
 		peer:  localInfo{server.ID, server.Cert, &link{send: toServer.sendTo, inbox: toClient}},
+	}
+	if c.caller.Share {
+		call.copy = shareMessage
 	}
 	md, err := c.metadata(ctx, call)
 	if err != nil {
@@ -300,14 +309,15 @@ func (c *localConn) metadata(ctx context.Context, call *localCall) (metadata.MD,
 	outgoing, _ := metadata.FromOutgoingContext(ctx)
 	md := outgoing.Copy()
 	if md == nil {
-		md = metadata.MD{}
+		md = make(metadata.MD, 2)
 	}
-	tokens, err := tokenMetadata(c.caller.Tokens, call.peer.cert)
-	if err != nil {
-		return nil, err
-	}
-	for k, v := range tokens {
-		md.Append(k, v)
+	if c.caller.Tokens != nil {
+		raw, expires, err := tokenFor(c.caller.Tokens, call.peer.cert)
+		if err != nil {
+			return nil, err
+		}
+		md.Append(tokenKey, raw)
+		md.Append(tokenExpiresKey, expires)
 	}
 	for _, o := range call.opts {
 		per, ok := o.(grpc.PerRPCCredsCallOption)

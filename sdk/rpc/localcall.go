@@ -36,8 +36,9 @@ type localCall struct {
 	since  time.Time
 	method *localMethod
 	opts   []grpc.CallOption
-	peer   localInfo // what the client sees
-	files  *inbox    // what the client sent
+	copy   func(dst, src proto.Message) // of a unary call's messages
+	peer   localInfo                    // what the client sees
+	files  *inbox                       // what the client sent
 
 	ctx    context.Context // the handler's
 	cancel context.CancelFunc
@@ -47,10 +48,22 @@ type localCall struct {
 	trailerMD  metadata.MD // what the client sees once done is closed
 	headerSent bool
 
-	header chan struct{} // closed when headerMD is final
+	// decoded is closed once the arguments of a unary call are no longer looked at: from then
+	// on they are the caller's again. The handler's goroutine owns it; nil = it is closed.
+	decoded chan struct{}
+
+	header chan struct{} // of a stream: closed when headerMD is final
 	done   chan struct{} // closed when the handler has returned; err and trailerMD are final
 	err    error         // decoded
 	answer proto.Message // of a unary call without error
+}
+
+// letGo is called by the handler's goroutine when it does not need the arguments any more.
+func (c *localCall) letGo() {
+	if c.decoded != nil {
+		close(c.decoded)
+		c.decoded = nil
+	}
 }
 
 // end is called by the handler's goroutine when the handler has returned.
@@ -138,7 +151,9 @@ func (c *localCall) SendHeader(md metadata.MD) error {
 	defer c.mu.Unlock()
 	if !c.headerSent {
 		c.headerSent = true
-		close(c.header)
+		if c.header != nil {
+			close(c.header)
+		}
 	}
 	return nil
 }

@@ -29,18 +29,50 @@ func copyMessage(dst, src proto.Message) {
 	merge(dst, src)
 }
 
+// shareMessage is copyMessage, but what the connections in dst and src refer to is shared
+// as with Shallow, and so are preferences.
+func shareMessage(dst, src proto.Message) {
+	switch src := src.(type) {
+	case *networkservice.Connection:
+		proto.Reset(dst)
+		shallow(dst.(*networkservice.Connection), src)
+	case *networkservice.NetworkServiceRequest:
+		proto.Reset(dst)
+		dst := dst.(*networkservice.NetworkServiceRequest)
+		dst.Connection, dst.MechanismPreferences = Shallow(src.Connection), slices.Clone(src.MechanismPreferences)
+		copyUnknown(dst, src)
+	default:
+		copyMessage(dst, src)
+	}
+}
+
 // Shallow returns a copy of c that has a path of its own, and else shares all that c
-// refers to: mechanism, context, labels, and of its segments the metrics and the time. What
-// is shared may be replaced in each, but not changed any more in either.
-func Shallow(c *networkservice.Connection) *networkservice.Connection {
-	return cloneWith(c, func(dst, src *networkservice.Connection) {
-		shareConnection(dst, src)
-		dst.Path = cloneWith(src.Path, func(dst, src *networkservice.Path) {
-			dst.Index = src.Index
-			dst.PathSegments = cloneAll(src.PathSegments, shareSegment)
-			copyUnknown(dst, src)
-		})
-	})
+// refers to: mechanism, context, labels, and the path's segments. What is shared may be
+// replaced in each, but not changed any more in either.
+func Shallow(c *networkservice.Connection) *networkservice.Connection { return cloneWith(c, shallow) }
+
+func shallow(dst, src *networkservice.Connection) {
+	shareConnection(dst, src)
+	dst.Path = cloneWith(src.Path, sharePath)
+}
+
+// ShallowButPath is Shallow, but the segments of the path may be changed: they share
+// only what they refer to.
+func ShallowButPath(c *networkservice.Connection) *networkservice.Connection {
+	out := Shallow(c)
+	if out != nil && out.Path != nil {
+		out.Path.PathSegments = cloneAll(out.Path.PathSegments, shareSegment)
+	}
+	return out
+}
+
+// ShallowSegment returns a copy of s that shares what s refers to; an empty one of nil.
+func ShallowSegment(s *networkservice.PathSegment) *networkservice.PathSegment {
+	out := new(networkservice.PathSegment)
+	if s != nil {
+		shareSegment(out, s)
+	}
+	return out
 }
 
 // merge makes dst, which is empty, equal to src.
@@ -166,10 +198,15 @@ func copyMechanism(dst, src *networkservice.Mechanism) {
 	copyUnknown(dst, src)
 }
 
-func copyPath(dst, src *networkservice.Path) {
+func sharePath(dst, src *networkservice.Path) {
 	dst.Index = src.Index
-	dst.PathSegments = cloneAll(src.PathSegments, copySegment)
+	dst.PathSegments = src.PathSegments
 	copyUnknown(dst, src)
+}
+
+func copyPath(dst, src *networkservice.Path) {
+	sharePath(dst, src)
+	dst.PathSegments = cloneAll(src.PathSegments, copySegment)
 }
 
 func shareSegment(dst, src *networkservice.PathSegment) {

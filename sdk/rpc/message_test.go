@@ -4,6 +4,7 @@ package rpc
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -58,22 +59,41 @@ func TestCopiesShareNothing(t *testing.T) {
 	}
 }
 
-// A shallow copy has all, and what its path consists of is its own.
+// A shallow copy has all, and may be changed as far as it says.
 func TestShallow(t *testing.T) {
-	c := &networkservice.Connection{}
-	fill(c.ProtoReflect())
-	before, got := proto.CloneOf(c), Shallow(c)
-	if !proto.Equal(got, c) {
-		t.Errorf("the copy differs:\n%v\nfrom\n%v", got, c)
+	for name, tt := range map[string]struct {
+		copy   func(*networkservice.Connection) *networkservice.Connection
+		change func(*networkservice.Path)
+	}{
+		"all but the path's segments": {Shallow, func(p *networkservice.Path) {
+			p.PathSegments = append(slices.Clone(p.PathSegments[:1]), ShallowSegment(nil))
+			p.PathSegments[0] = ShallowSegment(p.PathSegments[0])
+			p.PathSegments[0].Token = ""
+		}},
+		"all": {ShallowButPath, func(p *networkservice.Path) {
+			for _, s := range p.PathSegments {
+				s.Token, s.Metrics, s.Expires = "", nil, nil
+			}
+			p.PathSegments = append(p.PathSegments[:1], ShallowSegment(nil))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &networkservice.Connection{}
+			fill(c.ProtoReflect())
+			before, got := proto.CloneOf(c), tt.copy(c)
+			if !proto.Equal(got, c) {
+				t.Errorf("the copy differs:\n%v\nfrom\n%v", got, c)
+			}
+			got.Id, got.State, got.Context, got.Mechanism, got.Labels = "other", 0, nil, nil, nil
+			got.Path.Index++
+			tt.change(got.Path)
+			if !proto.Equal(c, before) {
+				t.Errorf("a change of the copy has changed the original:\n%v\nwas\n%v", c, before)
+			}
+		})
 	}
-	got.Id, got.State, got.Context, got.Mechanism, got.Labels = "other", 0, nil, nil, nil
-	got.Path.Index++
-	for _, s := range got.Path.PathSegments {
-		s.Token, s.Metrics, s.Expires = "", nil, nil
-	}
-	got.Path.PathSegments = append(got.Path.PathSegments[:1], &networkservice.PathSegment{})
-	if !proto.Equal(c, before) {
-		t.Errorf("a change of the copy has changed the original:\n%v\nwas\n%v", c, before)
+	if got := ShallowButPath(nil); got != nil {
+		t.Errorf("a copy of nothing is %v", got)
 	}
 }
 

@@ -19,7 +19,7 @@ func (b *inbox) len() int {
 func TestQuota(t *testing.T) {
 	q := newQuota()
 	boxOf := func(uid uint32) *inbox {
-		b := newInbox()
+		b := new(inbox)
 		b.quota, b.uid = q, uid
 		t.Cleanup(b.close)
 		return b

@@ -68,8 +68,8 @@ func relevant(function string) bool {
 // of a wire. Across nodes manager and forwarder are passed twice, and the count is of
 // both.
 var ceilings = map[string]map[string][3]int64{ // by shape and hop
-	"local": {"client": {108, 142, 50}, "manager": {175, 148, 116}, "forwarder": {435, 220, 146}, "endpoint": {134, 125, 62}},
-	"VXLAN": {"client": {112, 158, 50}, "manager": {352, 302, 250}, "forwarder": {812, 455, 305}, "endpoint": {136, 129, 66}},
+	"local": {"client": {96, 129, 40}, "manager": {119, 95, 70}, "forwarder": {378, 165, 95}, "endpoint": {115, 103, 50}},
+	"VXLAN": {"client": {100, 144, 40}, "manager": {231, 185, 141}, "forwarder": {696, 316, 185}, "endpoint": {117, 107, 54}},
 }
 
 // tooMany says what to do.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/openvwire/nsm/sdk/rpc"
 )
@@ -26,7 +27,8 @@ type Network struct {
 	fate  func(Call) Fate          // guarded by mu; nil delivers everything
 	names map[string]string        // of parts, by URL; guarded by mu
 
-	served func(Call) // hears of each call that was served, before the caller does; guarded by mu
+	served func(Call)          // hears of each call that was served, before the caller does; guarded by mu
+	shared func(proto.Message) // sees what is shared in the process of `nsm up`; guarded by mu
 
 	// See stream.go; guarded by mu.
 	eventFate func(Told) EventFate
@@ -150,6 +152,33 @@ func (n *Network) note(c Call) Fate {
 	return n.fate(c)
 }
 
+// SetShared has f see each message that a manager and a forwarder share: a request before it is
+// sent, and the answer when it has come.
+func (n *Network) SetShared(f func(proto.Message)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shared = f
+}
+
+// show shows m to whoever wants to see what is shared, if it is.
+func (n *Network) show(l *link, m any) {
+	n.mu.Lock()
+	f := n.shared
+	n.mu.Unlock()
+	if f != nil && n.isShared(l) {
+		f(m.(proto.Message))
+	}
+}
+
+// isShared reports whether a link leads from a node's manager to its forwarder or back: in
+// the process of `nsm up` they share what they say.
+func (n *Network) isShared(l *link) bool {
+	from, node, _ := strings.Cut(l.from.name, "-")
+	to, other, _ := strings.Cut(n.nameAt(l.url), "-")
+	return node == other && (from == "manager" && to == "forwarder" || from == "forwarder" && to == "manager") &&
+		l.from.skew == n.skew(l.url)
+}
+
 // at returns who is at url, nil if nobody is there.
 func (n *Network) at(url string) *rpc.Local {
 	n.mu.Lock()
@@ -194,7 +223,10 @@ func (l *link) reach(ctx context.Context, method string) (grpc.ClientConnInterfa
 		return nil, fate, unavailable("nobody listens on " + l.url)
 	}
 	by := l.from.skew - l.from.mesh.Network.skew(l.url)
-	conn := local.Dial(rpc.LocalCaller{Identity: l.from.identity.local, Tokens: shiftTokens(l.from.tokens, by)})
+	conn := local.Dial(rpc.LocalCaller{
+		Identity: l.from.identity.local, Tokens: shiftTokens(l.from.tokens, by),
+		Share: network.isShared(l),
+	})
 	if by != 0 {
 		conn = skewed{conn, by}
 	}
@@ -216,7 +248,10 @@ func (l *link) Invoke(ctx context.Context, method string, args, reply any, opts 
 	case fate == Double:
 		_ = conn.Invoke(ctx, method, args, reply, opts...)
 	}
-	err = conn.Invoke(ctx, method, args, reply, opts...)
+	l.from.mesh.Network.show(l, args)
+	if err = conn.Invoke(ctx, method, args, reply, opts...); err == nil {
+		l.from.mesh.Network.show(l, reply)
+	}
 	l.from.mesh.Network.wasServed(l.call(method))
 	if fate == LoseReply {
 		return silence(ctx)

@@ -99,7 +99,7 @@ func Pool(s ref.Security, name string, sockets *rpc.Sockets, local map[string]*r
 	dial := dialOptions(s)
 	return peer.NewPool(peer.PoolConfig{Name: name, Logger: Quiet, Dial: func(url string) (grpc.ClientConnInterface, io.Closer, error) {
 		if l, ok := local[url]; ok {
-			return l.Dial(rpc.LocalCaller{Identity: identityOf(s), Tokens: dial.Tokens}), nil, nil
+			return l.Dial(rpc.LocalCaller{Identity: identityOf(s), Tokens: dial.Tokens, Share: true}), nil, nil
 		}
 		cc, err := sockets.Dial(url, dial)
 		return cc, cc, err

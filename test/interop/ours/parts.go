@@ -154,7 +154,7 @@ func Node(t testing.TB, manager, forwarder ref.Security, m ManagerConfig, f Forw
 	m.local = rpc.NewLocal(rpc.LocalOptions{Identity: identityOf(manager), Logger: Quiet})
 	m.locals = map[string]*rpc.Local{url: here}
 	p, public = Manager(t, manager, m)
-	up := m.local.Dial(rpc.LocalCaller{Identity: identityOf(forwarder), Tokens: Tokens(forwarder)})
+	up := m.local.Dial(rpc.LocalCaller{Identity: identityOf(forwarder), Tokens: Tokens(forwarder), Share: true})
 	part, stop := newForwarder(t, forwarder, f, up)
 	part.Register(here)
 	nse := asForwarder(f.Name)
