@@ -30,8 +30,7 @@ type Monitor struct {
 	policy Policy
 	conns  *watch.Map[string, *View]
 
-	changing  sync.Mutex // held from reading a connection to storing its change
-	revisions uint64     // given out; guarded by changing
+	changing sync.Mutex // held from reading a connection to storing its change
 }
 
 // View is a connection as watchers see it. It is shared and not to be changed.
@@ -42,8 +41,7 @@ type View struct {
 	// changes nothing: the connection is as it was.
 	Changed time.Time
 
-	revision uint64 // the same as before where a refresh has brought nothing but later tokens
-	hops     *hops
+	hops *hops
 }
 
 // Identities returns who the hops of the path are: the subject of each segment's
@@ -97,17 +95,10 @@ func (m *Monitor) Publish(c *networkservice.Connection) {
 		v.Since, v.Changed = old.Since, old.changed(v.Conn, now)
 	}
 	if ok && sameButTokens(old.Conn, v.Conn) {
-		v.revision = old.revision
+		m.conns.Touch(c.GetId(), v)
 	} else {
-		v.revision = m.nextRevision()
+		m.conns.Put(c.GetId(), v)
 	}
-	m.conns.Put(c.GetId(), v)
-}
-
-// nextRevision is called with changing held.
-func (m *Monitor) nextRevision() uint64 {
-	m.revisions++
-	return m.revisions
 }
 
 // sameButTokens reports whether two connections that watchers see differ in nothing
@@ -146,8 +137,7 @@ func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool)
 	c := rpc.Clone(old.Conn)
 	if change(c) {
 		m.conns.Put(id, &View{
-			Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()),
-			revision: m.nextRevision(), hops: old.hopsOn(c.GetPath()),
+			Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()), hops: old.hopsOn(c.GetPath()),
 		})
 	}
 }
@@ -355,6 +345,12 @@ type Change struct {
 // change, until ctx ends or f fails. The first call comes at once, with initial
 // set, even if there is nothing to tell.
 func (m *Monitor) Follow(ctx context.Context, identity string, f func(initial bool, changes []Change) error) error {
+	return m.follow(ctx, identity, false, f)
+}
+
+// follow is Follow. Refreshes that bring nothing but later tokens are no changes for
+// those who want changes only: they are not even woken.
+func (m *Monitor) follow(ctx context.Context, identity string, changesOnly bool, f func(initial bool, changes []Change) error) error {
 	var r *watch.Reader[string, *View]
 	switch {
 	case m.policy.IsObserver(identity):
@@ -369,6 +365,9 @@ func (m *Monitor) Follow(ctx context.Context, identity string, f func(initial bo
 		return context.Cause(ctx)
 	}
 	defer r.Close()
+	if changesOnly {
+		r.ChangesOnly()
+	}
 	for initial := true; ; initial = false {
 		news, err := r.Next(ctx)
 		if err != nil {
@@ -392,13 +391,14 @@ func (m *Monitor) MonitorConnections(sel *networkservice.MonitorScopeSelector, s
 	if len(sel.GetPathSegments()) > maxSelected || len(sel.GetNetworkServices()) > maxSelected {
 		return nserr.BadRequest.Errorf("the monitor selector has more than %d entries", maxSelected)
 	}
-	told := newTold(stream.Context())
-	return m.Follow(stream.Context(), Identity(rpc.CallerFrom(stream.Context())), func(initial bool, changes []Change) error {
+	ctx := stream.Context()
+	changesOnly := len(metadata.ValueFromIncomingContext(ctx, peer.ChangesOnly)) > 0
+	return m.follow(ctx, Identity(rpc.CallerFrom(ctx)), changesOnly, func(initial bool, changes []Change) error {
 		updated := make(map[string]*networkservice.Connection)
 		deleted := make(map[string]*networkservice.Connection)
 		for _, c := range changes {
 			switch {
-			case !c.Conn.MatchesMonitorScopeSelector(sel) || told.already(c):
+			case !c.Conn.MatchesMonitorScopeSelector(sel):
 			case c.Deleted:
 				deleted[c.Conn.GetId()] = c.Conn
 			default:
@@ -413,32 +413,6 @@ func (m *Monitor) MonitorConnections(sel *networkservice.MonitorScopeSelector, s
 		}
 		return sendSome(stream, networkservice.ConnectionEventType_DELETE, deleted)
 	})
-}
-
-// told are the revisions that a watcher of changes only has been told of, by the id of
-// the connection. It is nil for one that wants every refresh.
-type told map[string]uint64
-
-func newTold(ctx context.Context) told {
-	if len(metadata.ValueFromIncomingContext(ctx, peer.ChangesOnly)) == 0 {
-		return nil
-	}
-	return make(told)
-}
-
-// already reports whether the watcher knows it all, and notes that it does now.
-func (t told) already(c Change) bool {
-	if t == nil {
-		return false
-	}
-	id := c.Conn.GetId()
-	if c.Deleted {
-		delete(t, id)
-		return false
-	}
-	before, ok := t[id]
-	t[id] = c.revision
-	return ok && before == c.revision
 }
 
 func sendSome(stream networkservice.MonitorConnection_MonitorConnectionsServer, typ networkservice.ConnectionEventType, conns map[string]*networkservice.Connection) error {

@@ -314,9 +314,13 @@ func TestChangesOnly(t *testing.T) {
 	}{
 		{"the first", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
 		{"a refresh", func(m *Monitor, c *networkservice.Connection) {
-			c.Path.PathSegments[2].Expires, c.Path.PathSegments[2].Token = timestamppb.Now(), "later"
+			c.Path.PathSegments[2].Expires, c.Path.PathSegments[2].Token = timestamppb.Now(), tokenOf(t, "db")
 			m.Publish(c)
 		}, false},
+		{"another identity", func(m *Monitor, c *networkservice.Connection) {
+			c.Path.PathSegments[2].Token = tokenOf(t, "other")
+			m.Publish(c)
+		}, true},
 		{"another state", func(m *Monitor, c *networkservice.Connection) { m.Down(c.GetId()) }, true},
 		{"a refresh after it", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
 		{"an address", func(m *Monitor, c *networkservice.Connection) {

@@ -8,3 +8,13 @@ func (m *Map[K, V]) Kept() int {
 	defer m.mu.Unlock()
 	return m.dead.Len()
 }
+
+// Waiting is how many readers wait for a change.
+func (m *Map[K, V]) Waiting() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, q := range m.waiting {
+		n += len(q.readers)
+	}
+	return n
+}

@@ -21,7 +21,8 @@
 // few words. A tombstone is kept until every reader has passed it.
 //
 // Values may be about topics, and a reader may be for one: it is told no others, and
-// what is about others does not even wake it.
+// what is about others does not even wake it. Nor does a [Map.Touch] wake a reader that is
+// for changes only.
 //
 // Values are handed out as they were put: treat them as immutable.
 package watch
@@ -60,8 +61,9 @@ type Map[K comparable, V any] struct {
 
 // interest is what a reader is told of.
 type interest struct {
-	all   bool
-	topic string // unless all
+	all     bool
+	topic   string // unless all
+	changes bool   // of no Touch
 }
 
 // queue is who waits for a change. They have no place among the readers: there is
@@ -74,9 +76,10 @@ type queue[K comparable, V any] struct {
 // node is the latest change of one key.
 type node[K comparable, V any] struct {
 	Change[K, V]
-	topics []string      // of Value
-	inLog  *list.Element // of Map.log
-	inDead *list.Element // of Map.dead; nil while alive
+	changed uint64        // revision of the last change that was no Touch
+	topics  []string      // of Value
+	inLog   *list.Element // of Map.log
+	inDead  *list.Element // of Map.dead; nil while alive
 }
 
 // Change says what a key is now: its value, or that it is gone.
@@ -108,12 +111,19 @@ func NewWithTopics[K comparable, V any](topics func(V) []string) *Map[K, V] {
 
 // Put stores v under k and returns the revision of this change. Storing an
 // equal value is a change too.
-func (m *Map[K, V]) Put(k K, v V) uint64 {
+func (m *Map[K, V]) Put(k K, v V) uint64 { return m.put(k, v, false) }
+
+// Touch is Put of a value that brings nothing new to readers that are for changes only:
+// they get it with the next change that does, if k is not new, or about other topics now.
+func (m *Map[K, V]) Touch(k K, v V) uint64 { return m.put(k, v, true) }
+
+func (m *Map[K, V]) put(k K, v V, touch bool) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.rev++
 	n := m.nodes[k]
 	if n == nil {
+		touch = false
 		n = &node[K, V]{}
 		n.inLog = m.log.PushBack(n)
 		m.nodes[k] = n
@@ -121,12 +131,16 @@ func (m *Map[K, V]) Put(k K, v V) uint64 {
 		m.log.MoveToBack(n.inLog)
 	}
 	if n.inDead != nil {
+		touch = false
 		m.dead.Remove(n.inDead)
 		n.inDead, n.topics = nil, nil // Delete has unlisted it
 	}
 	n.Change = Change[K, V]{Key: k, Value: v, Revision: m.rev}
-	if m.topics != nil {
-		m.moveLocked(n, m.topics(v))
+	if m.topics != nil && m.moveLocked(n, m.topics(v)) {
+		touch = false
+	}
+	if !touch {
+		n.changed = m.rev
 	}
 	m.wakeLocked(n)
 	return m.rev
@@ -142,7 +156,7 @@ func (m *Map[K, V]) Delete(k K) uint64 {
 		return 0
 	}
 	m.rev++
-	n.Deleted, n.Revision = true, m.rev
+	n.Deleted, n.Revision, n.changed = true, m.rev, m.rev
 	m.log.MoveToBack(n.inLog)
 	n.inDead = m.dead.PushBack(n)
 	m.unlistLocked(n)
@@ -203,10 +217,11 @@ func (m *Map[K, V]) aliveLocked(in interest) (all []Change[K, V]) {
 	return all
 }
 
-// moveLocked lists n, whose value is new, under its topics.
-func (m *Map[K, V]) moveLocked(n *node[K, V], topics []string) {
+// moveLocked lists n, whose value is new, under its topics, and reports whether those
+// are others.
+func (m *Map[K, V]) moveLocked(n *node[K, V], topics []string) (others bool) {
 	if slices.Equal(n.topics, topics) {
-		return // as most often: there is nothing new but the time
+		return false // as most often: there is nothing new but the time
 	}
 	m.unlistLocked(n)
 	n.topics = topics
@@ -218,6 +233,7 @@ func (m *Map[K, V]) moveLocked(n *node[K, V], topics []string) {
 		}
 		of[n] = struct{}{}
 	}
+	return true
 }
 
 func (m *Map[K, V]) unlistLocked(n *node[K, V]) {
@@ -237,7 +253,7 @@ func (m *Map[K, V]) sinceLocked(rev uint64, in interest) []Change[K, V] {
 		if n.Revision <= rev {
 			break
 		}
-		if in.all || slices.Contains(n.topics, in.topic) {
+		if (!in.changes || n.changed > rev) && (in.all || slices.Contains(n.topics, in.topic)) {
 			changes = append(changes, n.Change)
 		}
 	}
@@ -272,6 +288,13 @@ func (m *Map[K, V]) wakeLocked(n *node[K, V]) {
 	for _, topic := range n.topics {
 		m.wakeQueueLocked(interest{topic: topic})
 	}
+	if n.changed < n.Revision {
+		return
+	}
+	m.wakeQueueLocked(interest{all: true, changes: true})
+	for _, topic := range n.topics {
+		m.wakeQueueLocked(interest{topic: topic, changes: true})
+	}
 }
 
 func (m *Map[K, V]) wakeQueueLocked(in interest) {
@@ -296,6 +319,12 @@ func (m *Map[K, V]) Reader() *Reader[K, V] {
 // topics it is not told.
 func (m *Map[K, V]) ReaderOf(topic string) *Reader[K, V] {
 	return &Reader[K, V]{m: m, in: interest{topic: topic}}
+}
+
+// ChangesOnly makes r, which has not read yet, a reader that is told of no Touch, and returns it.
+func (r *Reader[K, V]) ChangesOnly() *Reader[K, V] {
+	r.in.changes = true
+	return r
 }
 
 // Follow returns a reader that is told only what changes from now on: for one

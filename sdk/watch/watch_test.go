@@ -119,6 +119,61 @@ func TestReaders(t *testing.T) {
 	}
 }
 
+// A reader of changes only is told of no Touch, and yet has the latest value of what it
+// is told. Nor does a Touch wake it.
+func TestTouch(t *testing.T) {
+	for name, of := range map[string]func(*intMap) *watch.Reader[string, int]{
+		"everything": (*intMap).Reader,
+		"a topic":    func(m *intMap) *watch.Reader[string, int] { return m.ReaderOf("even") },
+	} {
+		for _, tt := range []struct {
+			name        string
+			then        func(*intMap)
+			all, sparse []change
+		}{
+			{"a touch", func(m *intMap) { m.Touch("a", 4) }, []change{{Key: "a", Value: 4, Revision: 3}}, nil},
+			{"a touch of the latest", func(m *intMap) { m.Touch("b", 10) }, []change{{Key: "b", Value: 10, Revision: 3}}, nil},
+			{"a change, then a touch", func(m *intMap) { m.Put("a", 4); m.Touch("a", 6) },
+				[]change{{Key: "a", Value: 6, Revision: 4}}, []change{{Key: "a", Value: 6, Revision: 4}}},
+			{"a touch and a change of another", func(m *intMap) { m.Touch("a", 4); m.Put("b", 8) },
+				[]change{{Key: "a", Value: 4, Revision: 3}, {Key: "b", Value: 8, Revision: 4}}, []change{{Key: "b", Value: 8, Revision: 4}}},
+			{"a touch of what is new", func(m *intMap) { m.Touch("c", 4) },
+				[]change{{Key: "c", Value: 4, Revision: 3}}, []change{{Key: "c", Value: 4, Revision: 3}}},
+			{"a touch of what was deleted", func(m *intMap) { m.Delete("a"); m.Touch("a", 4) },
+				[]change{{Key: "a", Value: 4, Revision: 4}}, []change{{Key: "a", Value: 4, Revision: 4}}},
+			{"a touch that is about something else, too", func(m *intMap) { m.Touch("a", 6) },
+				[]change{{Key: "a", Value: 6, Revision: 3}}, []change{{Key: "a", Value: 6, Revision: 3}}},
+			{"a touched one goes", func(m *intMap) { m.Touch("a", 4); m.Delete("a") },
+				[]change{{Key: "a", Value: 4, Deleted: true, Revision: 4}}, []change{{Key: "a", Value: 4, Deleted: true, Revision: 4}}},
+		} {
+			t.Run(name+", "+tt.name, func(t *testing.T) {
+				m := watch.NewWithTopics[string](topicsOf)
+				m.Put("a", 2)
+				m.Put("b", 4)
+				all, sparse := of(m), of(m).ChangesOnly()
+				defer all.Close()
+				defer sparse.Close()
+				poll(t, all)
+				poll(t, sparse)
+				poll(t, sparse) // waits, until somebody gives up
+				tt.then(m)
+				if waits := m.Waiting() == 1; waits != (tt.sparse == nil) {
+					t.Errorf("the reader of changes only waits: %v", waits)
+				}
+				if diff := cmp.Diff(tt.all, poll(t, all)); diff != "" {
+					t.Errorf("all (-want +got):\n%s", diff)
+				}
+				if diff := cmp.Diff(tt.sparse, poll(t, sparse)); diff != "" {
+					t.Errorf("changes only (-want +got):\n%s", diff)
+				}
+				if again := poll(t, sparse); again != nil {
+					t.Errorf("changes only, again: %v", again)
+				}
+			})
+		}
+	}
+}
+
 func TestMapAsMap(t *testing.T) {
 	m := watch.New[string, int]()
 	if rev := m.Delete("a"); rev != 0 {
@@ -261,17 +316,22 @@ func topicsOf(v int) []string {
 	return topics
 }
 
+// kindOf are the topics of v.
+func kindOf(v int) string { return fmt.Sprint(topicsOf(v)) }
+
 // TestProperties compares readers of every kind with a plain map: whoever
 // applies what it is told has the state.
 func TestProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m, model := watch.NewWithTopics[string](topicsOf), make(map[string]int)
-		gone := make(map[string]int) // the last value of what is deleted
+		gone := make(map[string]int)   // the last value of what is deleted
+		counts := make(map[string]int) // of changes of each key but touches
 		type follower struct {
 			r     *watch.Reader[string, int]
 			topic string // "" = everything
 			view  map[string]int
 			rev   uint64
+			seen  map[string]int // changes of each key; nil unless it is for changes only
 		}
 		var followers []*follower
 		catchUp := func(f *follower) {
@@ -283,6 +343,9 @@ func TestProperties(t *testing.T) {
 			}
 			told := make(map[string]bool)
 			for _, c := range changes {
+				if f.seen != nil && f.seen[c.Key] == counts[c.Key] {
+					t.Fatalf("a reader of changes only is told %v", c)
+				}
 				if c.Revision <= f.rev || told[c.Key] {
 					t.Fatalf("%v after revision %d", c, f.rev)
 				}
@@ -310,6 +373,14 @@ func TestProperties(t *testing.T) {
 					}
 				}
 			}
+			if f.seen != nil {
+				f.seen = maps.Clone(counts)
+				for k, v := range f.view { // a touch it is not told
+					if now, ok := model[k]; ok && kindOf(now) == kindOf(v) {
+						f.view[k] = now
+					}
+				}
+			}
 			want := maps.Clone(model)
 			maps.DeleteFunc(want, func(_ string, v int) bool {
 				return f.topic != "" && !slices.Contains(topicsOf(v), f.topic)
@@ -323,13 +394,24 @@ func TestProperties(t *testing.T) {
 			"put": func(t *rapid.T) {
 				k, v := key.Draw(t, "key"), rapid.IntRange(1, 9).Draw(t, "value")
 				model[k] = v
+				counts[k]++
 				m.Put(k, v)
+			},
+			"touch": func(t *rapid.T) {
+				k := key.Draw(t, "key")
+				was, known := model[k]
+				if !known || kindOf(was) != kindOf(was+6) {
+					counts[k]++
+				}
+				model[k] = was + 6
+				m.Touch(k, was+6)
 			},
 			"delete": func(t *rapid.T) {
 				k := key.Draw(t, "key")
 				_, known := model[k]
 				if known {
 					gone[k] = model[k]
+					counts[k]++
 				}
 				delete(model, k)
 				if rev := m.Delete(k); (rev != 0) != known {
@@ -342,6 +424,14 @@ func TestProperties(t *testing.T) {
 			"reader of a topic": func(t *rapid.T) {
 				topic := rapid.SampledFrom([]string{"even", "odd", "three"}).Draw(t, "topic")
 				followers = append(followers, &follower{r: m.ReaderOf(topic), topic: topic, view: map[string]int{}})
+			},
+			"reader of changes only": func(t *rapid.T) {
+				f := &follower{r: m.Reader(), view: map[string]int{}, seen: map[string]int{}}
+				if f.topic = rapid.SampledFrom([]string{"", "even", "odd", "three"}).Draw(t, "topic"); f.topic != "" {
+					f.r = m.ReaderOf(f.topic)
+				}
+				f.r.ChangesOnly()
+				followers = append(followers, f)
 			},
 			"follow": func(t *rapid.T) {
 				followers = append(followers, &follower{r: m.Follow(), view: maps.Clone(model)})
