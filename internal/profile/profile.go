@@ -30,8 +30,8 @@ const (
 	// UsualSeconds is how long what costs too much to be recorded all the time is
 	// recorded, unless somebody says otherwise.
 	UsualSeconds = 10
-	// maxBytes bounds what a recording may hold in memory: only traces come near it.
-	maxBytes = 64 << 20
+	// MaxBytes is the largest recording, which is held in memory: only traces come near it.
+	MaxBytes = 64 << 20
 
 	mutexFraction = 10     // one of so many contended mutexes is recorded
 	blockRate     = 10_000 // ns blocked per event that is recorded
@@ -109,7 +109,7 @@ func answer(ctx context.Context, handle http.HandlerFunc, query string) ([]byte,
 	handle(w, r)
 	switch {
 	case w.tooLarge:
-		return nil, nserr.TooLarge.Errorf("the profile is larger than %d MiB", maxBytes>>20).WithFix("record for fewer seconds")
+		return nil, nserr.TooLarge.Errorf("the profile is larger than %d MiB", MaxBytes>>20).WithFix("record for fewer seconds")
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case w.status != 0:
@@ -138,7 +138,7 @@ func (p *page) Header() http.Header {
 func (p *page) WriteHeader(status int) { p.status = status }
 
 func (p *page) Write(data []byte) (int, error) {
-	if p.tooLarge || len(p.data)+len(data) > maxBytes {
+	if p.tooLarge || len(p.data)+len(data) > MaxBytes {
 		p.tooLarge = true
 		p.full()
 		p.data = nil

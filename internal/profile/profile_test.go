@@ -73,7 +73,7 @@ func TestOneAtATime(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	ended := 0
 	p := &page{full: func() { ended++ }}
-	piece := make([]byte, maxBytes/2)
+	piece := make([]byte, MaxBytes/2)
 	for i := range 4 {
 		if _, err := p.Write(piece); (err != nil) != (i >= 2) {
 			t.Errorf("piece %d: %v", i, err)

@@ -415,18 +415,16 @@ func (c *Client) exchange(ctx context.Context, conn *net.UnixConn, req *request,
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(over) })
 	defer stop()
 	var answer reply
-	in := bufio.NewReader(conn)
 	err := writeMessage(conn, req, file)
 	if err == nil {
-		err = c.await(ctx, conn, in, req)
-	}
-	if err == nil {
-		answer, err = readReply(ctx, conn, in)
+		answer, err = c.answer(ctx, conn, req)
 	}
 	switch {
 	case err == nil:
 		return &answer, answer.err()
 	case errors.Is(err, nserr.NoNetNS):
+		return nil, err
+	case errors.Is(err, nserr.TooLarge), errors.Is(err, nserr.BadAnswer): // it lives
 		return nil, err
 	case errors.Is(err, nserr.TimedOut) && ctx.Err() == nil: // it is silent
 		return nil, err
@@ -437,6 +435,15 @@ func (c *Client) exchange(ctx context.Context, conn *net.UnixConn, req *request,
 	default:
 		return nil, nserr.PeerDown.Errorf("WireGuard holder, %s: %w", req.Op, err)
 	}
+}
+
+// answer waits for the answer to a request and reads it.
+func (c *Client) answer(ctx context.Context, conn net.Conn, req *request) (reply, error) {
+	in := bufio.NewReader(conn)
+	if err := c.await(ctx, conn, in, req); err != nil {
+		return reply{}, err
+	}
+	return readReply(ctx, conn, in, req)
 }
 
 // notRunning reports whether err says that no holder serves the socket, or

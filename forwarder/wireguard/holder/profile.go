@@ -56,16 +56,30 @@ func sendPieces(c *net.UnixConn, data []byte) {
 	}
 }
 
-// readReply reads a reply, and of one in pieces all of them.
-func readReply(ctx context.Context, conn *net.UnixConn, in io.Reader) (whole reply, err error) {
-	for more := true; more && err == nil; {
-		limit(ctx, conn, callTimeout)
+// readReply reads the reply to a request, and of one in pieces all of them. How long the
+// first one may take await has said: a recording takes longer than any other answer.
+func readReply(ctx context.Context, conn net.Conn, in io.Reader, req *request) (whole reply, err error) {
+	for {
 		var piece reply
-		err = readMessage(in, &piece)
+		if err := readMessage(in, &piece); err != nil {
+			return reply{}, err
+		}
+		if len(whole.Data)+len(piece.Data) > profile.MaxBytes {
+			return reply{}, nserr.TooLarge.Errorf("the WireGuard holder sends a profile larger than %d MiB", profile.MaxBytes>>20).
+				WithFix("record for fewer seconds")
+		}
 		piece.Data = append(whole.Data, piece.Data...)
-		whole, more = piece, piece.More
+		switch {
+		case !piece.More:
+			return piece, nil
+		case req.Op != opProfile:
+			return reply{}, nserr.BadAnswer.Errorf("the WireGuard holder answers %q in pieces, as profiles alone are", req.Op)
+		case len(piece.Data) == len(whole.Data): // else this might have no end
+			return reply{}, nserr.BadAnswer.Errorf("the WireGuard holder sends a profile in pieces with nothing in them")
+		}
+		whole = piece
+		limit(ctx, conn, callTimeout)
 	}
-	return whole, err
 }
 
 // Profile returns a profile of the holder's process, of one of the kinds and times that

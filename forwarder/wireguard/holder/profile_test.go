@@ -14,10 +14,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/openvwire/nsm/internal/profile"
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -178,7 +181,7 @@ func TestPieces(t *testing.T) {
 		a, b := pair(t)
 		data := bytes.Repeat([]byte("nsm"), size/3+1)[:size]
 		go sendPieces(a, data)
-		got, err := readReply(t.Context(), b, b)
+		got, err := readReply(t.Context(), b, b, &request{Op: opProfile})
 		if err != nil || !bytes.Equal(got.Data, data) {
 			t.Errorf("of %d bytes %d came, %v", size, len(got.Data), err)
 		}
@@ -189,8 +192,110 @@ func TestPieces(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Close()
-	if got, err := readReply(t.Context(), b, b); err == nil {
+	if got, err := readReply(t.Context(), b, b, &request{Op: opProfile}); err == nil {
 		t.Errorf("half an answer: %+v", got)
+	}
+}
+
+// part is what a holder says after it has waited.
+type part struct {
+	after time.Duration
+	data  []byte
+}
+
+// telling returns, in a bubble of synthetic time, a client and its connection to a holder
+// that says so much. The ping that the client sends meanwhile finds nobody, which is not
+// silence.
+func telling(t *testing.T, parts ...part) (c *Client, conn net.Conn) {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	var told sync.WaitGroup
+	told.Go(func() {
+		for _, p := range parts {
+			time.Sleep(p.after)
+			_, _ = theirs.Write(p.data) // fails if nobody reads any more
+		}
+	})
+	t.Cleanup(func() {
+		_, _ = ours.Close(), theirs.Close()
+		told.Wait()
+	})
+	return Visit(filepath.Join(t.TempDir(), "none")), ours
+}
+
+func encoded(t *testing.T, v *reply) []byte {
+	t.Helper()
+	b, err := message(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A recording is awaited for as long as it was asked for, which is longer than any other
+// answer may take, and each further piece as an answer of its own.
+func TestProfileTakesLong(t *testing.T) {
+	for seconds, pause := range map[int]time.Duration{
+		30:  30 * time.Second,
+		300: 300*time.Second + callTimeout/2,
+		0:   profile.UsualSeconds*time.Second + callTimeout/2,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c, conn := telling(t,
+				part{pause, encoded(t, &reply{Data: []byte("one "), More: true})},
+				part{callTimeout - time.Second, encoded(t, &reply{Data: []byte("two")})})
+			got, err := c.answer(t.Context(), conn, &request{Op: opProfile, Profile: "cpu", Seconds: seconds})
+			if err != nil || string(got.Data) != "one two" {
+				t.Errorf("%d s: %q, %v", seconds, got.Data, err)
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // but not for ever
+		c, conn := telling(t, part{31*time.Second + callTimeout, encoded(t, &reply{})})
+		if _, err := c.answer(t.Context(), conn, &request{Op: opProfile, Profile: "cpu", Seconds: 30}); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("of 30 s after 46: %v", err)
+		}
+	})
+}
+
+// Who has begun to answer may take longer to end than to begin, but not for a ping.
+func TestAnswerThatHalts(t *testing.T) {
+	for op, want := range map[string]error{opPing: os.ErrDeadlineExceeded, opAttach: os.ErrDeadlineExceeded, opList: nil} {
+		synctest.Test(t, func(t *testing.T) {
+			whole := encoded(t, &reply{Status: &Status{}})
+			c, conn := telling(t, part{patience / 2, whole[:1]}, part{pingLimit, whole[1:]})
+			if _, err := c.answer(t.Context(), conn, &request{Op: op}); !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", op, err, want)
+			}
+		})
+	}
+}
+
+// What a holder may send is bounded, and in pieces it sends profiles alone. That it sends
+// nonsense does not mean that none runs: another one is not started.
+func TestPiecesRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name, op string
+		piece    reply
+		want     *nserr.Reason
+	}{
+		{"without end", opProfile, reply{Data: make([]byte, 5*maxMessage/8), More: true}, nserr.TooLarge},
+		{"of nothing", opProfile, reply{More: true}, nserr.BadAnswer},
+		{"of a list", opList, reply{Data: []byte("x"), More: true}, nserr.BadAnswer},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := pair(t)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			go func() {
+				for writeMessage(a, &tt.piece, nil) == nil && ctx.Err() == nil {
+				}
+			}()
+			_, err := Visit("none").exchange(ctx, b, &request{Op: tt.op}, nil)
+			if got := nserr.From(err); got.Reason != tt.want {
+				t.Errorf("%v, want %v", err, tt.want)
+			}
+		})
 	}
 }
 

@@ -125,14 +125,10 @@ func failure(err error) *reply {
 // writeMessage sends v as four bytes of length, big endian, and JSON. The
 // descriptor of file, unless nil, travels with the first byte.
 func writeMessage(c *net.UnixConn, v any, file *os.File) error {
-	body, err := json.Marshal(v)
+	msg, err := message(v)
 	if err != nil {
 		return err
 	}
-	if len(body) > maxMessage {
-		return nserr.TooLarge.Errorf("message of %d bytes", len(body))
-	}
-	msg := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 	if file == nil {
 		_, err = c.Write(msg)
 		return err
@@ -153,6 +149,18 @@ func writeMessage(c *net.UnixConn, v any, file *os.File) error {
 		_, err = c.Write(msg[sent:])
 	}
 	return err
+}
+
+// message returns what writeMessage sends.
+func message(v any) ([]byte, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxMessage {
+		return nil, nserr.TooLarge.Errorf("message of %d bytes", len(body))
+	}
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...), nil
 }
 
 // readMessage reads what writeMessage wrote.

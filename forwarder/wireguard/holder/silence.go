@@ -106,9 +106,9 @@ func (c *Client) note(ctx context.Context, err error) {
 	}
 }
 
-// await waits for the beginning of an answer. It fails with nserr.TimedOut when the
-// holder is silent.
-func (c *Client) await(ctx context.Context, conn *net.UnixConn, r *bufio.Reader, req *request) error {
+// await waits for the beginning of an answer, and leaves the connection with a limit for
+// the rest of it. It fails with nserr.TimedOut when the holder is silent.
+func (c *Client) await(ctx context.Context, conn net.Conn, r *bufio.Reader, req *request) error {
 	switch req.Op {
 	case opPing, opAttach:
 		limit(ctx, conn, pingLimit)
@@ -121,6 +121,10 @@ func (c *Client) await(ctx context.Context, conn *net.UnixConn, r *bufio.Reader,
 	}
 	limit(ctx, conn, patience)
 	_, err := r.Peek(1)
+	if err == nil { // who has begun in time may take longer than that to end
+		limit(ctx, conn, callTimeout-patience)
+		return nil
+	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
 		return err
 	}
@@ -131,17 +135,19 @@ func (c *Client) await(ctx context.Context, conn *net.UnixConn, r *bufio.Reader,
 	return nil
 }
 
-func silentError(conn *net.UnixConn) error {
+func silentError(conn net.Conn) error {
 	pid := 0
-	if cred, err := peerOf(conn); err == nil {
-		pid = int(cred.Pid)
+	if uc, ok := conn.(*net.UnixConn); ok {
+		if cred, err := peerOf(uc); err == nil {
+			pid = int(cred.Pid)
+		}
 	}
 	return nserr.TimedOut.Errorf("WireGuard holder, process %d, runs and does not answer", pid).
 		WithFix("if it was stopped have it go on: kill -CONT %d; else have it replaced, which makes its wires anew: kill -KILL %d", pid, pid)
 }
 
 // limit gives a connection a deadline, which is over if ctx is.
-func limit(ctx context.Context, conn *net.UnixConn, d time.Duration) {
+func limit(ctx context.Context, conn net.Conn, d time.Duration) {
 	_ = conn.SetDeadline(time.Now().Add(d))
 	if ctx.Err() != nil {
 		_ = conn.SetDeadline(over)
