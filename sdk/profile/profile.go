@@ -38,14 +38,18 @@ func (s Server) Profile(req *adminv1.ProfileRequest, out grpc.ServerStreamingSer
 	if log == nil {
 		log = slog.Default()
 	}
-	log.Info("profile is recorded", "profile", req.GetKind(), "operator", who)
-	return Send(req, out)
+	return Send(req, out, log.With("operator", who))
 }
 
 // Send records a profile of this process and sends it to whoever asks: its caller has
-// made sure that they may have it.
-func Send(req *adminv1.ProfileRequest, out grpc.ServerStreamingServer[adminv1.ProfileChunk]) error {
-	data, err := profile.Record(out.Context(), req.GetKind(), int(min(req.GetSeconds(), profile.MaxSeconds+1)))
+// made sure that they may have it, and says who they are with the fields of log.
+func Send(req *adminv1.ProfileRequest, out grpc.ServerStreamingServer[adminv1.ProfileChunk], log *slog.Logger) error {
+	kind, seconds := req.GetKind(), int(min(req.GetSeconds(), profile.MaxSeconds+1))
+	if err := profile.Check(kind, seconds); err != nil {
+		return err // before the log has it, which takes no text of any length
+	}
+	log.Info("profile is asked for", "profile", kind)
+	data, err := profile.Record(out.Context(), kind, seconds)
 	if err != nil {
 		return err
 	}

@@ -3,9 +3,11 @@
 package profile
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -37,11 +39,16 @@ func TestWhoMay(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			l := rpc.NewLocal(rpc.LocalOptions{})
 			defer l.Close()
-			adminv1.RegisterAdminServer(l, Server{May: tt.may, Logger: slog.New(slog.DiscardHandler)})
+			var log bytes.Buffer
+			adminv1.RegisterAdminServer(l, Server{May: tt.may, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 			caller := rpc.LocalCaller{Identity: func() rpc.Identity { return rpc.Identity{ID: tt.id} }}
 			got, err := record(t, adminv1.NewAdminClient(l.Dial(caller)), &adminv1.ProfileRequest{Kind: tt.kind})
 			if tt.want != nil && (!errors.Is(err, tt.want) || got > 0) || tt.want == nil && (err != nil || got == 0) {
 				t.Errorf("%d bytes, %v; want %v", got, err, tt.want)
+			}
+			// What is refused is not in the log as if it were recorded.
+			if said := strings.Contains(log.String(), "operator="+tt.id+" profile="+tt.kind); said != (tt.want == nil) || !said && log.Len() > 0 {
+				t.Errorf("want %v, the log has %q", tt.want, &log)
 			}
 		})
 	}

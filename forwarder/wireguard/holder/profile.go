@@ -20,6 +20,10 @@ const profilePiece = 1 << 20
 // profile records what this process spends time or memory on, and sends it. Whoever may
 // ask the holder for anything may ask for this, too: its own user (samePeerUser).
 func (s *server) profile(c *net.UnixConn, req *request) {
+	if err := profile.Check(req.Profile, req.Seconds); err != nil {
+		_ = writeMessage(c, failure(err), nil) // before the log has it, which takes no text of any length
+		return
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	_ = c.SetDeadline(time.Time{}) // a recording has a limit of its own
@@ -32,7 +36,7 @@ func (s *server) profile(c *net.UnixConn, req *request) {
 	if cred, err := peerOf(c); err == nil {
 		pid = cred.Pid
 	}
-	s.cfg.Logger.Info("profile is recorded", "profile", req.Profile, "pid", pid)
+	s.cfg.Logger.Info("profile is asked for", "profile", req.Profile, "pid", pid)
 	data, err := profile.Record(ctx, req.Profile, req.Seconds)
 	if err != nil {
 		_ = c.SetWriteDeadline(time.Now().Add(requestTimeout))

@@ -64,6 +64,26 @@ func TestProfile(t *testing.T) {
 	}
 }
 
+// The log has what is recorded, and of what is refused nothing.
+func TestProfileInLog(t *testing.T) {
+	for kind, want := range map[string]int{"goroutine": 1, "cmdline": 0} {
+		log := &book{}
+		s := &server{cfg: Config{Logger: log.logger()}}
+		ours, theirs := pair(t)
+		var serving sync.WaitGroup
+		serving.Go(func() { s.profile(theirs, &request{Op: opProfile, Profile: kind}) })
+		if _, err := readReply(t.Context(), ours, ours, &request{Op: opProfile}); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		_ = ours.Close()
+		serving.Wait()
+		s.running.Wait()
+		if n := log.count("profile=" + kind); n != want || log.count("profile") > 2*want {
+			t.Errorf("%s: said %d times, want %d: %s", kind, n, want, &log.buf)
+		}
+	}
+}
+
 // untilBusy asks the holder for short profiles until it is, or is no more, busy with
 // another one.
 func untilBusy(t *testing.T, c *Client, want bool) {

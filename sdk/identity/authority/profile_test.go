@@ -7,7 +7,9 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -81,7 +83,10 @@ func TestProfile(t *testing.T) {
 	if err := a.Close(); err != nil { // nobody writes to the log any more
 		t.Error(err)
 	}
-	if n := strings.Count(log.String(), "profile=goroutine uid="); n != 1 {
-		t.Errorf("said %d times that a profile is recorded:\n%s", n, &log)
+	if n := strings.Count(log.String(), "profile=goroutine"); n != 1 || !strings.Contains(log.String(), fmt.Sprintf(" uid=%d ", os.Getuid())) {
+		t.Errorf("said %d times that a profile is asked for:\n%s", n, &log)
+	}
+	if n := strings.Count(log.String(), "profile="); n != 2 { // not of those that there are not
+		t.Errorf("said %d times that any is asked for:\n%s", n, &log)
 	}
 }

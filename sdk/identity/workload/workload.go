@@ -187,6 +187,5 @@ func (p profiles) Profile(r *adminv1.ProfileRequest, out grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
-	p.log.Info("profile is recorded", "profile", r.GetKind(), "uid", caller.UID, "pid", caller.PID)
-	return profile.Send(r, out)
+	return profile.Send(r, out, p.log.With("uid", caller.UID, "pid", caller.PID))
 }
