@@ -85,13 +85,20 @@ func TestProfileInLog(t *testing.T) {
 }
 
 // untilBusy asks the holder for short profiles until it is, or is no more, busy with
-// another one.
-func untilBusy(t *testing.T, c *Client, want bool) {
+// another one, but not for ever, and not when that one has ended.
+func untilBusy(t *testing.T, c *Client, want bool, ended <-chan error) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
 	for busy := !want; busy != want; {
-		_, err := c.Profile(t.Context(), "goroutine", 0)
-		if busy = errors.Is(err, nserr.Busy); err != nil && !busy {
-			t.Fatal(err)
+		select {
+		case err := <-ended:
+			t.Fatalf("the other profile has ended: %v", err)
+		default:
+		}
+		_, err := c.Profile(ctx, "goroutine", 0)
+		if busy = errors.Is(err, nserr.Busy); err != nil && !busy || ctx.Err() != nil {
+			t.Fatalf("the holder, asked until busy is %v: %v", want, err)
 		}
 	}
 }
@@ -109,7 +116,7 @@ func record(ctx context.Context, t *testing.T, c *Client) (ended <-chan error) {
 			}
 		}
 	}()
-	untilBusy(t, c, true)
+	untilBusy(t, c, true, done)
 	return done
 }
 
@@ -127,7 +134,7 @@ func TestProfileOneAtATime(t *testing.T) {
 	if err := <-ended; err == nil {
 		t.Error("a profile that was given up")
 	}
-	untilBusy(t, c, false)
+	untilBusy(t, c, false, nil)
 }
 
 // A holder that ends does not wait for a profile.
