@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -27,15 +28,25 @@ import (
 type profileConfig struct {
 	managerConfig
 	Of             string `flag:"of" default:"daemon" choices:"daemon,holder,authority" help:"whose: of the daemon at --connect-to; of the process that has this node's userspace WireGuard; of what gives out this node's identities, the authority or an agent of it"`
-	HolderSocket   string `flag:"holder-socket" default:"/var/lib/nsm/wireguard.sock" help:"path of that process's socket, wireguard.sock in --state-dir of the forwarder"`
+	HolderSocket   string `flag:"holder-socket" help:"path of that process's socket, wireguard.sock in --state-dir of the forwarder; default that of 'nsm up', /var/lib/nsm/wireguard.sock, or where nobody is there that of 'nsm forwarder', /var/lib/nsm/forwarder/wireguard.sock"`
 	IdentitySocket string `flag:"identity-socket" env:"NSM_IDENTITY_SOCKET" default:"unix:///var/lib/networkservicemesh/identity.sock" help:"URL of the authority's or agent's socket"`
 	Seconds        uint32 `flag:"seconds" default:"0" help:"for how long to record, at most 300; 0 = what there is now or has been since the process began, 10 s of cpu, mutex, block and trace"`
 	File           string `flag:"file" short:"o" help:"file to write, - for standard output; default KIND.pprof, or trace.out"`
 }
 
+// holderSockets are where a holder may be unless somebody says where: of 'nsm up' and of
+// 'nsm forwarder', as their --state-dir is by default.
+var holderSockets = []string{"/var/lib/nsm/wireguard.sock", "/var/lib/nsm/forwarder/wireguard.sock"}
+
+// profileFlags are the flags of 'nsm profile' that matter for one choice of --of alone.
+var profileFlags = []struct{ name, of string }{
+	{"connect-to", "daemon"}, {"dial-timeout", "daemon"}, {"max-token-lifetime", "daemon"},
+	{"holder-socket", "holder"}, {"identity-socket", "authority"},
+}
+
 func newProfile(a *app) *cobra.Command {
 	var cfg profileConfig
-	c := a.command(&cobra.Command{
+	c := &cobra.Command{
 		Use:   "profile [KIND]",
 		Short: "Record what a daemon spends time and memory on",
 		Long: "Record what a daemon spends time and memory on, in the form of 'go tool pprof':\n\n" +
@@ -60,7 +71,13 @@ func newProfile(a *app) *cobra.Command {
 		GroupID:           groupOperate,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions(profile.Kinds, cobra.ShellCompDirectiveNoFileComp),
-	}, &cfg, func(ctx context.Context, args []string) error {
+	}
+	a.command(c, &cfg, func(ctx context.Context, args []string) error {
+		for _, f := range profileFlags { // what the environment says is meant for other commands, too
+			if f.of != cfg.Of && c.Flags().Changed(f.name) {
+				return &usageError{c, fmt.Errorf("--%s is of no use with --of %s: leave it out, or ask with --of %s", f.name, cfg.Of, f.of)}
+			}
+		}
 		kind := "cpu"
 		if len(args) > 0 {
 			kind = args[0]
@@ -88,9 +105,13 @@ func newProfile(a *app) *cobra.Command {
 		if cfg.Of == "authority" {
 			return callAuthority(ctx, cfg.IdentitySocket, save)
 		}
-		data, err := holder.Visit(cfg.HolderSocket).Profile(ctx, kind, int(cfg.Seconds))
+		sockets := holderSockets
+		if cfg.HolderSocket != "" {
+			sockets = []string{cfg.HolderSocket}
+		}
+		data, err := callHolder(ctx, sockets, kind, int(cfg.Seconds))
 		if err != nil {
-			return noHolder(err)
+			return err
 		}
 		return a.saveProfile(func() ([]byte, error) {
 			if data == nil {
@@ -119,12 +140,23 @@ func callAuthority(ctx context.Context, socket string, f func(context.Context, a
 	return errors.Join(err, conn.Close())
 }
 
-// noHolder says so if nobody is at the socket.
-func noHolder(err error) error {
-	if !errors.Is(err, nserr.PeerDown) {
-		return err
+// callHolder has the holder record a profile that is at the first of the sockets at which
+// there is one.
+func callHolder(ctx context.Context, sockets []string, kind string, seconds int) (_ []byte, err error) {
+	for _, socket := range sockets {
+		data, failed := holder.Visit(socket).Profile(ctx, kind, seconds)
+		if !errors.Is(failed, nserr.PeerDown) {
+			return data, failed
+		}
+		ended := !errors.Is(failed, os.ErrNotExist) && !errors.Is(failed, unix.ECONNREFUSED)
+		if err != nil {
+			failed = fmt.Errorf("%w; %w", err, failed) // in one line
+		}
+		if err = failed; ended { // it was there, and nobody wants a profile of another one
+			break
+		}
 	}
-	return nserr.PeerDown.Errorf("no profile: %w", err).
+	return nil, nserr.PeerDown.Errorf("no profile: %w", err).
 		WithFix("see whether 'nsm wireguard-holder' runs: only while there are wires by WireGuard in userspace; if it does, name the path after its --socket with --holder-socket")
 }
 
