@@ -209,19 +209,17 @@ func (m *Manager) failed(ctx context.Context, t *conn.Turn[wire], call *hop.Call
 // replacing any, and prefixes that its addresses must not come from (§3.7). What c refers
 // to may be somebody else's, too: what changes is copied.
 func (m *Manager) describeClient(c *networkservice.Connection) {
-	for k, v := range m.config.Labels {
-		if _, ok := c.GetLabels()[k]; !ok {
-			labels := make(map[string]string, len(c.GetLabels())+1)
-			maps.Copy(labels, c.GetLabels())
-			labels[k], c.Labels = v, labels
-		}
+	if has := c.GetLabels(); !hasKeys(has, m.config.Labels) {
+		c.Labels = maps.Clone(m.config.Labels)
+		maps.Copy(c.Labels, has)
 	}
 	if m.config.Excluded == nil {
 		return
 	}
 	var more []string
 	for _, p := range m.config.Excluded() {
-		if text := p.String(); !slices.Contains(c.GetContext().GetIpContext().GetExcludedPrefixes(), text) {
+		text := p.String()
+		if !slices.Contains(c.GetContext().GetIpContext().GetExcludedPrefixes(), text) && !slices.Contains(more, text) {
 			more = append(more, text)
 		}
 	}
@@ -235,6 +233,16 @@ func (m *Manager) describeClient(c *networkservice.Connection) {
 		c.Context.IpContext = &networkservice.IPContext{}
 	}
 	c.Context.IpContext.ExcludedPrefixes = append(c.Context.IpContext.ExcludedPrefixes, more...)
+}
+
+// hasKeys reports whether labels have a value for each key of keys.
+func hasKeys(labels, keys map[string]string) bool {
+	for k := range keys {
+		if _, ok := labels[k]; !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // forwarder is a forwarder of this node that can be asked.

@@ -58,7 +58,8 @@ func (t *Table) Add(f *os.File) (key string, err error) {
 	if f != nil {
 		// What the table has open is a network namespace, and nothing else has its key.
 		if key, err := Key(f); err == nil && t.Hold(key) == nil {
-			return key, f.Close()
+			_ = f.Close()
+			return key, nil
 		}
 	}
 	f, err = reopen(f)

@@ -70,8 +70,9 @@ type Hop struct {
 // Call is a Request or Close that was admitted.
 type Call struct {
 	// Conn is the connection as this hop sees it: id and path index are its own,
-	// tokens and expiries of the previous and the own segment are fresh. It
-	// belongs to the server, which may change it.
+	// tokens and expiries of the previous and the own segment are fresh. The server may
+	// put something else in the place of what it has, but not change what it refers to:
+	// the caller may do so as well, see rpc.Shallow.
 	Conn *networkservice.Connection
 
 	Caller  rpc.Caller // the adjacent hop
@@ -99,8 +100,8 @@ func (b Binding) check(id string, other Binding) error {
 	return nil
 }
 
-// Admit takes in a connection that arrived with a Request or Close. It changes
-// conn in place: the message was decoded for this call alone.
+// Admit takes in a connection that arrived with a Request or Close. It changes conn and
+// its path in place, which are of this call alone, but none of the path's segments.
 func (h Hop) Admit(ctx context.Context, conn *networkservice.Connection) (*Call, error) {
 	if err := Validate(conn); err != nil {
 		return nil, err

@@ -78,8 +78,9 @@ func NewMonitor(policy Policy) *Monitor {
 }
 
 // Publish tells watchers that a connection is as given. Watchers get an UPDATE
-// even if nothing changed: old peers take it as a sign of life. What c refers to, but for
-// its path, is what they see: it is not to be changed any more, see rpc.Shallow.
+// even if nothing changed: old peers take it as a sign of life. What c refers to is what
+// they see, so it is not to be changed any more; of the path's segments that is the metrics
+// and the times, see rpc.ShallowButPath.
 func (m *Monitor) Publish(c *networkservice.Connection) {
 	now := time.Now()
 	v := &View{Conn: rpc.ShallowButPath(c), Since: now, Changed: now}

@@ -94,7 +94,7 @@ func discard(l *link, inodeURL string) {
 	if err != nil || l == nil {
 		return
 	}
-	if f, _ := l.inbox.take(i); f != nil {
+	if f := l.inbox.take(i); f != nil {
 		_ = f.Close()
 	}
 }

@@ -445,10 +445,10 @@ func TestDescriptorLostUnderLoad(t *testing.T) {
 		"for want of room": {func(b *inbox, _ inode, more []*os.File) error { return b.sendTo(more) }, nserr.Busy},
 		"for want of time": {func(*inbox, inode, []*os.File) error { time.Sleep(fileLife + 1); return nil }, nserr.Busy},
 		"another's was closed": {func(b *inbox, own inode, more []*os.File) error {
-			f, _ := b.take(own)
+			f := b.take(own)
 			return errors.Join(f.Close(), b.sendTo(append(more, more[0])))
 		}, nserr.NoDescriptor},
-		"it was claimed": {func(b *inbox, own inode, _ []*os.File) error { f, _ := b.take(own); return f.Close() }, nserr.NoDescriptor},
+		"it was claimed": {func(b *inbox, own inode, _ []*os.File) error { return b.take(own).Close() }, nserr.NoDescriptor},
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

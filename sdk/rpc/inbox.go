@@ -27,7 +27,7 @@ type inbox struct {
 	closed  bool
 	files   []arrival     // oldest first, at most maxFiles
 	spilled []spill       // closed before somebody had claimed them; oldest first, at most maxSpills
-	changed chan struct{} // closed at the next arrival, and by close; nil while nobody waits
+	changed chan struct{} // closed at the next arrival, and by close; nil unless somebody waits for that
 	expiry  *time.Timer   // runs expire when the oldest file is due; nil before the first arrival
 }
 
@@ -117,7 +117,7 @@ var (
 func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
 	var timeout *time.Timer
 	for {
-		f, changed := b.take(i)
+		f, changed := b.takeOrWait(i)
 		if f != nil {
 			return f, nil
 		}
@@ -138,20 +138,31 @@ func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
 	}
 }
 
-// take returns the oldest file with inode i, or else a channel that is closed when
-// looking again makes sense, nil when it never will.
-func (b *inbox) take(i inode) (*os.File, <-chan struct{}) {
+// take returns the oldest file with inode i, nil if there is none.
+func (b *inbox) take(i inode) *os.File {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.takeLocked(i)
+}
+
+func (b *inbox) takeLocked(i inode) *os.File {
 	at := slices.IndexFunc(b.files, func(a arrival) bool { return a.inode == i })
-	switch {
-	case at >= 0:
-		f := b.files[at].file
-		b.files = slices.Delete(b.files, at, at+1)
-		b.quota.add(b.uid, 0, -1)
+	if at < 0 {
+		return nil
+	}
+	f := b.files[at].file
+	b.files = slices.Delete(b.files, at, at+1)
+	b.quota.add(b.uid, 0, -1)
+	return f
+}
+
+// takeOrWait is take, or else returns a channel that is closed when looking again makes
+// sense, nil when it never will.
+func (b *inbox) takeOrWait(i inode) (*os.File, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if f := b.takeLocked(i); f != nil || b.closed {
 		return f, nil
-	case b.closed:
-		return nil, nil
 	}
 	if b.changed == nil {
 		b.changed = make(chan struct{})

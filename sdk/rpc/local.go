@@ -43,9 +43,9 @@ type LocalCaller struct {
 	Identity func() Identity // what CallerFrom returns to the handler; nil: nobody
 	Tokens   token.Generator // nil: calls carry no token
 
-	// Share has the two sides of a call share what connections in requests and answers
+	// Share has the two sides of a unary call share what connections in its messages
 	// refer to, as Shallow does. So neither may change it, but only put something else in
-	// its place. Copies of it are a sixth of what a refresh takes.
+	// its place. Copies of it would be a sixth of what a refresh allocates.
 	Share bool
 }
 

@@ -10,11 +10,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
@@ -226,6 +229,53 @@ func TestLocalGivesUpOnDeafHandler(t *testing.T) {
 			t.Error("an answer came after the call")
 		}
 	})
+}
+
+// Two parts that share get what connections refer to, and a connection and path of their
+// own: id, state and index are each one's.
+func TestLocalShares(t *testing.T) {
+	asked := &networkservice.NetworkServiceRequest{Connection: &networkservice.Connection{}, MechanismPreferences: []*networkservice.Mechanism{{}}}
+	fill(asked.Connection.ProtoReflect())
+	before := proto.CloneOf(asked)
+	var served, answered *networkservice.Connection
+	l := NewLocal(LocalOptions{})
+	defer l.Close()
+	RegisterNetworkService(l, sharing(func(in *networkservice.NetworkServiceRequest) *networkservice.Connection {
+		if !proto.Equal(in, before) || in.MechanismPreferences[0] != asked.MechanismPreferences[0] {
+			t.Errorf("the server has %v", in)
+		}
+		served = in.Connection
+		answered = Shallow(served)
+		answered.Id, answered.Path.Index = "answer", 1
+		in.Connection.State, in.Connection.Path.Index = networkservice.State_UP, 0
+		in.MechanismPreferences[0] = nil
+		return answered
+	}))
+	got, err := networkservice.NewNetworkServiceClient(l.Dial(LocalCaller{Share: true})).Request(t.Context(), asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(asked, before) {
+		t.Errorf("what was asked has become %v", asked)
+	}
+	if got == answered || got.Path == answered.Path || !proto.Equal(got, answered) {
+		t.Errorf("got %v, answered %v", got, answered)
+	}
+	for _, c := range []*networkservice.Connection{served, got} {
+		if c.Mechanism != asked.Connection.Mechanism || c.Context != asked.Connection.Context || &c.Path.PathSegments[0] != &asked.Connection.Path.PathSegments[0] {
+			t.Error("it is not shared")
+		}
+	}
+}
+
+type sharing func(*networkservice.NetworkServiceRequest) *networkservice.Connection
+
+func (s sharing) Request(_ context.Context, in *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+	return s(in), nil
+}
+
+func (sharing) Close(context.Context, *networkservice.Connection) (*emptypb.Empty, error) {
+	return new(emptypb.Empty), nil
 }
 
 // Messages belong to whoever holds them: changing them, even while the other side

@@ -47,8 +47,8 @@ func shareMessage(dst, src proto.Message) {
 }
 
 // Shallow returns a copy of c that has a path of its own, and else shares all that c
-// refers to: mechanism, context, labels, and the path's segments. What is shared may be
-// replaced in each, but not changed any more in either.
+// refers to: mechanism, context, labels, and the path's segments and their list. What is
+// shared may be replaced in each, but not changed any more in either.
 func Shallow(c *networkservice.Connection) *networkservice.Connection { return cloneWith(c, shallow) }
 
 func shallow(dst, src *networkservice.Connection) {

@@ -57,9 +57,7 @@ func (s *sharedParts) note(m proto.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r, ok := m.(*networkservice.NetworkServiceRequest); ok {
-		for _, p := range r.GetMechanismPreferences() {
-			s.addLocked(p)
-		}
+		s.addLocked(&networkservice.NetworkServiceRequest{MechanismPreferences: r.GetMechanismPreferences()})
 		m = r.GetConnection()
 	}
 	c, ok := m.(*networkservice.Connection)
@@ -75,7 +73,8 @@ func (s *sharedParts) note(m proto.Message) {
 	for _, segment := range c.GetPath().GetPathSegments() {
 		s.addLocked(segment)
 	}
-	s.addLocked(&networkservice.Connection{Labels: c.GetLabels()})
+	// The map and the slice are those of c: what is put into them is seen here.
+	s.addLocked(&networkservice.Connection{Labels: c.GetLabels(), Path: &networkservice.Path{PathSegments: c.GetPath().GetPathSegments()}})
 }
 
 func (s *sharedParts) addLocked(m proto.Message) {

@@ -21,8 +21,9 @@ import (
 //
 // A relay stands for the manager and the forwarder of each node, and an endpoint answers
 // with answer, a connection that our mesh has made. They are called as ours are: the
-// first node and the endpoint over Unix sockets, the second node over TCP. It returns
-// where the first is called.
+// first node and the endpoint over Unix sockets, the second node over TCP. Answers and
+// refreshes are as long as ours, while a first Request does not grow from hop to hop. It
+// returns where the first is called.
 func startAlone(t testing.TB, nodes int, answer []byte) (manager string, err error) {
 	e := endpoint{answer: new(networkservice.Connection)}
 	if err := proto.Unmarshal(answer, e.answer); err != nil {

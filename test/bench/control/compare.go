@@ -150,7 +150,10 @@ func (o options) compare(ctx context.Context, s setting) (calls []Call, err erro
 		for round := -1; round < o.rounds; round++ {
 			got := make([][]figures, len(sides))
 			for i := range sides {
-				which := (round + 1 + i) % len(sides) // A B C, B C A, C A B …
+				which := i // A B C, C B A, A B C …
+				if round%2 == 0 {
+					which = len(sides) - 1 - i
+				}
 				if got[which], err = o.cycle(sides[which], n); err != nil {
 					return calls, err
 				}
@@ -164,6 +167,9 @@ func (o options) compare(ctx context.Context, s setting) (calls []Call, err erro
 			for i := range of {
 				of[i].add(got[0][i], got[1][i])
 				if len(got) > 2 {
+					if f := got[2][i]; f.Failed > 0 {
+						return calls, fmt.Errorf("%s: %d × %s has failed: %s", alone, f.Failed, order[i], f.Why)
+					}
 					of[i].Alone.Add(got[2][i].cpuEach(), got[1][i].cpuEach())
 				}
 			}
