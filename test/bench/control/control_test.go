@@ -53,6 +53,13 @@ func TestShort(t *testing.T) {
 				t.Errorf("%s, %d nodes, %s: %s has no figures: %v, %v", c.Mode, c.Nodes, c.Do, p.what, p.a, p.b)
 			}
 		}
+		want := 0
+		if c.Mode == "plaintext" {
+			want = o.rounds
+		}
+		if a := c.Alone; len(a.A) != want || len(a.B) != want || want > 0 && (a.A[0] <= 0 || a.B[0] != c.CPU.B[0]) {
+			t.Errorf("%s, %d nodes, %s: beside gRPC alone %v, want %d of each", c.Mode, c.Nodes, c.Do, a, want)
+		}
 		if c.Failed[1] > 0 {
 			t.Errorf("%s, %d nodes, %s: %d of ours have failed: %s", c.Mode, c.Nodes, c.Do, c.Failed[1], c.Why[1])
 		}
