@@ -145,6 +145,13 @@ func Trim(p Path) Path {
 	return p
 }
 
+// Clone returns a path that shares no segment with p (metrics maps are shared
+// and must not be written to).
+func (p Path) Clone() Path {
+	p.Segments = slices.Clone(p.Segments)
+	return p
+}
+
 // Expires is the earliest expiry of any segment, zero if one is not known.
 func (p Path) Expires() time.Time {
 	var first time.Time

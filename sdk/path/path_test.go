@@ -5,7 +5,6 @@ package path
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -81,8 +80,7 @@ func TestEnterKeepsWhatWasSent(t *testing.T) {
 			p.Segments = append(p.Segments, Segment{Name: rapid.StringMatching(`[a-f]`).Draw(t, "name"), ID: fmt.Sprint(i)})
 		}
 		p.Index = rapid.IntRange(0, n-1).Draw(t, "index")
-		before := p
-		before.Segments = slices.Clone(p.Segments)
+		before := p.Clone()
 		in, err := Enter(p, p.Current().ID, "hop")
 		if err != nil {
 			t.Fatal(err)
