@@ -113,8 +113,9 @@ func NewWithTopics[K comparable, V any](topics func(V) []string) *Map[K, V] {
 // equal value is a change too.
 func (m *Map[K, V]) Put(k K, v V) uint64 { return m.put(k, v, false) }
 
-// Touch is Put of a value that brings nothing new to readers that are for changes only:
-// they get it with the next change that does, if k is not new, or about other topics now.
+// Touch is Put of a value that brings nothing new: readers that are for changes only are
+// told it with the next change of k. Of a new k, and where the topics are others now, it is
+// a change.
 func (m *Map[K, V]) Touch(k K, v V) uint64 { return m.put(k, v, true) }
 
 func (m *Map[K, V]) put(k K, v V, touch bool) uint64 {
