@@ -3,21 +3,15 @@
 package netns_test
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/openvwire/nsm/internal/lab"
-	"github.com/openvwire/nsm/internal/nstest"
 )
 
 // A client whose ssh session is dropped closes its wires before it ends.
@@ -51,26 +45,16 @@ func TestConnectAtTerminal(t *testing.T) {
 	serve(t, workload(t, a, "db"), "db", "--cidr", "10.60.0.0/24")
 	unchanged(t, l)
 	const script = `trap 'echo interrupted; n=$((n+1)); [ $n -lt 2 ] || exit 7' INT; echo at work; while :; do sleep 0.05; done`
-	c := exec.Command(nstest.Program(), "connect", "kernel://db/nsm-1", "--", "sh", "-c", script)
-	c.Env = append(os.Environ(), append(a.Env(), "GORACE=atexit_sleep_ms=0")...)
-	terminal, err := startAtTerminal(a.NetNS, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer terminal.Close()
-	lines := bufio.NewScanner(terminal)
+	terminal := atTerminal(t, a, "connect", "kernel://db/nsm-1", "--", "sh", "-c", script)
 	presses := 0
-	for lines.Scan() { // until the last process at the terminal has ended
-		t.Log(lines.Text())
-		if said := lines.Text(); presses < 2 && (strings.HasSuffix(said, "at work") || strings.HasSuffix(said, "interrupted")) {
+	for said := range terminal.lines {
+		if presses < 2 && (strings.HasSuffix(said, "at work") || strings.HasSuffix(said, "interrupted")) {
 			presses++
-			if _, err := io.WriteString(terminal, "\x03"); err != nil {
-				t.Error(err)
-			}
+			terminal.press("\x03")
 		}
 	}
-	if _ = c.Wait(); c.ProcessState.ExitCode() != 7 {
-		t.Errorf("ended with %v, want exit code 7", c.ProcessState)
+	if terminal.ended != "exit status 7" {
+		t.Errorf("ended with %s, want exit code 7", terminal.ended)
 	}
 }
 
@@ -92,22 +76,9 @@ func TestConnectInterruptedWhileClosing(t *testing.T) {
 			serve(t, workload(t, a, "db"), "db", "--cidr", "10.60.0.0/24")
 			unchanged(t, l)
 			manager := l.Daemon("a", "manager")
-			c := exec.Command(nstest.Program(), "connect", "--max-token-lifetime="+tt.lifetime, "kernel://db/nsm-1", "--", "sh", "-c", "echo at work; read line; exit 7")
-			c.Env = append(os.Environ(), append(a.Env(), "GORACE=atexit_sleep_ms=0")...)
-			terminal, err := startAtTerminal(a.NetNS, c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer terminal.Close()
-			press := func(key string) {
-				if _, err := io.WriteString(terminal, key); err != nil {
-					t.Error(err)
-				}
-			}
+			terminal := atTerminal(t, a, "connect", "--max-token-lifetime="+tt.lifetime, "kernel://db/nsm-1", "--", "sh", "-c", "echo at work; read line; exit 7")
 			var said []string
-			for lines := bufio.NewScanner(terminal); lines.Scan(); { // until the last process at the terminal has ended
-				line := strings.TrimSpace(lines.Text())
-				t.Log(line)
+			for line := range terminal.lines {
 				said = append(said, line)
 				switch {
 				case strings.HasSuffix(line, "at work"):
@@ -115,19 +86,19 @@ func TestConnectInterruptedWhileClosing(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer manager.Thaw()
-					press("\n")
+					terminal.press("\n")
 				case line == "nsm: closing the wires":
-					press("\x03")
+					terminal.press("\x03")
 				case strings.Contains(line, "nsm: closing the wires first") && tt.presses == 1:
 					if err := manager.Thaw(); err != nil {
 						t.Fatal(err)
 					}
 				case strings.Contains(line, "nsm: closing the wires first"):
-					press("\x03")
+					terminal.press("\x03")
 				}
 			}
-			if err := c.Wait(); err == nil || err.Error() != tt.ends {
-				t.Errorf("ended with %v, want %s", err, tt.ends)
+			if terminal.ended != tt.ends {
+				t.Errorf("ended with %q, want %s", terminal.ended, tt.ends)
 			}
 			left := slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, "expires by itself: db on nsm-1 in ") })
 			if left != (tt.presses > 1) {
@@ -141,38 +112,6 @@ func TestConnectInterruptedWhileClosing(t *testing.T) {
 			}
 		})
 	}
-}
-
-// startAtTerminal starts a command in a namespace at a terminal of its own and
-// returns the other side of it (pty(7)).
-func startAtTerminal(ns *lab.NetNS, c *exec.Cmd) (*os.File, error) {
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	number, err := unix.IoctlGetUint32(int(master.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		err = startAt(ns, c, fmt.Sprintf("/dev/pts/%d", number))
-	}
-	if err != nil {
-		master.Close()
-		return nil, err
-	}
-	return master, nil
-}
-
-func startAt(ns *lab.NetNS, c *exec.Cmd, terminal string) error {
-	tty, err := os.OpenFile(terminal, os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return err
-	}
-	defer tty.Close()
-	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	return ns.Do(c.Start)
 }
 
 // An endpoint is reached over a Unix socket, but has no file that could be left

@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "sudo:", sudo(os.Args[1:]))
 		os.Exit(1)
 	}
+	if os.Args[0] == atTerminalArg {
+		lead(os.Args[1:])
+		return
+	}
 	if door := os.Getenv(asNobody); door != "" {
 		if err := try(door); err != nil {
 			fmt.Print(err)
