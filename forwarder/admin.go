@@ -41,26 +41,26 @@ func (a *admin) DescribeWire(ctx context.Context, req *adminv1.DescribeWireReque
 	if err != nil {
 		return nil, err
 	}
-	w, err := a.f.sketch(ctx, view.Conn.GetId())
+	w, err := a.f.sketch(ctx, view.Conn().GetId())
 	if err != nil {
 		return nil, err
 	}
 	d := &adminv1.WireDescription{
 		Hops: []*adminv1.Hop{{
-			Name: a.f.config.Name, Id: view.Conn.GetId(), Role: adminv1.Role_ROLE_FORWARDER, Version: hop.BuildVersion(),
+			Name: a.f.config.Name, Id: view.Conn().GetId(), Role: adminv1.Role_ROLE_FORWARDER, Version: hop.BuildVersion(),
 		}},
-		Legs:   []*adminv1.WireLeg{w.leftLeg(view.Conn)},
+		Legs:   []*adminv1.WireLeg{w.leftLeg(view.Conn())},
 		Kernel: []*adminv1.KernelObjects{a.f.kernelObjects(ctx, w.desired)},
 	}
 	var behind *adminv1.WireDescription
 	if w.far != nil {
-		behind = hop.Describe(ctx, w.far, view.Conn.GetNextPathSegment().GetId(), neighbour(view.Conn, +2))
+		behind = hop.Describe(ctx, w.far, view.Conn().GetNextPathSegment().GetId(), neighbour(view.Conn(), +2))
 		w.far.Release()
 	}
 	d.Hops = append(d.Hops, behind.GetHops()...)
 	d.Kernel = append(d.Kernel, behind.GetKernel()...)
 	if d.Legs = append(d.Legs, behind.GetLegs()...); len(behind.GetLegs()) == 0 {
-		d.Legs = append(d.Legs, w.rightLeg(view.Conn)) // else the far side has told of it as its left one
+		d.Legs = append(d.Legs, w.rightLeg(view.Conn())) // else the far side has told of it as its left one
 	}
 	return d, nil
 }

@@ -214,10 +214,10 @@ func (d *drain) look(now time.Time) *adminv1.DrainProgress {
 	p := &adminv1.DrainProgress{Endpoints: d.names}
 	var ids []string
 	for _, v := range d.m.monitor.All() {
-		if !slices.Contains(d.names, v.Conn.GetNetworkServiceEndpointName()) {
+		if !slices.Contains(d.names, v.Conn().GetNetworkServiceEndpointName()) {
 			continue
 		}
-		id := v.Conn.GetId()
+		id := v.Conn().GetId()
 		ids = append(ids, id)
 		d.seen[id] = true
 		if d.mover.stuck(id, now) {

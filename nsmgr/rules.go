@@ -247,11 +247,11 @@ func (m *Manager) offered(service string, now time.Time) (out []*registry.Networ
 // placed returns the wires of a service whose endpoints are chosen here, by its rules.
 func (m *Manager) placed(service string) (out []placed) {
 	for _, v := range m.monitor.All() {
-		if v.Conn.GetNetworkService() != service {
+		if v.Conn().GetNetworkService() != service {
 			continue
 		}
-		if labels, ok := m.ruled.client(v.Conn.GetId()); ok {
-			out = append(out, placed{id: v.Conn.GetId(), client: labels, endpoint: v.Conn.GetNetworkServiceEndpointName()})
+		if labels, ok := m.ruled.client(v.Conn().GetId()); ok {
+			out = append(out, placed{id: v.Conn().GetId(), client: labels, endpoint: v.Conn().GetNetworkServiceEndpointName()})
 		}
 	}
 	slices.SortFunc(out, func(a, b placed) int { return strings.Compare(a.id, b.id) })

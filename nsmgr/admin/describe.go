@@ -27,7 +27,7 @@ func (s *Server) DescribeWire(ctx context.Context, req *adminv1.DescribeWireRequ
 	}
 	t := s.trail(v)
 	t.hops[t.own].Version = hop.BuildVersion()
-	d := &adminv1.WireDescription{Hops: t.hops, Context: contextOf(v.Conn.GetContext())}
+	d := &adminv1.WireDescription{Hops: t.hops, Context: contextOf(v.Conn().GetContext())}
 	if t.own+1 < len(t.hops) {
 		t.learn(d, s.behind(ctx, t.hops[t.own+1]))
 	}
@@ -85,7 +85,7 @@ func (t trail) leg() *adminv1.WireLeg {
 	if t.client < t.own-1 {
 		from = t.hops[t.own-1]
 	}
-	m := hop.MechanismOf(t.Conn.GetMechanism())
+	m := hop.MechanismOf(t.Conn().GetMechanism())
 	return &adminv1.WireLeg{From: from.GetName(), To: to.GetName(), Class: m.Class, Type: m.Shown(), Parameters: m.Params}
 }
 

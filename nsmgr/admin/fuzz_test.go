@@ -45,9 +45,9 @@ func FuzzDescribe(f *testing.F) {
 			},
 			DnsContext: &networkservice.DNSContext{Configs: []*networkservice.DNSConfig{{DnsServerIps: []string{"10.0.0.1"}}}},
 		}
-	}).Conn
-	f.Add(marshal(f, s.publish(1, "web mgr fwd mgr-b fwd-b db-1").Conn), told)
-	f.Add(marshal(f, s.publish(1, "web mgr").Conn), told)
+	}).Conn()
+	f.Add(marshal(f, s.publish(1, "web mgr fwd mgr-b fwd-b db-1").Conn()), told)
+	f.Add(marshal(f, s.publish(1, "web mgr").Conn()), told)
 	f.Add(marshal(f, long), told)
 	f.Add(marshal(f, &networkservice.Connection{}), []byte{})
 	f.Fuzz(func(t *testing.T, raw, told []byte) {
@@ -62,7 +62,7 @@ func FuzzDescribe(f *testing.F) {
 		defer s.config.Wires.Delete(c.GetId())
 		v, _ := s.config.Wires.Get(c.GetId())
 		before, tr := s.trail(v), s.trail(v)
-		d := &adminv1.WireDescription{Hops: tr.hops, Context: contextOf(v.Conn.GetContext())}
+		d := &adminv1.WireDescription{Hops: tr.hops, Context: contextOf(v.Conn().GetContext())}
 		tr.learn(d, behind)
 		d.Legs = append(d.Legs, tr.leg())
 		d.Summary = tr.summary()

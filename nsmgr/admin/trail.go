@@ -23,8 +23,8 @@ type trail struct {
 // trail works out what each hop is and where. What it says of others than the
 // neighbours is as good as the word of those in between.
 func (s *Server) trail(v *hop.View) trail {
-	segments := v.Conn.GetPath().GetPathSegments()
-	t := trail{View: v, hops: make([]*adminv1.Hop, len(segments)), own: int(v.Conn.GetPath().GetIndex())}
+	segments := v.Conn().GetPath().GetPathSegments()
+	t := trail{View: v, hops: make([]*adminv1.Hop, len(segments)), own: int(v.Conn().GetPath().GetIndex())}
 	ids := v.Identities()
 	for i, p := range segments {
 		t.hops[i] = &adminv1.Hop{
@@ -49,7 +49,7 @@ func (s *Server) trail(v *hop.View) trail {
 // role says what hop i is, given what those before it are: who registered as a
 // forwarder is one, and the others alternate.
 func (s *Server) role(t trail, i int) adminv1.Role {
-	name := t.Conn.GetPath().GetPathSegments()[i].GetName()
+	name := t.Conn().GetPath().GetPathSegments()[i].GetName()
 	registered, known := s.config.Endpoints.Get(name)
 	switch {
 	case i == t.own:
@@ -78,11 +78,11 @@ func (s *Server) locate(t trail) {
 		case known:
 			h.Node = s.nodeOf(registered)
 		case i == t.endpoint: // an endpoint need not call its segment as it is registered
-			if registered, known := s.config.Endpoints.Get(t.Conn.GetNetworkServiceEndpointName()); known {
+			if registered, known := s.config.Endpoints.Get(t.Conn().GetNetworkServiceEndpointName()); known {
 				h.Node = s.nodeOf(registered)
 			}
 		case i == t.client: // its manager has labelled it
-			h.Node = t.Conn.GetLabels()[nodeLabel]
+			h.Node = t.Conn().GetLabels()[nodeLabel]
 		case h.GetRole() == adminv1.Role_ROLE_MANAGER && i+1 < len(t.hops): // a manager's forwarder is on its node
 			h.Node = t.hops[i+1].GetNode()
 		}

@@ -147,7 +147,7 @@ func TestInterfaces(t *testing.T) {
 		w := s.trail(tt.view).summary()
 		got := w.GetClient().GetMechanism() + " " + w.GetClient().GetInterface() + ", " + w.GetEndpoint().GetMechanism() + " " + w.GetEndpoint().GetInterface()
 		if got != tt.want {
-			t.Errorf("at %s: %q, want %q", tt.view.Conn.GetId(), got, tt.want)
+			t.Errorf("at %s: %q, want %q", tt.view.Conn().GetId(), got, tt.want)
 		}
 	}
 }
@@ -172,7 +172,7 @@ func TestDescribeWithoutForwarder(t *testing.T) {
 		{"web mgr gone db-1", "not registered"},
 	} {
 		v := s.publish(1, tt.path)
-		d, err := client.DescribeWire(t.Context(), &adminv1.DescribeWireRequest{Id: v.Conn.GetId()})
+		d, err := client.DescribeWire(t.Context(), &adminv1.DescribeWireRequest{Id: v.Conn().GetId()})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,18 +32,18 @@ func (s *Server) Wires(req *adminv1.WiresRequest, stream grpc.ServerStreamingSer
 	})
 	if f.GetName() != "" && !f.GetWatch() {
 		v, err := s.config.Wires.Find(who, f.GetName())
-		if err != nil || !selectsWire(req, v.Conn) {
+		if err != nil || !selectsWire(req, v.Conn()) {
 			return err
 		}
-		return l.show(v.Conn.GetId(), s.trail(v).summary())
+		return l.show(v.Conn().GetId(), s.trail(v).summary())
 	}
 	return end(ctx, s.config.Wires.Follow(ctx, who, func(initial bool, changes []hop.Change) error {
 		for _, c := range changes {
 			var err error
-			if c.Deleted || !isNamed(c.Conn, f.GetName()) || !selectsWire(req, c.Conn) {
-				err = l.hide(c.Conn.GetId())
+			if c.Deleted || !isNamed(c.Conn(), f.GetName()) || !selectsWire(req, c.Conn()) {
+				err = l.hide(c.Conn().GetId())
 			} else {
-				err = l.show(c.Conn.GetId(), s.trail(c.View).summary())
+				err = l.show(c.Conn().GetId(), s.trail(c.View).summary())
 			}
 			if err != nil {
 				return err
@@ -71,7 +71,7 @@ var isCode = regexp.MustCompile(`^NSM-[0-9]{4}$`)
 
 // summary is a wire in one line.
 func (t trail) summary() *adminv1.WireSummary {
-	c := t.Conn
+	c := t.Conn()
 	w := &adminv1.WireSummary{
 		Id: t.hops[0].GetId(), Service: c.GetNetworkService(), Payload: c.GetPayload(),
 		State:  adminv1.WireState(c.GetState() + 1),
@@ -102,11 +102,11 @@ func (t trail) summary() *adminv1.WireSummary {
 func (t trail) clientSide() *adminv1.WireSide {
 	h := t.hops[t.client]
 	side := &adminv1.WireSide{
-		Name: h.GetName(), Node: h.GetNode(), Mechanism: hop.MechanismOf(t.Conn.GetMechanism()).Shown(),
-		Addresses: t.Conn.GetContext().GetIpContext().GetSrcIpAddrs(),
+		Name: h.GetName(), Node: h.GetNode(), Mechanism: hop.MechanismOf(t.Conn().GetMechanism()).Shown(),
+		Addresses: t.Conn().GetContext().GetIpContext().GetSrcIpAddrs(),
 	}
 	if t.client == t.own-1 && side.Mechanism == mechanism.TypeKernel {
-		side.Interface = t.Conn.GetMechanism().GetParameters()["name"]
+		side.Interface = t.Conn().GetMechanism().GetParameters()["name"]
 	} else if f := t.firstForwarder(); f != nil {
 		side.Interface = interfaceOf(f, "server_interface")
 	}
@@ -118,8 +118,8 @@ func (t trail) clientSide() *adminv1.WireSide {
 func (t trail) endpointSide() *adminv1.WireSide {
 	h := t.hops[t.endpoint]
 	side := &adminv1.WireSide{
-		Name: t.Conn.GetNetworkServiceEndpointName(), Node: h.GetNode(),
-		Addresses: t.Conn.GetContext().GetIpContext().GetDstIpAddrs(),
+		Name: t.Conn().GetNetworkServiceEndpointName(), Node: h.GetNode(),
+		Addresses: t.Conn().GetContext().GetIpContext().GetDstIpAddrs(),
 	}
 	if t.own+1 < len(t.hops) {
 		side.Mechanism, _, _ = strings.Cut(t.hops[t.own+1].GetMetrics()["client_interface"], "/")

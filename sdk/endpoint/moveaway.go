@@ -69,7 +69,7 @@ func (e *Endpoint) awaitCloses(ctx context.Context) {
 func (e *Endpoint) hasOthers(ctx context.Context) (bool, error) {
 	asked := make(map[string]bool)
 	for _, v := range e.monitor.All() {
-		service := v.Conn.GetNetworkService()
+		service := v.Conn().GetNetworkService()
 		if asked[service] {
 			continue
 		}

@@ -16,7 +16,7 @@
 //		t.ExpireAt(call.Expiry(ctx))
 //		s.monitor.Publish(reply)
 //	})
-//	return call.Reply(reply), nil
+//	return call.Reply(rpc.Shallow(reply)), nil // what was published is not changed any more
 //
 // # Asking and taking back
 //

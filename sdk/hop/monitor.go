@@ -35,39 +35,34 @@ type Monitor struct {
 
 // View is a connection as watchers see it. It is shared and not to be changed.
 type View struct {
-	Conn  *networkservice.Connection // index and id are the hop's own; no tokens
-	Since time.Time                  // of the first Publish
+	Since time.Time // of the first Publish
 	// Changed is since when its state is what it is. A wish that a hop makes by a state
 	// changes nothing: the connection is as it was.
 	Changed time.Time
 
-	hops *hops
+	conn       *networkservice.Connection // as the hop has it: tokens included, which are not to be shown
+	identities []string                   // of each segment of its path
+
+	look  sync.Once
+	shown *networkservice.Connection // what Conn returns, once somebody has looked
+}
+
+// Conn returns the connection, whose index and id are the hop's own, without tokens.
+// Most refreshes change nothing and nobody looks: so the copy that has none is made for
+// the first who does.
+func (v *View) Conn() *networkservice.Connection {
+	v.look.Do(func() {
+		v.shown = rpc.ShallowButPath(v.conn)
+		for _, s := range v.shown.GetPath().GetPathSegments() {
+			s.Token = ""
+		}
+	})
+	return v.shown
 }
 
 // Identities returns who the hops of the path are: the subject of each segment's
 // token, "" where there was none to read.
-func (v *View) Identities() []string { return v.hops.identities() }
-
-// hops are who the hops of a path are. Tokens are read once, and only if somebody asks.
-type hops struct {
-	read   sync.Once
-	tokens []string // of each segment; nil: ids are known
-	ids    []string
-}
-
-func (h *hops) identities() []string {
-	h.read.Do(func() {
-		if h.tokens == nil {
-			return
-		}
-		h.ids = make([]string, len(h.tokens))
-		for i, raw := range h.tokens {
-			h.ids[i] = subject(raw)
-		}
-		h.tokens = nil
-	})
-	return h.ids
-}
+func (v *View) Identities() []string { return v.identities }
 
 // NewMonitor returns a Monitor without connections. A nil policy means Strict.
 func NewMonitor(policy Policy) *Monitor {
@@ -78,24 +73,22 @@ func NewMonitor(policy Policy) *Monitor {
 }
 
 // Publish tells watchers that a connection is as given. Watchers get an UPDATE
-// even if nothing changed: old peers take it as a sign of life. What c refers to is what
-// they see, so it is not to be changed any more; of the path's segments that is the metrics
-// and the times, see rpc.ShallowButPath.
+// even if nothing changed: old peers take it as a sign of life. c is kept, with all that it
+// refers to, so nothing of it is to be changed any more.
 func (m *Monitor) Publish(c *networkservice.Connection) {
 	now := time.Now()
-	v := &View{Conn: rpc.ShallowButPath(c), Since: now, Changed: now}
-	segments := v.Conn.GetPath().GetPathSegments()
-	v.hops = &hops{tokens: make([]string, len(segments))}
+	segments := c.GetPath().GetPathSegments()
+	v := &View{conn: c, Since: now, Changed: now, identities: make([]string, len(segments))}
 	for i, s := range segments {
-		v.hops.tokens[i], s.Token = s.Token, ""
+		v.identities[i] = subject(s.GetToken())
 	}
 	m.changing.Lock()
 	defer m.changing.Unlock()
 	old, ok := m.conns.Get(c.GetId())
 	if ok {
-		v.Since, v.Changed = old.Since, old.changed(v.Conn, now)
+		v.Since, v.Changed = old.Since, old.changed(c, now)
 	}
-	if ok && sameButTokens(old.Conn, v.Conn) {
+	if ok && sameButTokens(old.conn, c) {
 		m.conns.Touch(c.GetId(), v)
 	} else {
 		m.conns.Put(c.GetId(), v)
@@ -135,17 +128,17 @@ func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool)
 	if !ok {
 		return
 	}
-	c := rpc.Clone(old.Conn)
+	c := rpc.Clone(old.Conn())
 	if change(c) {
 		m.conns.Put(id, &View{
-			Conn: c, Since: old.Since, Changed: old.changed(c, time.Now()), hops: old.hopsOn(c.GetPath()),
+			conn: c, Since: old.Since, Changed: old.changed(c, time.Now()), identities: old.identitiesOn(c.GetPath()),
 		})
 	}
 }
 
 // changed is View.Changed of what takes the place of v.
 func (v *View) changed(c *networkservice.Connection, now time.Time) time.Time {
-	if isDown(v.Conn) == isDown(c) {
+	if isDown(v.conn) == isDown(c) {
 		return v.Changed
 	}
 	return now
@@ -153,20 +146,17 @@ func (v *View) changed(c *networkservice.Connection, now time.Time) time.Time {
 
 func isDown(c *networkservice.Connection) bool { return c.GetState() == networkservice.State_DOWN }
 
-// hopsOn are the hops of a path that has replaced v's. Who those are that are new on it
+// identitiesOn are those of a path that has replaced v's. Who those are that are new on it
 // is not known.
-func (v *View) hopsOn(path *networkservice.Path) *hops {
-	before, after := v.Conn.GetPath().GetPathSegments(), path.GetPathSegments()
-	if slices.EqualFunc(before, after, sameSegment) {
-		return v.hops
-	}
+func (v *View) identitiesOn(path *networkservice.Path) []string {
+	before, after := v.conn.GetPath().GetPathSegments(), path.GetPathSegments()
 	ids := make([]string, len(after))
-	for i, known := range v.Identities() {
+	for i, known := range v.identities {
 		if i < len(after) && sameSegment(before[i], after[i]) {
 			ids[i] = known
 		}
 	}
-	return &hops{ids: ids}
+	return ids
 }
 
 func sameSegment(a, b *networkservice.PathSegment) bool {
@@ -237,7 +227,7 @@ func (m *Monitor) checkClaim(id string, b Binding) error {
 	if !ok {
 		return nil
 	}
-	ids, index := v.Identities(), int(v.Conn.GetPath().GetIndex())
+	ids, index := v.Identities(), int(v.conn.GetPath().GetIndex())
 	if index < 1 || index >= len(ids) {
 		return nil
 	}
@@ -288,9 +278,9 @@ func (m *Monitor) Find(identity, id string) (*View, error) {
 	if len(found) == 0 {
 		return nil, nserr.UnknownWire.Errorf("no wire has the id %q, or one that begins so", id)
 	}
-	slices.SortFunc(found, func(a, b *View) int { return int(a.Conn.GetPath().GetIndex()) - int(b.Conn.GetPath().GetIndex()) })
+	slices.SortFunc(found, func(a, b *View) int { return int(a.conn.GetPath().GetIndex()) - int(b.conn.GetPath().GetIndex()) })
 	for _, v := range found[1:] {
-		if !v.passed(found[0].Conn) {
+		if !v.passed(found[0].conn) {
 			return nil, ambiguous(id, found)
 		}
 	}
@@ -302,7 +292,7 @@ func (m *Monitor) Find(identity, id string) (*View, error) {
 func ambiguous(id string, found []*View) error {
 	var ids, own []string
 	for _, v := range found {
-		ids, own = append(ids, v.FirstID()), append(own, v.Conn.GetId())
+		ids, own = append(ids, v.FirstID()), append(own, v.conn.GetId())
 	}
 	slices.Sort(ids)
 	if ids = slices.Compact(ids); len(ids) == 1 {
@@ -324,15 +314,15 @@ func some(ids []string) string {
 
 // FirstID returns the id of the first segment, which is the same at every hop.
 func (v *View) FirstID() string {
-	if segments := v.Conn.GetPath().GetPathSegments(); len(segments) > 0 {
+	if segments := v.conn.GetPath().GetPathSegments(); len(segments) > 0 {
 		return segments[0].GetId()
 	}
-	return v.Conn.GetId()
+	return v.conn.GetId()
 }
 
 // passed reports whether v's path has passed this hop as c before.
 func (v *View) passed(c *networkservice.Connection) bool {
-	at, segments := int(c.GetPath().GetIndex()), v.Conn.GetPath().GetPathSegments()
+	at, segments := int(c.GetPath().GetIndex()), v.conn.GetPath().GetPathSegments()
 	return at < len(segments) && segments[at].GetId() == c.GetId()
 }
 
@@ -399,11 +389,11 @@ func (m *Monitor) MonitorConnections(sel *networkservice.MonitorScopeSelector, s
 		deleted := make(map[string]*networkservice.Connection)
 		for _, c := range changes {
 			switch {
-			case !c.Conn.MatchesMonitorScopeSelector(sel):
+			case !c.Conn().MatchesMonitorScopeSelector(sel):
 			case c.Deleted:
-				deleted[c.Conn.GetId()] = c.Conn
+				deleted[c.Conn().GetId()] = c.Conn()
 			default:
-				updated[c.Conn.GetId()] = c.Conn
+				updated[c.Conn().GetId()] = c.Conn()
 			}
 		}
 		if initial {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/openvwire/nsm/sdk/nserr"
 	"github.com/openvwire/nsm/sdk/peer"
+	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
 )
 
@@ -123,12 +124,12 @@ func TestFind(t *testing.T) {
 		v, err := m.Find(who, tt.id)
 		switch {
 		case tt.want == "" && err == nil:
-			t.Errorf("Find(%s, %q) found %s", tt.who, tt.id, v.Conn.GetId())
+			t.Errorf("Find(%s, %q) found %s", tt.who, tt.id, v.Conn().GetId())
 		case tt.want == "" && tt.says == "" && tt.id != "" && !errors.Is(err, nserr.UnknownWire):
 			t.Errorf("Find(%s, %q): %v, want UnknownWire", tt.who, tt.id, err)
 		case tt.says != "" && (!errors.Is(err, nserr.BadRequest) || !strings.Contains(err.Error(), tt.says)):
 			t.Errorf("Find(%s, %q): %v, want %s", tt.who, tt.id, err, tt.says)
-		case tt.want != "" && (err != nil || v.Conn.GetId() != tt.want):
+		case tt.want != "" && (err != nil || v.Conn().GetId() != tt.want):
 			t.Errorf("Find(%s, %q): %v, want %s", tt.who, tt.id, err, tt.want)
 		}
 	}
@@ -143,8 +144,8 @@ func TestViewKnowsSinceWhen(t *testing.T) {
 		m.Publish(connection(t, 1, "web/w-1/web", "mgr/m1/mgr"))
 		m.Down("m1")
 		v, ok := m.Get("m1")
-		if !ok || !v.Since.Equal(start) || v.Conn.GetState() != networkservice.State_DOWN {
-			t.Errorf("%v since %v, want %v", v.Conn, v.Since, start)
+		if !ok || !v.Since.Equal(start) || v.Conn().GetState() != networkservice.State_DOWN {
+			t.Errorf("%v since %v, want %v", v.Conn(), v.Since, start)
 		}
 		m.Delete("m1")
 		m.Down("m1")
@@ -164,7 +165,7 @@ func TestIdentities(t *testing.T) {
 	m.Publish(connection(t, 1, "web/w-1/web", "mgr/m1/mgr", "fwd/f1/", "db/e1/db"))
 	identities := func() []string {
 		v, _ := m.Get("m1")
-		for _, s := range v.Conn.GetPath().GetPathSegments() {
+		for _, s := range v.Conn().GetPath().GetPathSegments() {
 			if s.Token != "" {
 				t.Errorf("watchers see the token of %s", s.Name)
 			}
@@ -312,30 +313,36 @@ func TestChangesOnly(t *testing.T) {
 		do      func(m *Monitor, c *networkservice.Connection)
 		changes bool // told to a watcher of changes only
 	}{
-		{"the first", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
+		{"the first", func(m *Monitor, c *networkservice.Connection) { m.Publish(rpc.Clone(c)) }, true},
 		{"a refresh", func(m *Monitor, c *networkservice.Connection) {
 			c.Path.PathSegments[2].Expires, c.Path.PathSegments[2].Token = timestamppb.Now(), tokenOf(t, "db")
-			m.Publish(c)
+			m.Publish(rpc.Clone(c))
 		}, false},
 		{"another identity", func(m *Monitor, c *networkservice.Connection) {
 			c.Path.PathSegments[2].Token = tokenOf(t, "other")
-			m.Publish(c)
+			m.Publish(rpc.Clone(c))
 		}, true},
 		{"another state", func(m *Monitor, c *networkservice.Connection) { m.Down(c.GetId()) }, true},
-		{"a refresh after it", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
+		{"a refresh after it", func(m *Monitor, c *networkservice.Connection) { m.Publish(rpc.Clone(c)) }, true},
 		{"an address", func(m *Monitor, c *networkservice.Connection) {
 			c.Context = &networkservice.ConnectionContext{IpContext: &networkservice.IPContext{SrcIpAddrs: []string{"10.0.0.1/32"}}}
-			m.Publish(c)
+			m.Publish(rpc.Clone(c))
 		}, true},
 		{"a parameter", func(m *Monitor, c *networkservice.Connection) {
 			c.Mechanism = &networkservice.Mechanism{Parameters: map[string]string{"a": "b"}}
-			m.Publish(c)
+			m.Publish(rpc.Clone(c))
 		}, true},
-		{"a label", func(m *Monitor, c *networkservice.Connection) { c.Labels = map[string]string{"a": "b"}; m.Publish(c) }, true},
-		{"a metric", func(m *Monitor, c *networkservice.Connection) { SetMetric(c, "a", "b"); m.Publish(c) }, true},
-		{"another way", func(m *Monitor, c *networkservice.Connection) { c.Path.PathSegments[2].Id = "e2"; m.Publish(c) }, true},
+		{"a label", func(m *Monitor, c *networkservice.Connection) {
+			c.Labels = map[string]string{"a": "b"}
+			m.Publish(rpc.Clone(c))
+		}, true},
+		{"a metric", func(m *Monitor, c *networkservice.Connection) { SetMetric(c, "a", "b"); m.Publish(rpc.Clone(c)) }, true},
+		{"another way", func(m *Monitor, c *networkservice.Connection) {
+			c.Path.PathSegments[2].Id = "e2"
+			m.Publish(rpc.Clone(c))
+		}, true},
 		{"the end", func(m *Monitor, c *networkservice.Connection) { m.Delete(c.GetId()) }, true},
-		{"the same again", func(m *Monitor, c *networkservice.Connection) { m.Publish(c) }, true},
+		{"the same again", func(m *Monitor, c *networkservice.Connection) { m.Publish(rpc.Clone(c)) }, true},
 	}
 	for _, sparing := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

@@ -223,7 +223,7 @@ func older(own, told []*networkservice.PathSegment, index int) bool {
 // says.
 func (m *Monitor) asTold(id string, event *networkservice.Connection) bool {
 	v, ok := m.Get(id)
-	return ok && misfit(v.Conn, event) == "" && asTold(v.Conn, event)
+	return ok && misfit(v.conn, event) == "" && asTold(v.conn, event)
 }
 
 // asTold reports whether an event that fits makes no difference to own. Until when

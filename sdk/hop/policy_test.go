@@ -24,7 +24,7 @@ func TestStrictObservers(t *testing.T) {
 		{"unknown, with everything", []string{"*", "/*"}, "", []string{other}, false},
 		{"known, with an empty name", []string{""}, me, []string{other}, false},
 	} {
-		m, v := NewMonitor(Strict{Observers: tt.observers}), &View{hops: &hops{ids: tt.path}}
+		m, v := NewMonitor(Strict{Observers: tt.observers}), &View{identities: tt.path}
 		if got := m.maySee(tt.id, v); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}

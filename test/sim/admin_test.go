@@ -99,7 +99,7 @@ func (m *Mesh) privateKeys() (keys [][32]byte) {
 	for _, n := range m.nodes {
 		for _, f := range n.forwarders {
 			for _, v := range f.Monitor().Visible(ID("observer")) {
-				w, ok, err := f.Desired(context.Background(), v.Conn.GetId())
+				w, ok, err := f.Desired(context.Background(), v.Conn().GetId())
 				if err == nil && ok && w.WireGuard != nil {
 					keys = append(keys, w.WireGuard.PrivateKey)
 				}

@@ -17,7 +17,7 @@ import (
 // askedToMove has the endpoint's clients take another path.
 func askedToMove(e *Endpoint) {
 	for _, v := range e.Server.Monitor().All() {
-		e.Server.Monitor().Amend(v.Conn.GetId(), func(c *networkservice.Connection) bool {
+		e.Server.Monitor().Amend(v.Conn().GetId(), func(c *networkservice.Connection) bool {
 			c.State = networkservice.State_RESELECT_REQUESTED
 			return true
 		})

@@ -186,7 +186,7 @@ func TestAskedByTheEndpoint(t *testing.T) {
 		b.Serve(Service{Name: "db", Endpoint: "two", CIDR: "10.61.0.0/24"})
 		ask := func(state networkservice.State) {
 			for _, v := range one.Server.Monitor().Visible(ID("observer")) {
-				one.Server.Monitor().Amend(v.Conn.GetId(), func(c *networkservice.Connection) bool {
+				one.Server.Monitor().Amend(v.Conn().GetId(), func(c *networkservice.Connection) bool {
 					c.State = state
 					return true
 				})

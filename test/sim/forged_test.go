@@ -23,17 +23,17 @@ func (m *Mesh) told(t *testing.T, p *part, w view) *networkservice.Connection {
 		for _, n := range m.nodes {
 			for _, f := range n.forwarders {
 				if v, ok := f.Monitor().Get(w.IDs[i]); ok {
-					return proto.CloneOf(v.Conn)
+					return proto.CloneOf(v.Conn())
 				}
 			}
 			for _, e := range n.endpoints {
 				if v, ok := e.Server.Monitor().Get(w.IDs[i]); ok {
-					return proto.CloneOf(v.Conn)
+					return proto.CloneOf(v.Conn())
 				}
 			}
 			if n.Manager != nil {
 				if v, ok := n.Manager.Monitor().Get(w.IDs[i]); ok {
-					return proto.CloneOf(v.Conn)
+					return proto.CloneOf(v.Conn())
 				}
 			}
 		}

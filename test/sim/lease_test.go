@@ -21,7 +21,7 @@ import (
 // ask has the endpoint ask all its clients for a refresh or for another path.
 func (e *Endpoint) ask(state networkservice.State) {
 	for _, v := range e.Server.Monitor().Visible(ID("observer")) {
-		e.Server.Monitor().Amend(v.Conn.GetId(), func(c *networkservice.Connection) bool {
+		e.Server.Monitor().Amend(v.Conn().GetId(), func(c *networkservice.Connection) bool {
 			c.State = state
 			return true
 		})

@@ -159,7 +159,7 @@ func TestLostAnswerOfAnotherForwarder(t *testing.T) {
 					a.StopManager()
 					a.StartManager()
 				} else {
-					a.Manager.Monitor().Down(a.Manager.Monitor().All()[0].Conn.GetId())
+					a.Manager.Monitor().Down(a.Manager.Monitor().All()[0].Conn().GetId())
 				}
 				Pass(time.Minute)
 				if asked < 2 {

@@ -36,7 +36,7 @@ func (n *Node) desired(t *testing.T) plan.Wire {
 	if len(all) != 1 {
 		t.Fatalf("%d wires", len(all))
 	}
-	w, ok, err := n.Forwarder().Desired(t.Context(), all[0].Conn.GetId())
+	w, ok, err := n.Forwarder().Desired(t.Context(), all[0].Conn().GetId())
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}

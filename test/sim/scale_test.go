@@ -87,7 +87,7 @@ func (f *Forwarder) numbers(t *testing.T) (vnis map[uint32]bool, ports map[uint1
 	t.Helper()
 	vnis, ports = make(map[uint32]bool), make(map[uint16]bool)
 	for _, v := range f.Monitor().Visible(ID("observer")) {
-		w, _, err := f.Desired(t.Context(), v.Conn.GetId())
+		w, _, err := f.Desired(t.Context(), v.Conn().GetId())
 		switch {
 		case err != nil:
 			t.Fatal(err)

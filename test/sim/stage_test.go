@@ -475,12 +475,12 @@ func (s *stage) check() {
 	for _, h := range s.hops() {
 		seen := make(map[string]string)
 		for _, v := range h.views {
-			segments, at := v.Conn.GetPath().GetPathSegments(), int(v.Conn.GetPath().GetIndex())
+			segments, at := v.Conn().GetPath().GetPathSegments(), int(v.Conn().GetPath().GetIndex())
 			key := fmt.Sprintf("%s at %d", v.FirstID(), at)
 			if id := seen[key]; id != "" {
-				s.t.Errorf("%s has %s twice, as %s and %s", h.name, key, id, v.Conn.GetId())
+				s.t.Errorf("%s has %s twice, as %s and %s", h.name, key, id, v.Conn().GetId())
 			}
-			seen[key] = v.Conn.GetId()
+			seen[key] = v.Conn().GetId()
 			if end := segments[at-1].GetExpires().AsTime(); now.After(end.Add(time.Second)) {
 				s.t.Errorf("%s has %s, which ended %v ago", h.name, key, now.Sub(end))
 			}
@@ -506,7 +506,7 @@ func (s *stage) checkOrphans() {
 	have := make(map[string]bool)
 	for _, h := range s.hops() {
 		for _, v := range h.views {
-			have[h.name+" "+v.Conn.GetId()] = true
+			have[h.name+" "+v.Conn().GetId()] = true
 		}
 	}
 	if !reflect.DeepEqual(want, have) {

@@ -190,7 +190,7 @@ func TestTunnelMovesInPlace(t *testing.T) {
 func macOf(t *testing.T, n *Node) string {
 	t.Helper()
 	for _, v := range n.Forwarder().Monitor().Visible(ID("observer")) {
-		if w, ok, err := n.Forwarder().Desired(t.Context(), v.Conn.GetId()); err == nil && ok {
+		if w, ok, err := n.Forwarder().Desired(t.Context(), v.Conn().GetId()); err == nil && ok {
 			return w.Ends[0].MAC.String()
 		}
 	}
