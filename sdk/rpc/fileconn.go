@@ -17,14 +17,19 @@ import (
 // fileConn is a Unix stream connection that carries descriptors next to its bytes.
 // It sits below TLS, which does not notice.
 //
-// On the wire (protocol.md §2.14, byte for byte what grpcfd v1.1.4 does):
+// On the wire (protocol.md §2.14):
 //
-//	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor     once per queued descriptor,
-//	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor     with the first bytes of a write
-//	write    the rest of it
+//	sendmsg  1 byte + SCM_RIGHTS with 1 descriptor       once per queued descriptor but the last,
+//	sendmsg  the rest + SCM_RIGHTS with 1 descriptor     with the bytes of a write
 //
 // The kernel never merges data across a message with SCM_RIGHTS, so a reader
-// whose every read is a recvmsg with ancillary room loses none.
+// whose every read is a recvmsg with ancillary room loses none. grpcfd v1.1.4, which is
+// such a reader, sends one byte with the last one, too, and then writes the rest: that takes
+// both sides a system call more.
+//
+// Descriptors are numbers in here. An os.File, which asks the kernel how its descriptor is
+// open and has a finalizer, is made of those that somebody claims: most come with refreshes,
+// for which they are closed unseen.
 type fileConn struct {
 	*net.UnixConn
 	inbox *inbox
@@ -35,8 +40,8 @@ type fileConn struct {
 	writing sync.Mutex // serialises Write: the bytes of one must stay together
 
 	mu     sync.Mutex
-	queue  []*os.File // duplicates that wait for the next Write, at most maxFiles
-	closed bool       // queue stays empty
+	queue  []int // duplicates that wait for the next Write, at most maxFiles
+	closed bool  // queue stays empty
 
 	sender Sender // at the other end; constant
 }
@@ -92,34 +97,37 @@ func (c *fileConn) send(files []*os.File) error {
 func (c *fileConn) Write(b []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	files := c.dequeue(len(b))
-	for i, f := range files {
-		err := control(f, func(fd int) error {
-			_, _, err := c.WriteMsgUnix(b[i:i+1], unix.UnixRights(fd), nil)
-			return err
-		})
-		_ = f.Close() // the peer's own is under way; whoever has read the message finds no trace of ours
-		if err != nil {
-			closeAll(files[i+1:])
-			return i, err
+	done := 0
+	fds := c.dequeue(len(b))
+	for i, fd := range fds {
+		with := b[i : i+1]
+		if i == len(fds)-1 {
+			with = b[i:]
 		}
+		n, _, err := c.WriteMsgUnix(with, unix.UnixRights(fd), nil)
+		_ = unix.Close(fd) // the peer's own is under way; whoever has read the message finds no trace of ours
+		if err != nil {
+			closeAll(fds[i+1:])
+			return done, err
+		}
+		done += n
 	}
-	if len(files) == len(b) {
-		return len(b), nil
+	if done == len(b) {
+		return done, nil
 	}
-	n, err := c.UnixConn.Write(b[len(files):])
-	return len(files) + n, err
+	n, err := c.UnixConn.Write(b[done:])
+	return done + n, err
 }
 
-func (c *fileConn) dequeue(most int) []*os.File {
+func (c *fileConn) dequeue(most int) []int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := min(len(c.queue), most)
-	files := c.queue[:n:n]
+	fds := c.queue[:n:n]
 	if c.queue = c.queue[n:]; len(c.queue) == 0 {
 		c.queue = nil
 	}
-	return files
+	return fds
 }
 
 // Read reads bytes and files away what descriptors come with them.
@@ -129,8 +137,8 @@ func (c *fileConn) Read(b []byte) (int, error) {
 	}
 	n, oobn, _, _, err := c.ReadMsgUnix(b, c.ancillary[:]) // sets MSG_CMSG_CLOEXEC
 	if oobn > 0 {
-		for _, f := range parseRights(c.ancillary[:oobn]) {
-			c.inbox.put(f)
+		for _, fd := range parseRights(c.ancillary[:oobn]) {
+			c.inbox.put(fd)
 		}
 	}
 	if errors.Is(err, io.EOF) {
@@ -143,42 +151,39 @@ func (c *fileConn) Read(b []byte) (int, error) {
 func (c *fileConn) Close() error {
 	err := c.UnixConn.Close()
 	c.mu.Lock()
-	files := c.queue
+	fds := c.queue
 	c.queue, c.closed = nil, true
 	c.mu.Unlock()
-	closeAll(files)
+	closeAll(fds)
 	c.inbox.close()
 	c.leave()
 	return err
 }
 
 // parseRights returns the descriptors of all SCM_RIGHTS messages in oob.
-func parseRights(oob []byte) []*os.File {
+func parseRights(oob []byte) (all []int) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil // the kernel wrote it; nothing to close can be told from garbage
 	}
-	var files []*os.File
 	for i := range messages {
 		fds, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
 			continue // another kind of message
 		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "received"))
-		}
+		all = append(all, fds...)
 	}
-	return files
+	return all
 }
 
 // dupAll duplicates all files or none.
-func dupAll(files []*os.File) ([]*os.File, error) {
-	dups := make([]*os.File, 0, len(files))
+func dupAll(files []*os.File) ([]int, error) {
+	dups := make([]int, 0, len(files))
 	for _, f := range files {
 		err := control(f, func(fd int) error {
 			d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 			if err == nil {
-				dups = append(dups, os.NewFile(uintptr(d), f.Name()))
+				dups = append(dups, d)
 			}
 			return err
 		})
@@ -190,8 +195,8 @@ func dupAll(files []*os.File) ([]*os.File, error) {
 	return dups, nil
 }
 
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		f.Close()
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
 	}
 }

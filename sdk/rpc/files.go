@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
@@ -94,8 +95,8 @@ func discard(l *link, inodeURL string) {
 	if err != nil || l == nil {
 		return
 	}
-	if f := l.inbox.take(i); f != nil {
-		_ = f.Close()
+	if fd := l.inbox.take(i); fd != none {
+		_ = unix.Close(fd)
 	}
 }
 

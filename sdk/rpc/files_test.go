@@ -3,6 +3,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -192,8 +193,8 @@ func fileConnOf(t *testing.T, u *net.UnixConn) *fileConn {
 	return c
 }
 
-// What we write is what grpcfd writes (§2.14): with each of the first bytes of a
-// write one descriptor, then the rest.
+// What we write grpcfd can read (§2.14): one descriptor in each message, and all bytes of a
+// write that there is none left for come with the last.
 func TestWriteFormat(t *testing.T) {
 	a, b := socketPair(t)
 	c := fileConnOf(t, a)
@@ -202,29 +203,67 @@ func TestWriteFormat(t *testing.T) {
 	if err := c.send(files); err != nil {
 		t.Fatal(err)
 	}
-	for _, data := range []string{"ab", "cdef"} { // the first is shorter than the queue
+	for _, data := range []string{"ab", "cdef", "gh"} { // the first is shorter than the queue
 		if n, err := c.Write([]byte(data)); n != len(data) || err != nil {
 			t.Fatalf("wrote %d, %v", n, err)
 		}
 	}
 	buf, oob := make([]byte, 100), make([]byte, unix.CmsgSpace(4*filesPerRead))
-	for i, want := range []string{"a", "b", "c", "def"} {
+	for i, want := range []string{"a", "b", "cdef", "gh"} {
 		n, oobn, flags, _, err := b.ReadMsgUnix(buf, oob)
 		if err != nil || flags&unix.MSG_CTRUNC != 0 {
 			t.Fatalf("flags %#x, %v", flags, err)
 		}
-		got := parseRights(oob[:oobn])
-		defer closeAll(got)
+		var got []string
+		for _, fd := range parseRights(oob[:oobn]) {
+			f := os.NewFile(uintptr(fd), "received")
+			got = append(got, inodeURL(t, f))
+			f.Close()
+		}
 		if string(buf[:n]) != want {
 			t.Errorf("message %d is %q, want %q", i, buf[:n], want)
 		}
 		switch {
 		case i == len(files) && len(got) == 0:
-		case i < len(files) && len(got) == 1 && inodeURL(t, got[0]) == inodeURL(t, files[i]):
+		case i < len(files) && len(got) == 1 && got[0] == inodeURL(t, files[i]):
 		default:
 			t.Errorf("message %d carries %d descriptors", i, len(got))
 		}
 	}
+}
+
+// A message with a descriptor may be longer than what the socket takes at once.
+func TestLongWriteWithFile(t *testing.T) {
+	a, b := socketPair(t)
+	sender, receiver := fileConnOf(t, a), fileConnOf(t, b)
+	defer sender.Close()
+	defer receiver.Close()
+	f := tempFile(t, "")
+	if err := sender.send([]*os.File{f}); err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
+	wrote := make(chan error, 1)
+	go func() {
+		n, err := sender.Write(want)
+		if n != len(want) && err == nil {
+			err = io.ErrShortWrite
+		}
+		wrote <- err
+	}()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(receiver, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("other bytes arrive, or %v", err)
+	}
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
+	i, _ := inodeOf(f)
+	claimed, err := receiver.inbox.claim(t.Context(), i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claimed.Close()
 }
 
 // A sender may put several descriptors into one message, and data of any length with it.
@@ -304,7 +343,9 @@ func TestCloseClosesFiles(t *testing.T) {
 	if _, err := receiver.inbox.claim(t.Context(), i); !errors.Is(err, nserr.NoDescriptor) {
 		t.Errorf("claimed after Close: %v", err)
 	}
-	receiver.inbox.put(tempFile(t, ""))
+	if err := receiver.inbox.sendTo([]*os.File{tempFile(t, "")}); err != nil {
+		t.Fatal(err)
+	}
 	if n := len(receiver.inbox.files); n != 0 {
 		t.Errorf("%d files after Close", n)
 	}
@@ -445,10 +486,9 @@ func TestDescriptorLostUnderLoad(t *testing.T) {
 		"for want of room": {func(b *inbox, _ inode, more []*os.File) error { return b.sendTo(more) }, nserr.Busy},
 		"for want of time": {func(*inbox, inode, []*os.File) error { time.Sleep(fileLife + 1); return nil }, nserr.Busy},
 		"another's was closed": {func(b *inbox, own inode, more []*os.File) error {
-			f := b.take(own)
-			return errors.Join(f.Close(), b.sendTo(append(more, more[0])))
+			return errors.Join(unix.Close(b.take(own)), b.sendTo(append(more, more[0])))
 		}, nserr.NoDescriptor},
-		"it was claimed": {func(b *inbox, own inode, _ []*os.File) error { return b.take(own).Close() }, nserr.NoDescriptor},
+		"it was claimed": {func(b *inbox, own inode, _ []*os.File) error { return unix.Close(b.take(own)) }, nserr.NoDescriptor},
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

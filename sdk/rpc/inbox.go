@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/openvwire/nsm/sdk/nserr"
 )
 
@@ -39,7 +41,7 @@ type spill struct {
 
 type arrival struct {
 	inode inode
-	file  *os.File
+	fd    int
 	due   time.Time
 }
 
@@ -50,34 +52,37 @@ func (b *inbox) setShut(shut bool) {
 	b.shut = shut
 }
 
-// put takes ownership of f. Files that cannot be kept are closed.
-func (b *inbox) put(f *os.File) {
-	i, err := inodeOf(f)
+// none is no descriptor.
+const none = -1
+
+// put takes ownership of fd. Descriptors that cannot be kept are closed.
+func (b *inbox) put(fd int) {
+	i, err := inodeAt(fd)
 	if err != nil {
-		f.Close()
+		_ = unix.Close(fd)
 		return
 	}
-	var drop *os.File
+	drop := none
 	b.mu.Lock()
 	switch room := !b.closed && !b.shut && len(b.files) < maxFiles && b.quota.add(b.uid, 0, 1); {
 	case b.closed, b.shut:
-		drop = f
+		drop = fd
 	case !room && len(b.files) == 0:
-		drop = f
+		drop = fd
 		b.spillLocked(i)
 	default:
 		if !room {
-			drop = b.files[0].file
+			drop = b.files[0].fd
 			b.spillLocked(b.files[0].inode)
 			b.files = slices.Delete(b.files, 0, 1)
 		}
-		b.files = append(b.files, arrival{i, f, time.Now().Add(fileLife)})
+		b.files = append(b.files, arrival{i, fd, time.Now().Add(fileLife)})
 		b.scheduleLocked()
 		b.tellLocked()
 	}
 	b.mu.Unlock()
-	if drop != nil {
-		drop.Close()
+	if drop != none {
+		_ = unix.Close(drop)
 	}
 }
 
@@ -117,9 +122,9 @@ var (
 func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
 	var timeout *time.Timer
 	for {
-		f, changed := b.takeOrWait(i)
-		if f != nil {
-			return f, nil
+		fd, changed := b.takeOrWait(i)
+		if fd != none {
+			return os.NewFile(uintptr(fd), "received"), nil
 		}
 		if changed == nil {
 			return nil, nserr.NoDescriptor.Errorf("%v: the connection is closed", i)
@@ -138,36 +143,36 @@ func (b *inbox) claim(ctx context.Context, i inode) (*os.File, error) {
 	}
 }
 
-// take returns the oldest file with inode i, nil if there is none.
-func (b *inbox) take(i inode) *os.File {
+// take returns the oldest descriptor with inode i, none if there is none.
+func (b *inbox) take(i inode) (fd int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.takeLocked(i)
 }
 
-func (b *inbox) takeLocked(i inode) *os.File {
+func (b *inbox) takeLocked(i inode) (fd int) {
 	at := slices.IndexFunc(b.files, func(a arrival) bool { return a.inode == i })
 	if at < 0 {
-		return nil
+		return none
 	}
-	f := b.files[at].file
+	fd = b.files[at].fd
 	b.files = slices.Delete(b.files, at, at+1)
 	b.quota.add(b.uid, 0, -1)
-	return f
+	return fd
 }
 
 // takeOrWait is take, or else returns a channel that is closed when looking again makes
 // sense, nil when it never will.
-func (b *inbox) takeOrWait(i inode) (*os.File, <-chan struct{}) {
+func (b *inbox) takeOrWait(i inode) (fd int, changed <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if f := b.takeLocked(i); f != nil || b.closed {
-		return f, nil
+	if fd = b.takeLocked(i); fd != none || b.closed {
+		return fd, nil
 	}
 	if b.changed == nil {
 		b.changed = make(chan struct{})
 	}
-	return nil, b.changed
+	return none, b.changed
 }
 
 // expire closes the files that are due.
@@ -187,7 +192,7 @@ func (b *inbox) expire() {
 	b.scheduleLocked()
 	b.mu.Unlock()
 	for _, a := range due {
-		a.file.Close()
+		_ = unix.Close(a.fd)
 	}
 }
 
@@ -220,7 +225,7 @@ func (b *inbox) close() {
 	}
 	b.mu.Unlock()
 	for _, a := range files {
-		a.file.Close()
+		_ = unix.Close(a.fd)
 	}
 }
 
@@ -230,8 +235,8 @@ func (b *inbox) sendTo(files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range dups {
-		b.put(f)
+	for _, fd := range dups {
+		b.put(fd)
 	}
 	return nil
 }

@@ -31,10 +31,22 @@ func InodeURL(f *os.File) (string, error) {
 	return i.String(), nil
 }
 
-func inodeOf(f *os.File) (inode, error) {
-	var st unix.Stat_t
-	if err := control(f, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
+func inodeOf(f *os.File) (i inode, err error) {
+	err = control(f, func(fd int) (err error) {
+		i, err = inodeAt(fd)
+		return err
+	})
+	if err != nil {
 		return inode{}, nserr.NoDescriptor.Errorf("fstat %s: %w", f.Name(), err)
+	}
+	return i, nil
+}
+
+// inodeAt is inodeOf of a descriptor.
+func inodeAt(fd int) (inode, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return inode{}, err
 	}
 	return inode{uint64(st.Dev), st.Ino}, nil
 }

@@ -78,11 +78,11 @@ func (s *Sockets) File(url string) (*os.File, error) {
 	if e == nil {
 		return nil, nserr.PeerDown.Errorf("the socket %s is no longer known", url)
 	}
-	files, err := dupAll([]*os.File{e.file})
+	dups, err := dupAll([]*os.File{e.file})
 	if err != nil {
 		return nil, err
 	}
-	return files[0], nil
+	return os.NewFile(uintptr(dups[0]), e.file.Name()), nil
 }
 
 // Len returns the number of sockets held.
