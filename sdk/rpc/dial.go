@@ -69,7 +69,7 @@ func dialAs(rawURL, whom string, o DialOptions) (*grpc.ClientConn, error) {
 			MinConnectTimeout: connectTimeout,
 			Backoff:           backoff.Config{BaseDelay: redialMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longest},
 		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(protobuf)),
 		grpc.WithChainUnaryInterceptor(r.unary),
 		grpc.WithChainStreamInterceptor(r.stream),
 	}
