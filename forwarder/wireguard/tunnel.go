@@ -7,10 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
-	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -25,42 +23,6 @@ import (
 // tunnelKeepalive keeps the mappings of middle boxes open, and notices a peer that has
 // forgotten the session.
 const tunnelKeepalive = 10 * time.Second
-
-// peers are those of the tunnel.
-type peers struct {
-	// mu is held while peers come and go: one that is added for a wire is not taken away
-	// before the wire leads to it.
-	mu sync.Mutex
-	// awaited are those that have asked this node for a wire and are to call it when they have
-	// the answer; guarded by mu.
-	awaited  map[wgtypes.Key]awaited
-	awaiting sync.WaitGroup // goroutines of Userspace.await
-	ending   chan struct{}  // closed by end, once
-	end      func()
-}
-
-// awaited is a peer of which WireGuard does not know yet where it is, but this node does.
-type awaited struct {
-	endpoint netip.AddrPort
-	stop     chan struct{} // closed when it is awaited no more
-}
-
-// callPatience is how long a peer is awaited before it is called. It is the time that an
-// answer to a Request takes, and a handshake, on nodes that have much else to do.
-const callPatience = time.Second
-
-func newPeers() peers {
-	ending := make(chan struct{})
-	return peers{awaited: make(map[wgtypes.Key]awaited), ending: ending, end: sync.OnceFunc(func() { close(ending) })}
-}
-
-// forgetLocked awaits a peer no more. The caller holds mu.
-func (p *peers) forgetLocked(k wgtypes.Key) {
-	if a, ok := p.awaited[k]; ok {
-		close(a.stop)
-		delete(p.awaited, k)
-	}
-}
 
 // OpenTunnel implements kernel.TunnelBackend. The holder knows the node's id, WireGuard
 // key and port.
@@ -200,116 +162,6 @@ func (u *Userspace) checkPeer(ctx context.Context, dev *wgtypes.Device, want pla
 	return nil
 }
 
-// setPeer tells WireGuard of the peer of a wire, of which seen is what it knows. The caller
-// holds peers.mu.
-//
-// Two calls that meet half way are both in vain, for 5 s; and wireguard-go can come out of them
-// with keys of which the peer has others, for 15 s. So only the node that has asked for the
-// wire calls, when it has the answer and the other one knows it. That one is not told where
-// its peer is until it has been called: what workloads send would make it call as well. If it
-// is not called for callPatience (it may have lost what it knew, and the peer not) it calls. If
-// both have asked each other at the same time the one with the lower id calls.
-func (u *Userspace) setPeer(t holder.Tunnel, want plan.Tunnel, seen *wgtypes.Peer) error {
-	k := key(want.Peer.Key)
-	if seen == nil {
-		u.peers.forgetLocked(k) // it was awaited by a device that is gone
-	}
-	_, awaited := u.peers.awaited[k]
-	switch whoCalls(want, seen, awaited) {
-	case peerCalls:
-		if awaited {
-			return nil
-		}
-		set, _ := tunnelPeer(want, nil, time.Now())
-		set.Endpoint, set.PersistentKeepaliveInterval = nil, nil
-		if err := u.setPeers(t, set); err != nil {
-			return err
-		}
-		u.await(want)
-		return nil
-	case ownCall:
-		u.peers.forgetLocked(k)
-		return u.call(t, want, seen)
-	}
-	u.peers.forgetLocked(k)
-	if set, needed := tunnelPeer(want, seen, time.Now()); needed {
-		return u.setPeers(t, set)
-	}
-	return nil
-}
-
-// caller is who begins a session.
-type caller int
-
-const (
-	nobodyCalls caller = iota // there is a session, or one is under way
-	ownCall
-	peerCalls
-)
-
-func whoCalls(want plan.Tunnel, seen *wgtypes.Peer, awaited bool) caller {
-	switch {
-	case seen == nil && want.Calls:
-		return ownCall
-	case seen == nil:
-		return peerCalls
-	case !awaited || !seen.LastHandshakeTime.IsZero():
-		return nobodyCalls
-	case want.Calls && want.Own.ID < want.Peer.ID:
-		return ownCall
-	default:
-		return peerCalls
-	}
-}
-
-// call adds a peer anew, which calls it at once.
-func (u *Userspace) call(t holder.Tunnel, want plan.Tunnel, seen *wgtypes.Peer) error {
-	set, _ := tunnelPeer(want, nil, time.Now())
-	if seen == nil {
-		return u.setPeers(t, set)
-	}
-	return u.setPeers(t, wgtypes.PeerConfig{PublicKey: set.PublicKey, Remove: true}, set)
-}
-
-// await waits for a call, in the background. The caller holds peers.mu.
-func (u *Userspace) await(want plan.Tunnel) {
-	a := awaited{want.Peer.Endpoint, make(chan struct{})}
-	u.peers.awaited[key(want.Peer.Key)] = a
-	u.peers.awaiting.Go(func() {
-		select {
-		case <-time.After(callPatience):
-			u.awaitedEnough(want, a)
-		case <-a.stop:
-		case <-u.peers.ending: // whoever comes after finds a peer that is nowhere
-		}
-	})
-}
-
-// awaitedEnough calls a peer that has not called. What fails here the next look at the wire
-// finds.
-func (u *Userspace) awaitedEnough(want plan.Tunnel, a awaited) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*callPatience)
-	defer cancel()
-	u.peers.mu.Lock()
-	defer u.peers.mu.Unlock()
-	k := key(want.Peer.Key)
-	if u.peers.awaited[k] != a {
-		return
-	}
-	u.peers.forgetLocked(k)
-	t, dev, err := u.device(ctx)
-	if err != nil || dev == nil {
-		return
-	}
-	switch seen := findPeer(dev, k); {
-	case seen == nil:
-	case seen.LastHandshakeTime.IsZero():
-		_ = u.call(t, want, seen)
-	default:
-		_ = u.setPeer(t, want, seen)
-	}
-}
-
 // tunnelPeer returns what must be set for the tunnel to have the peer of a wire, of which
 // seen is what it has already.
 //
@@ -384,11 +236,10 @@ func (u *Userspace) forgetPeer(ctx context.Context, left *holder.Left) error {
 	return err
 }
 
+// setPeers sets peers one after the other, and nobody sees the device in between.
 func (u *Userspace) setPeers(t holder.Tunnel, set ...wgtypes.PeerConfig) error {
-	for _, p := range set {
-		if err := u.wg.ConfigureDevice(t.UAPI, wgtypes.Config{Peers: []wgtypes.PeerConfig{p}}); err != nil {
-			return configError(t.UAPI, err)
-		}
+	if err := u.wg.ConfigureDevice(t.UAPI, wgtypes.Config{Peers: set}); err != nil {
+		return configError(t.UAPI, err)
 	}
 	return nil
 }
@@ -429,8 +280,8 @@ func (u *Userspace) read(ctx context.Context, tag string) (func(key, tag string)
 	u.peers.mu.Lock()
 	for i := range dev.Peers {
 		p := &dev.Peers[i]
-		if a, ok := u.peers.awaited[p.PublicKey]; ok && p.Endpoint == nil {
-			p.Endpoint = udpAddr(a.endpoint)
+		if w := u.peers.pending[p.PublicKey]; w.awaited() && p.Endpoint == nil {
+			p.Endpoint = udpAddr(w.want.Peer.Endpoint)
 		}
 		byID[idOf(p)] = p
 	}

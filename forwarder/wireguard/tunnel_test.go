@@ -337,67 +337,6 @@ func TestTunnelFromBothSides(t *testing.T) {
 	roundTrip(t, dial(t, far.ns, echo(t, two.ns, two.addr)), "from b")
 }
 
-// Who calls, so that not both do.
-func TestWhoCalls(t *testing.T) {
-	never, once := &wgtypes.Peer{}, &wgtypes.Peer{LastHandshakeTime: time.Now()}
-	for name, tt := range map[string]struct {
-		seen    *wgtypes.Peer
-		awaited bool
-		calls   bool // this node has asked
-		own     uint32
-		want    caller
-	}{
-		"this node has asked":                {nil, false, true, 1, ownCall},
-		"the other one has asked":            {nil, false, false, 1, peerCalls},
-		"it has asked for another wire":      {never, true, false, 1, peerCalls},
-		"both have asked, this has the turn": {never, true, true, 1, ownCall},
-		"both have asked, the other has it":  {never, true, true, 3, peerCalls},
-		"it has called":                      {once, true, true, 1, nobodyCalls},
-		"this node has called":               {never, false, true, 1, nobodyCalls},
-		"there is a session":                 {once, false, false, 1, nobodyCalls},
-	} {
-		want := plan.Tunnel{Own: plan.TunnelNode{ID: tt.own}, Peer: plan.TunnelPeer{ID: 2}, Calls: tt.calls}
-		if got := whoCalls(want, tt.seen, tt.awaited); got != tt.want {
-			t.Errorf("%s: %v, want %v", name, got, tt.want)
-		}
-	}
-}
-
-// Who was asked, and is not called, calls: it may have lost what it knew, and the other one not.
-func TestTunnelNotCalled(t *testing.T) {
-	a, b := newTunnel(t)
-	far := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
-	near := a.add(t, a.to(b, 1, true), false, "172.16.1.1")
-	c := dial(t, near.ns, echo(t, far.ns, far.addr))
-	roundTrip(t, c, "at first")
-	tunnel, _, err := b.backend.device(t.Context())
-	must(t, err)
-	must(t, b.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(a.own.PrivateKey).PublicKey(), Remove: true}))
-	must(t, b.backend.PointWire(t.Context(), far.ns.Key(), far.tag, b.to(a, 1, false)))
-	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint != nil {
-		t.Errorf("peers %v: it is to wait for a call first", got)
-	}
-	if s, found, err := b.backend.ReadWire(t.Context(), far.ns.Key(), far.tag); err != nil || !found || s.Peer != b.to(a, 1, false).Peer {
-		t.Errorf("meanwhile the wire is seen as %+v, %v, %v", s, found, err)
-	}
-	// Until it has called, and the other one has heard of it, packets go in the session that is lost.
-	answered := func() bool {
-		must(t, c.SetDeadline(time.Now().Add(100*time.Millisecond)))
-		_, err := c.Write([]byte("in the next session"))
-		must(t, err)
-		_, err = c.Read(make([]byte, 2048))
-		return err == nil
-	}
-	for start := time.Now(); !answered(); {
-		if time.Since(start) > 10*callPatience {
-			t.Fatal("it does not call")
-		}
-	}
-	if p := b.device(t).Peers[0]; p.PersistentKeepaliveInterval != tunnelKeepalive {
-		t.Errorf("keepalive %v", p.PersistentKeepaliveInterval)
-	}
-}
-
 // What a peer must be told, by what it is.
 func TestTunnelPeer(t *testing.T) {
 	now := time.Now()

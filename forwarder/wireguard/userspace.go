@@ -42,7 +42,7 @@ func (u *Userspace) Kind() string { return "tun" }
 // Close implements Backend. The holder and its devices stay. It may be called more than once.
 func (u *Userspace) Close() {
 	u.peers.end()
-	u.peers.awaiting.Wait()
+	u.peers.waiting.Wait()
 	u.holder.Close()
 }
 

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wireguard
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/openvwire/nsm/forwarder/plan"
+)
+
+// Who calls, so that not both do.
+func TestWhoCalls(t *testing.T) {
+	never, once := &wgtypes.Peer{}, &wgtypes.Peer{LastHandshakeTime: time.Now()}
+	for name, tt := range map[string]struct {
+		seen    *wgtypes.Peer
+		awaited bool
+		calls   bool // this node has asked
+		own     uint32
+		want    caller
+	}{
+		"this node has asked":                {nil, false, true, 1, ownCall},
+		"the other one has asked":            {nil, false, false, 1, peerCalls},
+		"it has asked for another wire":      {never, true, false, 1, peerCalls},
+		"both have asked, this has the turn": {never, true, true, 1, ownCall},
+		"both have asked, the other has it":  {never, true, true, 3, peerCalls},
+		"it has called":                      {once, true, true, 1, nobodyCalls},
+		"this node has called":               {never, false, true, 1, nobodyCalls},
+		"there is a session":                 {once, false, false, 1, nobodyCalls},
+	} {
+		want := plan.Tunnel{Own: plan.TunnelNode{ID: tt.own}, Peer: plan.TunnelPeer{ID: 2}, Calls: tt.calls}
+		if got := whoCalls(want, tt.seen, tt.awaited); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
+// Who was asked, and is not called, calls: it may have lost what it knew, and the other one not.
+func TestTunnelNotCalled(t *testing.T) {
+	a, b := newTunnel(t)
+	far := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
+	near := a.add(t, a.to(b, 1, true), false, "172.16.1.1")
+	c := dial(t, near.ns, echo(t, far.ns, far.addr))
+	roundTrip(t, c, "at first")
+	tunnel, _, err := b.backend.device(t.Context())
+	must(t, err)
+	must(t, b.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(a.own.PrivateKey).PublicKey(), Remove: true}))
+	must(t, b.backend.PointWire(t.Context(), far.ns.Key(), far.tag, b.to(a, 1, false)))
+	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint != nil {
+		t.Errorf("peers %v: it is to wait for a call first", got)
+	}
+	if s, found, err := b.backend.ReadWire(t.Context(), far.ns.Key(), far.tag); err != nil || !found || s.Peer != b.to(a, 1, false).Peer {
+		t.Errorf("meanwhile the wire is seen as %+v, %v, %v", s, found, err)
+	}
+	// Until it has called, and the other one has heard of it, packets go in the session that is lost.
+	answered := func() bool {
+		must(t, c.SetDeadline(time.Now().Add(100*time.Millisecond)))
+		_, err := c.Write([]byte("in the next session"))
+		must(t, err)
+		_, err = c.Read(make([]byte, 2048))
+		return err == nil
+	}
+	for start := time.Now(); !answered(); {
+		if time.Since(start) > 10*callPatience {
+			t.Fatal("it does not call")
+		}
+	}
+	if p := b.device(t).Peers[0]; p.PersistentKeepaliveInterval != tunnelKeepalive {
+		t.Errorf("keepalive %v", p.PersistentKeepaliveInterval)
+	}
+}
+
+// Who gets no answer calls again, sooner than WireGuard by itself: which calls each 5 s, so that
+// the fourth would come after 15 s.
+func TestTunnelCallsAgain(t *testing.T) {
+	for name, asked := range map[string]bool{"it has asked": false, "it was asked": true} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newTunnel(t)
+			var deaf *net.UDPConn
+			must(t, b.table.Self().Do(func() (err error) {
+				deaf, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(b.underlay4, 7)))
+				return err
+			}))
+			defer deaf.Close()
+			want := a.to(b, 1, !asked)
+			want.Peer.Endpoint = deaf.LocalAddr().(*net.UDPAddr).AddrPort()
+			a.add(t, want, false, "172.16.1.1")
+			callers := make(map[[4]byte]bool) // each peer that was added anew has an index of its own
+			for start := time.Now(); len(callers) < 4; {
+				must(t, deaf.SetReadDeadline(start.Add(12*time.Second)))
+				buf := make([]byte, 2048)
+				n, err := deaf.Read(buf)
+				if err != nil {
+					t.Fatalf("it has called %d times: %v", len(callers), err)
+				}
+				if n == 148 && buf[0] == 1 { // a handshake's initiation (wireguard.com/protocol)
+					callers[[4]byte(buf[4:8])] = true
+				}
+			}
+		})
+	}
+}
+
+// Calls that meet are in vain, or leave a session in which one side hears nothing, as happens
+// when the holder of who has asked stands still for longer than the other one is patient. That is
+// over before WireGuard would call again, after 5 s, or give up the session, after 15 s.
+func TestTunnelCallsMeet(t *testing.T) {
+	a, b := newTunnel(t)
+	status, err := a.backend.Holder().Status(t.Context())
+	must(t, err)
+	for number := uint32(1); number <= 6; number++ {
+		near := a.add(t, a.to(b, number, true), false, "172.16.1.1")
+		tunnel, _, err := a.backend.device(t.Context())
+		must(t, err)
+		a.backend.peers.mu.Lock()
+		a.backend.peers.forgetLocked(key(b.own.PrivateKey).PublicKey())
+		must(t, a.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(b.own.PrivateKey).PublicKey(), Remove: true}))
+		a.backend.peers.mu.Unlock()
+
+		far := b.add(t, b.to(a, number, false), false, "172.16.1.2")
+		c := dial(t, near.ns, echo(t, far.ns, far.addr))
+		must(t, unix.Kill(status.PID, unix.SIGSTOP))
+		pointed := make(chan error, 1)
+		go func() {
+			a.backend.peers.mu.Lock()
+			defer a.backend.peers.mu.Unlock()
+			pointed <- a.backend.setPeer(tunnel, a.to(b, number, true), nil)
+		}()
+		<-time.After(callPatience * 13 / 10)
+		must(t, unix.Kill(status.PID, unix.SIGCONT))
+		start := time.Now()
+		must(t, <-pointed)
+		for answered := false; !answered; {
+			must(t, c.SetDeadline(time.Now().Add(20*time.Millisecond)))
+			_, err := c.Write([]byte("hello"))
+			must(t, err)
+			_, err = c.Read(make([]byte, 2048))
+			answered = err == nil
+			if time.Since(start) > 4500*time.Millisecond {
+				t.Fatalf("wire %d carries nothing", number)
+			}
+		}
+		t.Logf("wire %d carries packets after %v", number, time.Since(start))
+		must(t, a.backend.Delete(t.Context(), near.ns.Key(), near.ns, ifname, near.tag))
+		must(t, b.backend.Delete(t.Context(), far.ns.Key(), far.ns, ifname, far.tag))
+	}
+}
+
+// A peer is heard when something has come in its session.
+func TestHeard(t *testing.T) {
+	for received, want := range map[int64]bool{0: false, 92: false, 148: false, 148 + 92: false, 2*148 + 3*92: false, 92 + 32: true, 148 + 32: true, 148 + 92 + 32: true, 1 << 20: true} {
+		if got := heard(&wgtypes.Peer{LastHandshakeTime: time.Now(), ReceiveBytes: received}); got != want {
+			t.Errorf("after %d bytes: %v, want %v", received, got, want)
+		}
+		if heard(&wgtypes.Peer{ReceiveBytes: received}) {
+			t.Errorf("after %d bytes, without a session", received)
+		}
+	}
+}
+
+// One that answers is called once.
+func TestTunnelCalledOnce(t *testing.T) {
+	a, b := newTunnel(t)
+	far := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
+	near := a.add(t, a.to(b, 1, true), false, "172.16.1.1")
+	roundTrip(t, dial(t, near.ns, echo(t, far.ns, far.addr)), "at first")
+	first := a.device(t).Peers[0].LastHandshakeTime
+	for start := time.Now(); ; {
+		a.backend.peers.mu.Lock()
+		pending := len(a.backend.peers.pending)
+		a.backend.peers.mu.Unlock()
+		if pending == 0 {
+			break
+		}
+		if time.Since(start) > 10*callPatience {
+			t.Fatal("it is waited for still")
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	if last := a.device(t).Peers[0].LastHandshakeTime; first.IsZero() || !last.Equal(first) {
+		t.Errorf("the session of %v is now one of %v", first, last)
+	}
+}
