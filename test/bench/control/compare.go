@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -149,11 +150,7 @@ func (o options) compare(ctx context.Context, s setting) (calls []Call, err erro
 		}
 		for round := -1; round < o.rounds; round++ {
 			got := make([][]figures, len(sides))
-			for i := range sides {
-				which := i // A B C, C B A, A B C …
-				if round%2 == 0 {
-					which = len(sides) - 1 - i
-				}
+			for which := range turns(round, len(sides)) {
 				if got[which], err = o.cycle(sides[which], n); err != nil {
 					return calls, err
 				}
@@ -177,6 +174,20 @@ func (o options) compare(ctx context.Context, s setting) (calls []Call, err erro
 		calls = append(calls, of...)
 	}
 	return calls, nil
+}
+
+// turns are the sides in the order of a round: A B C, C B A, A B C …
+func turns(round, sides int) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for i := range sides {
+			if round%2 == 0 {
+				i = sides - 1 - i
+			}
+			if !yield(i) {
+				return
+			}
+		}
+	}
 }
 
 // figures are those of one operation in one round.

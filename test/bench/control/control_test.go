@@ -74,7 +74,7 @@ func TestShort(t *testing.T) {
 		t.Errorf("%d operations of the registry, growth %v; want 10 and one", len(r.Lookups), r.Growth)
 	}
 	for _, l := range r.Lookups {
-		if l.Endpoints[1] < o.endpoints[0] || len(l.P50.A) == 0 || l.P50.A[0] <= 0 || l.P50.B[0] <= 0 {
+		if l.Endpoints[1] < o.endpoints[0] || len(l.P50.A) == 0 || l.P50.A[0] <= 0 || l.P50.B[0] <= 0 || len(l.Alone.A) != len(l.Rate.B) || l.Alone.A[0] <= 0 || l.Alone.B[0] != l.Rate.B[0] {
 			t.Errorf("%s has no figures: %+v", l.Do, l)
 		}
 	}

@@ -32,7 +32,7 @@ import (
 // The two makes, and the order of them in every pair of figures.
 var makes = []string{"reference", "ours"}
 
-// alone is the third that works in turn with them where a budget is in milliseconds.
+// alone is the third that works in turn with them, on plaintext.
 const alone = "gRPC alone"
 
 // setting is what is measured.
@@ -130,9 +130,12 @@ func start(t testing.TB, make string, s setting, answer []byte) (p place, err er
 		}
 		return ca.Plain(t, name)
 	}
-	if make == alone {
+	switch {
+	case make == alone && s.Nodes == 0:
+		p.Registry = startAloneRegistry(t)
+	case make == alone:
 		p.Manager, err = startAlone(t, s.Nodes, answer)
-	} else {
+	default:
 		p = assemblers[make].start(t, as, s)
 	}
 	if err != nil {

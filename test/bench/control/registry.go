@@ -21,6 +21,9 @@ type Lookup struct {
 	P50       report.Pairs `json:"p50_ms"`
 	P99       report.Pairs `json:"p99_ms"`
 	CPU       report.Pairs `json:"cpu_ms"` // of the registry, per operation
+
+	Alone    report.Pairs `json:"alone_per_second"` // gRPC alone, and ours
+	AloneCPU report.Pairs `json:"alone_cpu_ms"`
 }
 
 // Growth is how much longer a Find takes where there are more endpoints; A is the
@@ -47,74 +50,78 @@ var lookups = []struct {
 
 // registries measures registries with more and more endpoints.
 func (o options) registries(ctx context.Context) (all []Lookup, growth *Growth, err error) {
-	var sides [3]*registrySide // the last is one of ours that stays small
+	var sides [4]*registrySide // gRPC alone is the third; the last is one of ours that stays small
 	defer func() {
 		for _, x := range sides {
 			err = errors.Join(err, x.stop())
 		}
 	}()
-	for i, make := range []string{makes[0], makes[1], makes[1]} {
+	for i, make := range []string{makes[0], makes[1], alone, makes[1]} {
 		if sides[i], err = startRegistry(make); err != nil {
 			return nil, nil, err
 		}
 	}
-	if _, err := sides[2].register(o.endpoints[0], o.ramp); err != nil {
+	if _, err := sides[3].register(o.endpoints[0], o.ramp); err != nil {
 		return nil, nil, err
 	}
 	for _, n := range o.endpoints {
 		register := Lookup{Do: "Register, 8 at a time"}
-		var got [2]figures
-		for i, x := range sides[:2] {
+		got := make([]figures, 3)
+		for i, x := range sides[:3] {
 			o.progress("registry of %s, %d endpoints", x.make, n)
 			if got[i], err = x.register(n, o.ramp); err != nil {
 				return all, nil, err
 			}
-			register.Endpoints[i] = x.endpoints
 		}
+		register.Endpoints = [2]int{sides[0].endpoints, sides[1].endpoints}
 		if got[0].Done > 0 { // the reference may have reached its limit before
-			register.add(got[0], got[1])
+			register.add(got)
 			all = append(all, register)
 		}
 		for _, l := range lookups {
 			at := Lookup{Do: l.what, Endpoints: register.Endpoints}
-			err := o.inTurn(ctx, sides[:2], l.registryQuestion, at.add)
+			err := o.inTurn(ctx, sides[:3], l.registryQuestion, at.add)
 			if err != nil {
 				return all, nil, fmt.Errorf("%s: %w", l.what, err)
 			}
 			all = append(all, at)
 		}
 	}
-	growth = &Growth{From: sides[2].endpoints, To: sides[1].endpoints, Must: mustGrow}
-	err = o.inTurn(ctx, []*registrySide{sides[2], sides[1]}, lookups[0].registryQuestion, func(small, large figures) {
-		growth.P50.Add(ms(small.P50), ms(large.P50))
+	small, large := sides[3], sides[1]
+	growth = &Growth{From: small.endpoints, To: large.endpoints, Must: mustGrow}
+	err = o.inTurn(ctx, []*registrySide{small, large}, lookups[0].registryQuestion, func(got []figures) {
+		growth.P50.Add(ms(got[0].P50), ms(got[1].P50))
 	})
 	return all, growth, err
 }
 
-// inTurn asks two sides in rounds of alternating order, the first of which does not
+// inTurn asks the sides in rounds of alternating order, the first of which does not
 // count.
-func (o options) inTurn(ctx context.Context, sides []*registrySide, q registryQuestion, add func(a, b figures)) (err error) {
+func (o options) inTurn(ctx context.Context, sides []*registrySide, q registryQuestion, add func([]figures)) (err error) {
 	q.For = o.round
 	for round := range o.rounds + 1 {
-		var got [2]figures
-		for i := range sides {
-			which := (round + i) % 2
+		got := make([]figures, len(sides))
+		for which := range turns(round, len(sides)) {
 			if got[which], err = sides[which].ask(q); err != nil {
 				return err
 			}
 		}
 		if round > 0 {
-			add(got[0], got[1])
+			add(got)
 		}
 	}
 	return ctx.Err()
 }
 
-func (l *Lookup) add(a, b figures) {
+// add adds what the reference, ours and gRPC alone have done.
+func (l *Lookup) add(got []figures) {
+	a, b, alone := got[0], got[1], got[2]
+	l.Alone.Add(alone.rate(), b.rate())
+	l.AloneCPU.Add(alone.cpuEach(), b.cpuEach())
 	l.Rate.Add(a.rate(), b.rate())
 	l.P50.Add(ms(a.P50), ms(b.P50))
 	l.P99.Add(ms(a.P99), ms(b.P99))
-	l.CPU.Add(ms(a.cpu)/float64(a.Done), ms(b.cpu)/float64(b.Done))
+	l.CPU.Add(a.cpuEach(), b.cpuEach())
 }
 
 // registrySide is a registry of one make with the process that calls it.

@@ -45,6 +45,12 @@ func (r *Report) registryTable() string {
 		fmt.Fprintf(&b, "| %d / %d | %s | %s | %.1f | %.1f – %.1f | %s | %s | %s | %.3f | %.3f – %.3f |\n", l.Endpoints[0], l.Endpoints[1], l.Do,
 			both(l.Rate), rate.Median, rate.Low, rate.High, both(l.P50), both(l.P99), both(l.CPU), cpu.Median, cpu.Low, cpu.High)
 	}
+	b.WriteString("\n| endpoints | | per second, gRPC alone / ours | ratio | 95 % | CPU of gRPC alone / of ours, ms | ratio | 95 % |\n|---|---|---|---|---|---|---|---|\n")
+	for _, l := range r.Lookups {
+		rate, cpu := l.Alone.Ratio(), l.AloneCPU.Ratio()
+		fmt.Fprintf(&b, "| %d | %s | %s | %.2f | %.2f – %.2f | %s | %.2f | %.2f – %.2f |\n", l.Endpoints[1], l.Do,
+			both(l.Alone), rate.Median, rate.Low, rate.High, both(l.AloneCPU), cpu.Median, cpu.Low, cpu.High)
+	}
 	if g := r.Growth; g != nil {
 		grown := g.P50.Ratio()
 		fmt.Fprintf(&b, "\nOurs, Find of %d among %d against among %d, both there at the same time: %.3f times as long (%.3f – %.3f); must be ≤ %.1f: %s.\n",
