@@ -289,7 +289,7 @@ func (f *Forwarder) establish(ctx context.Context, t *conn.Turn[wire], w *wire, 
 	hop.SetMetric(out, "server_interface", w.left.Shown()+"/"+ends[0].Name)
 	hop.SetMetric(out, "client_interface", w.right.Shown()+"/"+ends[len(ends)-1].Name)
 	f.monitor.Publish(out)
-	return rpc.Shallow(out)
+	return out
 }
 
 // worthAnother reports whether another endpoint could make a difference.

@@ -174,7 +174,7 @@ func (m *Manager) ask(ctx, limited context.Context, r *task, f forwarder) (*netw
 	t.Record.next.Hold(p, got, m.monitor)
 	t.ExpireAt(endOf(got, call.Expiry(ctx), time.Now()))
 	m.monitor.Publish(got)
-	return rpc.Shallow(got), nil
+	return got, nil
 }
 
 // endOf is when the connection has ended if nobody refreshes it: when this hop has to

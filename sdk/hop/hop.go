@@ -16,7 +16,7 @@
 //		t.ExpireAt(call.Expiry(ctx))
 //		s.monitor.Publish(reply)
 //	})
-//	return call.Reply(rpc.Shallow(reply)), nil // what was published is not changed any more
+//	return call.Reply(reply), nil
 //
 // # Asking and taking back
 //
@@ -196,11 +196,13 @@ func (h Hop) policy() Policy {
 }
 
 // Reply turns this hop's view of a connection into its caller's: id and index
-// are the caller's again, every segment stays (§2.4). It returns conn changed.
+// are the caller's again, every segment stays (§2.4). conn, which the hop keeps and has
+// published, stays as it is.
 func (c *Call) Reply(conn *networkservice.Connection) *networkservice.Connection {
-	conn.Id = c.prevID
-	conn.Path.Index = c.Conn.Path.Index - 1
-	return conn
+	out := rpc.Shallow(conn)
+	out.Id = c.prevID
+	out.Path.Index = c.Conn.Path.Index - 1
+	return out
 }
 
 // Expiry is when this hop has to close the connection if nobody refreshes it:

@@ -114,9 +114,6 @@ func one[M any](f field, m **M, decode func([]byte, *M) bool) bool {
 
 // more is a message that there may be several of.
 func more[M any](f field, all *[]*M, decode func([]byte, *M) bool) bool {
-	if *all == nil {
-		*all = make([]*M, 0, 8) // a path across two nodes has seven
-	}
 	m := new(M)
 	*all = append(*all, m)
 	return decode(f.data, m)
@@ -189,6 +186,9 @@ func decodePath(b []byte, p *networkservice.Path) bool {
 		case 1<<3 | asNumber:
 			return f.uint32(&p.Index)
 		case 2<<3 | asBytes:
+			if p.PathSegments == nil {
+				p.PathSegments = make([]*networkservice.PathSegment, 0, 8) // across two nodes there are seven
+			}
 			return more(f, &p.PathSegments, decodeSegment)
 		}
 		return false
