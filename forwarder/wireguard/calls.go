@@ -165,7 +165,7 @@ func (u *Userspace) wait(p *pending) {
 	u.peers.waiting.Go(func() {
 		for patience > 0 {
 			select {
-			case <-time.After(patience + rand.N(patience/10)): // the other one may be calling too
+			case <-time.After(patience + rand.N(patience/10+1)): // the other one may be calling too
 				patience = u.waited(p)
 			case <-p.stop:
 				return
@@ -204,8 +204,8 @@ func (u *Userspace) waited(p *pending) (patience time.Duration) {
 		_ = u.setPeer(t, p.want, seen)
 		return 0
 	}
-	if left := hearPatience - time.Since(seen.LastHandshakeTime); left > 0 {
-		return left
+	if age := time.Since(seen.LastHandshakeTime); 0 <= age && age < hearPatience {
+		return hearPatience - age
 	}
 	if u.call(t, p.want, seen) != nil {
 		return 0
