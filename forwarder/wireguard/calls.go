@@ -5,6 +5,7 @@ package wireguard
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,8 +60,9 @@ const callPatience = time.Second
 // address, so that one packet lost would be a wire that does not work.
 var answerPatience = []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second}
 
-// hearPatience is how long a peer may be silent after the handshake. Who has called sends a
-// keepalive at once, and who awaited the call when callPatience is over.
+// hearPatience is how long a peer that was called may be silent after the handshake. One that
+// awaited the call sends a keepalive when callPatience is over. One that did not, because it knew
+// this node before, may have nothing to send for longer.
 const hearPatience = callPatience + 250*time.Millisecond
 
 func newPeers() peers {
@@ -200,12 +202,16 @@ func (u *Userspace) waited(p *pending) (patience time.Duration) {
 	if seen == nil {
 		return 0
 	}
-	if heard(seen) {
+	met := !seen.LastHandshakeTime.IsZero()
+	if met && (p.awaited() || heard(seen.ReceiveBytes)) {
 		_ = u.setPeer(t, p.want, seen)
 		return 0
 	}
-	if age := time.Since(seen.LastHandshakeTime); 0 <= age && age < hearPatience {
+	if age := time.Since(seen.LastHandshakeTime); met && 0 <= age && age < hearPatience {
 		return hearPatience - age
+	}
+	if met {
+		p.calls = len(answerPatience) // it may have nothing to say: once more is enough
 	}
 	if u.call(t, p.want, seen) != nil {
 		return 0
@@ -214,21 +220,13 @@ func (u *Userspace) waited(p *pending) (patience time.Duration) {
 	return p.patience()
 }
 
-// heard reports whether a peer has a session, and something has come in it: more than the
-// initiations and responses (148 and 92 bytes, wireguard.com/protocol) of a few handshakes.
-// wireguard-go can take a response for an initiation that it has given up in the same moment;
-// then it listens where the peer does not send to, until it is silent for 15 s.
-func heard(p *wgtypes.Peer) bool {
-	if p.LastHandshakeTime.IsZero() {
-		return false
-	}
-	const few = 4
-	for initiations := range int64(few) {
-		for responses := range int64(few) {
-			if p.ReceiveBytes == 148*initiations+92*responses {
-				return false
-			}
-		}
-	}
-	return true
+// heard reports whether a peer that was called has sent something in its session, by how many
+// bytes have come from it: more than an initiation and a response (148 and 92 bytes,
+// wireguard.com/protocol), while data comes in multiples of 16 bytes. For wireguard-go can take a
+// response for an initiation that it has given up in the same moment; then it listens where the
+// peer does not send to, until it is silent for 15 s. Of a peer that was not called the handshake
+// is over when something has come.
+func heard(received int64) bool {
+	const initiation, response = 148, 92
+	return !slices.Contains([]int64{0, initiation, response, initiation + response}, received)
 }
