@@ -159,7 +159,11 @@ func TestIDs(t *testing.T) {
 		}
 
 		// A refresh keeps the path; the reply is in the caller's terms.
-		reply := call.Reply(proto.CloneOf(call.Conn))
+		before := proto.CloneOf(call.Conn)
+		reply := call.Reply(call.Conn)
+		if !proto.Equal(call.Conn, before) {
+			t.Errorf("the reply changed what the hop keeps: %v, was %v", call.Conn, before)
+		}
 		if reply.GetId() != "w-0" || reply.GetPath().GetIndex() != 0 || len(reply.GetPath().GetPathSegments()) != 2 {
 			t.Errorf("reply %v", reply)
 		}

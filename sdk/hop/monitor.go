@@ -53,11 +53,16 @@ type View struct {
 func (v *View) Conn() *networkservice.Connection {
 	v.look.Do(func() {
 		v.shown = rpc.ShallowButPath(v.conn)
-		for _, s := range v.shown.GetPath().GetPathSegments() {
-			s.Token = ""
-		}
+		hideTokens(v.shown)
 	})
 	return v.shown
+}
+
+// hideTokens takes the tokens from a connection's path, which are not the hop's to show.
+func hideTokens(c *networkservice.Connection) {
+	for _, s := range c.GetPath().GetPathSegments() {
+		s.Token = ""
+	}
 }
 
 // Identities returns who the hops of the path are: the subject of each segment's
@@ -128,7 +133,8 @@ func (m *Monitor) Amend(id string, change func(*networkservice.Connection) bool)
 	if !ok {
 		return
 	}
-	c := rpc.Clone(old.Conn())
+	c := rpc.Clone(old.conn)
+	hideTokens(c)
 	if change(c) {
 		m.conns.Put(id, &View{
 			conn: c, Since: old.Since, Changed: old.changed(c, time.Now()), identities: old.identitiesOn(c.GetPath()),

@@ -245,9 +245,7 @@ func takeOver(own, event *networkservice.Connection) bool {
 	index := int(own.GetPath().GetIndex())
 	event = rpc.Clone(event)
 	own.Path.PathSegments = append(own.Path.PathSegments[:index+1], event.Path.PathSegments[index+1:]...)
-	for _, s := range own.Path.PathSegments {
-		s.Token = "" // not ours to show
-	}
+	hideTokens(own)
 	own.Context = narrowed(event.GetContext(), own.GetContext().GetMTU())
 	own.State = event.GetState()
 	return true

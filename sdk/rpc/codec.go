@@ -14,6 +14,9 @@ type codec struct{ encoding.CodecV2 }
 
 var protobuf = codec{encoding.GetCodecV2(encodingproto.Name)}
 
+// Name is of no sort of content: calls say application/grpc, as everybody's do.
+func (codec) Name() string { return "" }
+
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if e, ok := v.(*Encoded); ok {
 		return mem.BufferSlice{mem.SliceBuffer(e.Wire)}, nil

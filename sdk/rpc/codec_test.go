@@ -3,6 +3,7 @@
 package rpc
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -58,20 +59,50 @@ func TestCodecHasAll(t *testing.T) {
 	}
 }
 
+func withIP(c *networkservice.IPContext) *networkservice.Connection {
+	return &networkservice.Connection{Context: &networkservice.ConnectionContext{IpContext: c}}
+}
+
+// What is longer than most, at every depth, grows as it is written.
+func TestCodecLong(t *testing.T) {
+	long := strings.Repeat("0123456789abcdef", usualSize/8)
+	want := &networkservice.NetworkServiceRequest{Connection: proto.CloneOf(path5), MechanismPreferences: []*networkservice.Mechanism{
+		{Cls: long, Parameters: map[string]string{"a": long, long: "b"}}, {Type: long},
+	}}
+	want.Connection.Path.PathSegments[0].Token = long
+	want.Connection.Context = &networkservice.ConnectionContext{DnsContext: &networkservice.DNSContext{Configs: []*networkservice.DNSConfig{{SearchDomains: []string{long}}}}}
+	for range 3 { // in what the pool has been given back
+		b := marshal(t, want)
+		got := new(networkservice.NetworkServiceRequest)
+		if err := protobuf.Unmarshal(b, got); err != nil || !proto.Equal(got, want) {
+			t.Errorf("%d bytes arrive as\n%v, %v", b.Len(), got, err)
+		}
+		b.Free()
+	}
+}
+
 // What is not written out, or wrong, is left to protobuf.
 func TestCodecLeavesTheRest(t *testing.T) {
 	for name, m := range map[string]proto.Message{
 		"another message": &networkservice.ConnectionEvent{},
 		"none":            (*networkservice.Connection)(nil),
 		"no segment":      &networkservice.Connection{Path: &networkservice.Path{PathSegments: []*networkservice.PathSegment{nil}}},
+		"no preference":   &networkservice.NetworkServiceRequest{MechanismPreferences: []*networkservice.Mechanism{nil}},
+		"no route":        withIP(&networkservice.IPContext{SrcRoutes: []*networkservice.Route{nil}}),
+		"no neighbour":    withIP(&networkservice.IPContext{IpNeighbors: []*networkservice.IpNeighbor{nil}}),
 	} {
 		if _, ok := encode(m); ok {
 			t.Errorf("%s is encoded", name)
 		}
 		marshal(t, m)
 	}
-	if _, err := protobuf.Marshal(&networkservice.Connection{Labels: map[string]string{"a": "\xff"}}); err == nil {
-		t.Error("what is no text is encoded")
+	for name, c := range map[string]*networkservice.Connection{
+		"in a label":    {Labels: map[string]string{"a": "\xff"}},
+		"in a DNS name": {Context: &networkservice.ConnectionContext{DnsContext: &networkservice.DNSContext{Configs: []*networkservice.DNSConfig{{SearchDomains: []string{"\xff"}}}}}},
+	} {
+		if _, err := protobuf.Marshal(c); err == nil {
+			t.Errorf("what is no text is encoded, %s", name)
+		}
 	}
 	for name, raw := range map[string]string{
 		"no text":         "\x0a\x01\xff",
@@ -89,15 +120,15 @@ func TestCodecLeavesTheRest(t *testing.T) {
 
 // What is decoded, or encoded, is what protobuf makes of it.
 func FuzzCodec(f *testing.F) {
+	seeds := []proto.Message{path5, &networkservice.NetworkServiceRequest{Connection: path5}}
 	for _, m := range writtenOut {
-		raw, err := proto.Marshal(path5)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(raw)
 		full := proto.Clone(m)
 		fill(full.ProtoReflect())
-		if raw, err = proto.Marshal(full); err != nil {
+		seeds = append(seeds, full)
+	}
+	for _, m := range seeds {
+		raw, err := proto.Marshal(m)
+		if err != nil {
 			f.Fatal(err)
 		}
 		f.Add(raw)

@@ -15,7 +15,8 @@ import (
 // reflection that goes through every map. It reports false when it meets anything that is
 // not in most messages: a field of a later version of the API, one of another type, two
 // where there is one, bytes that are no text. Then m is whatever it is, and protobuf
-// has to decode, which knows what that means, or what is wrong.
+// has to decode, which knows what that means, or what is wrong: a peer of a later version
+// makes us decode twice, at most.
 func decode(b []byte, m proto.Message) bool {
 	switch m := m.(type) {
 	case *networkservice.NetworkServiceRequest:

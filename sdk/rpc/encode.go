@@ -117,9 +117,11 @@ func encodeRare[M any, P interface {
 	proto.Message
 }](e *encoder, m *M) {
 	b, err := proto.MarshalOptions{}.MarshalAppend(e.b, P(m))
-	if e.b = b; err != nil {
-		e.failed = true
+	if err != nil {
+		e.failed = true // and there may be no bytes
+		return
 	}
+	e.b = b
 }
 
 func encodeRequest(e *encoder, r *networkservice.NetworkServiceRequest) {

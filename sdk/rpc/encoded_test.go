@@ -3,10 +3,13 @@
 package rpc
 
 import (
+	"context"
+	"slices"
 	"testing"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -48,5 +51,28 @@ func TestEncoded(t *testing.T) {
 				t.Errorf("%s: %v, %v, want %s", name, got, err, want)
 			}
 		}
+	}
+}
+
+// A client encodes as a server does, and its calls have the content type of everybody's.
+func TestClientEncodes(t *testing.T) {
+	wire, err := proto.Marshal(&networkservice.NetworkServiceRequest{Connection: &networkservice.Connection{Id: "wire"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var contentType []string
+	s := &service{request: func(ctx context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+		contentType = metadata.ValueFromIncomingContext(ctx, "content-type")
+		return r.GetConnection(), nil
+	}}
+	clientCreds, serverCreds := Plaintext()
+	cc := dial(t, serve(t, unixURL(t), ServerOptions{Credentials: serverCreds}, s.register), DialOptions{Credentials: clientCreds})
+	got := new(networkservice.Connection)
+	sent := &Encoded{Message: &networkservice.NetworkServiceRequest{Connection: &networkservice.Connection{Id: "message"}}, Wire: wire}
+	if err := cc.Invoke(t.Context(), "/networkservice.NetworkService/Request", sent, got); err != nil || got.GetId() != "wire" {
+		t.Errorf("%v, %v, want wire", got, err)
+	}
+	if !slices.Equal(contentType, []string{"application/grpc"}) {
+		t.Errorf("content type %q", contentType)
 	}
 }
