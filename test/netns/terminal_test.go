@@ -4,6 +4,7 @@ package netns_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -78,8 +79,11 @@ func lead(args []string) {
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt) // not ignored: the command would inherit that
 	c := exec.Command(args[0], args[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	_ = c.Run()
-	fmt.Printf("%s%v\n", leaderSays, c.ProcessState)
+	err := c.Run()
+	if c.ProcessState != nil {
+		err = errors.New(c.ProcessState.String())
+	}
+	fmt.Printf("%s%v\n", leaderSays, err)
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 // startAloneRegistry starts a registry that keeps what it is told and does nothing else:
-// gRPC, with its generated code and default options. None takes less.
+// gRPC, with its generated code and default options. None that encodes what it sends takes less.
 func startAloneRegistry(t testing.TB) (url string) {
 	r := &aloneRegistry{
 		byName:    make(map[string]*api.NetworkServiceEndpoint),
