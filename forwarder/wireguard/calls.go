@@ -22,6 +22,9 @@ type peers struct {
 	mu sync.Mutex
 	// pending are those that were not heard so far; guarded by mu.
 	pending map[wgtypes.Key]*pending
+	// given are those that WireGuard has been told of, and not to forget. One that it does not
+	// know was one of a device that has gone with its holder; guarded by mu.
+	given   map[wgtypes.Key]bool
 	waiting sync.WaitGroup // goroutines of Userspace.wait
 	ending  chan struct{}  // closed by end, once
 	end     func()
@@ -67,11 +70,20 @@ const hearPatience = callPatience + 250*time.Millisecond
 
 func newPeers() peers {
 	ending := make(chan struct{})
-	return peers{pending: make(map[wgtypes.Key]*pending), ending: ending, end: sync.OnceFunc(func() { close(ending) })}
+	return peers{
+		pending: make(map[wgtypes.Key]*pending), given: make(map[wgtypes.Key]bool),
+		ending: ending, end: sync.OnceFunc(func() { close(ending) }),
+	}
 }
 
-// forgetLocked waits for a peer no more. The caller holds mu.
+// forgetLocked is for one that is taken from WireGuard. The caller holds mu.
 func (p *peers) forgetLocked(k wgtypes.Key) {
+	p.waitNoMoreLocked(k)
+	delete(p.given, k)
+}
+
+// waitNoMoreLocked waits for a peer no more. The caller holds mu.
+func (p *peers) waitNoMoreLocked(k wgtypes.Key) {
 	if w, ok := p.pending[k]; ok {
 		close(w.stop)
 		delete(p.pending, k)
@@ -85,17 +97,20 @@ func (p *peers) forgetLocked(k wgtypes.Key) {
 // with keys of which the peer has others, for 15 s. So only the node that has asked for the
 // wire calls, when it has the answer and the other one knows it. That one is not told where
 // its peer is until it has been called: what workloads send would make it call as well. If it
-// is not called for callPatience (it may have lost what it knew, and the peer not) it calls. If
+// is not called for callPatience it calls: it may have lost what it knew, and the peer not. Where
+// the forwarder has seen that, because the holder has died and not itself, it calls at once. If
 // both have asked each other at the same time the one with the lower id calls. Who has called
 // and hears nothing calls again (answerPatience): calls can still meet, where a node takes long
 // to hear of an answer, and any packet can be lost.
 func (u *Userspace) setPeer(t holder.Tunnel, want plan.Tunnel, seen *wgtypes.Peer) error {
 	k := key(want.Peer.Key)
+	lost := seen == nil && u.peers.given[k]
 	if seen == nil {
-		u.peers.forgetLocked(k) // it was one of a device that is gone
+		u.peers.waitNoMoreLocked(k)
 	}
+	u.peers.given[k] = true
 	p := u.peers.pending[k]
-	switch whoCalls(want, seen, p.awaited()) {
+	switch whoCalls(want, seen, lost, p.awaited()) {
 	case peerCalls:
 		if p != nil {
 			p.want = want
@@ -109,7 +124,7 @@ func (u *Userspace) setPeer(t holder.Tunnel, want plan.Tunnel, seen *wgtypes.Pee
 		u.wait(&pending{want: want})
 		return nil
 	case ownCall:
-		u.peers.forgetLocked(k)
+		u.peers.waitNoMoreLocked(k)
 		if err := u.call(t, want, seen); err != nil {
 			return err
 		}
@@ -134,9 +149,9 @@ const (
 	peerCalls
 )
 
-func whoCalls(want plan.Tunnel, seen *wgtypes.Peer, awaited bool) caller {
+func whoCalls(want plan.Tunnel, seen *wgtypes.Peer, lost, awaited bool) caller {
 	switch {
-	case seen == nil && want.Calls:
+	case seen == nil && (want.Calls || lost):
 		return ownCall
 	case seen == nil:
 		return peerCalls
@@ -191,7 +206,7 @@ func (u *Userspace) waited(p *pending) (patience time.Duration) {
 	}
 	defer func() {
 		if patience == 0 {
-			u.peers.forgetLocked(k)
+			u.peers.waitNoMoreLocked(k)
 		}
 	}()
 	t, dev, err := u.device(ctx)

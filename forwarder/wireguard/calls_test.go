@@ -19,28 +19,31 @@ func TestWhoCalls(t *testing.T) {
 	never, once := &wgtypes.Peer{}, &wgtypes.Peer{LastHandshakeTime: time.Now()}
 	for name, tt := range map[string]struct {
 		seen    *wgtypes.Peer
+		lost    bool
 		awaited bool
 		calls   bool // this node has asked
 		own     uint32
 		want    caller
 	}{
-		"this node has asked":                {nil, false, true, 1, ownCall},
-		"the other one has asked":            {nil, false, false, 1, peerCalls},
-		"it has asked for another wire":      {never, true, false, 1, peerCalls},
-		"both have asked, this has the turn": {never, true, true, 1, ownCall},
-		"both have asked, the other has it":  {never, true, true, 3, peerCalls},
-		"it has called":                      {once, true, true, 1, nobodyCalls},
-		"this node has called":               {never, false, true, 1, nobodyCalls},
-		"there is a session":                 {once, false, false, 1, nobodyCalls},
+		"this node has asked":                {nil, false, false, true, 1, ownCall},
+		"the other one has asked":            {nil, false, false, false, 1, peerCalls},
+		"the holder has died":                {nil, true, false, false, 1, ownCall},
+		"it has asked for another wire":      {never, false, true, false, 1, peerCalls},
+		"both have asked, this has the turn": {never, false, true, true, 1, ownCall},
+		"both have asked, the other has it":  {never, false, true, true, 3, peerCalls},
+		"it has called":                      {once, false, true, true, 1, nobodyCalls},
+		"this node has called":               {never, false, false, true, 1, nobodyCalls},
+		"there is a session":                 {once, false, false, false, 1, nobodyCalls},
 	} {
 		want := plan.Tunnel{Own: plan.TunnelNode{ID: tt.own}, Peer: plan.TunnelPeer{ID: 2}, Calls: tt.calls}
-		if got := whoCalls(want, tt.seen, tt.awaited); got != tt.want {
+		if got := whoCalls(want, tt.seen, tt.lost, tt.awaited); got != tt.want {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}
 	}
 }
 
-// Who was asked, and is not called, calls: it may have lost what it knew, and the other one not.
+// Who was asked, and has lost what it knew, which the other one has not, calls: at once, if its
+// forwarder has seen that, else when it is not called.
 func TestTunnelNotCalled(t *testing.T) {
 	a, b := newTunnel(t)
 	far := b.add(t, b.to(a, 1, false), false, "172.16.1.2")
@@ -49,13 +52,8 @@ func TestTunnelNotCalled(t *testing.T) {
 	roundTrip(t, c, "at first")
 	tunnel, _, err := b.backend.device(t.Context())
 	must(t, err)
-	must(t, b.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(a.own.PrivateKey).PublicKey(), Remove: true}))
-	must(t, b.backend.PointWire(t.Context(), far.ns.Key(), far.tag, b.to(a, 1, false)))
-	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint != nil {
-		t.Errorf("peers %v: it is to wait for a call first", got)
-	}
-	if s, found, err := b.backend.ReadWire(t.Context(), far.ns.Key(), far.tag); err != nil || !found || s.Peer != b.to(a, 1, false).Peer {
-		t.Errorf("meanwhile the wire is seen as %+v, %v, %v", s, found, err)
+	lose := func() {
+		must(t, b.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(a.own.PrivateKey).PublicKey(), Remove: true}))
 	}
 	// Until it has called, and the other one has heard of it, packets go in the session that is lost.
 	answered := func() bool {
@@ -65,11 +63,33 @@ func TestTunnelNotCalled(t *testing.T) {
 		_, err = c.Read(make([]byte, 2048))
 		return err == nil
 	}
-	for start := time.Now(); !answered(); {
-		if time.Since(start) > 10*callPatience {
-			t.Fatal("it does not call")
+	waitForAnswer := func() {
+		t.Helper()
+		for start := time.Now(); !answered(); {
+			if time.Since(start) > 10*callPatience {
+				t.Fatal("it does not call")
+			}
 		}
 	}
+	lose()
+	must(t, b.backend.PointWire(t.Context(), far.ns.Key(), far.tag, b.to(a, 1, false)))
+	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint == nil {
+		t.Errorf("peers %v: it is to call at once", got)
+	}
+	waitForAnswer()
+
+	lose()
+	b.backend.peers.mu.Lock()
+	b.backend.peers.forgetLocked(key(a.own.PrivateKey).PublicKey()) // as a forwarder that has started anew
+	b.backend.peers.mu.Unlock()
+	must(t, b.backend.PointWire(t.Context(), far.ns.Key(), far.tag, b.to(a, 1, false)))
+	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint != nil {
+		t.Errorf("peers %v: it is to wait for a call first", got)
+	}
+	if s, found, err := b.backend.ReadWire(t.Context(), far.ns.Key(), far.tag); err != nil || !found || s.Peer != b.to(a, 1, false).Peer {
+		t.Errorf("meanwhile the wire is seen as %+v, %v, %v", s, found, err)
+	}
+	waitForAnswer()
 	if p := b.device(t).Peers[0]; p.PersistentKeepaliveInterval != tunnelKeepalive {
 		t.Errorf("keepalive %v", p.PersistentKeepaliveInterval)
 	}

@@ -280,6 +280,7 @@ func (u *Userspace) read(ctx context.Context, tag string) (func(key, tag string)
 	u.peers.mu.Lock()
 	for i := range dev.Peers {
 		p := &dev.Peers[i]
+		u.peers.given[p.PublicKey] = true // by the forwarder before this one, maybe
 		if w := u.peers.pending[p.PublicKey]; w.awaited() && p.Endpoint == nil {
 			p.Endpoint = udpAddr(w.want.Peer.Endpoint)
 		}

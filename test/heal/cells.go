@@ -118,6 +118,10 @@ const long = 20 * time.Second
 // that are under way then, on a machine that has other things to do.
 const moved = 100 * time.Millisecond
 
+// mended is how long it may take a node to make again what its holder had: less than the second
+// after which clients that hear nothing go to another endpoint, and connections end with it.
+const mended = 900 * time.Millisecond
+
 // back is how soon after the end of a fault that nobody can help packets flow again.
 const back = time.Second
 
@@ -134,13 +138,13 @@ func whileIdle() (cells []cell) {
 		cells = append(cells, cell{component: c, fault: diskFull, phase: idle, must: all(none)})
 	}
 	return append(cells,
-		cell{component: localHolder, fault: kill, phase: idle, must: remote(2 * time.Second), tested: true},
+		cell{component: localHolder, fault: kill, phase: idle, must: remote(mended), tested: true},
 		cell{component: localHolder, fault: freeze, phase: idle, must: remote(lasts + back)},
 		cell{component: localHolder, fault: kill, phase: idle, own: true, must: onlyIP(2 * time.Second), tested: true},
 		cell{component: localForwarder, fault: kill, phase: idle, own: true, must: all(none), tested: true},
 		cell{component: remoteForwarder, fault: kill, phase: idle, own: true, must: all(none)},
 		cell{component: endpointsNode, fault: gone, phase: idle, own: true, must: remote(2 * time.Second)},
-		cell{component: remoteHolder, fault: kill, phase: idle, must: remote(2 * time.Second)},
+		cell{component: remoteHolder, fault: kill, phase: idle, must: remote(mended), tested: true},
 		cell{component: remoteHolder, fault: freeze, phase: idle, must: remote(2 * time.Second)},
 
 		cell{component: endpoints, fault: killAndStart, phase: idle, must: all(time.Second)},
@@ -184,7 +188,7 @@ func whileRequesting() (cells []cell) {
 	}
 	return append(cells,
 		cell{component: registry, fault: diskFull, phase: duringRequest, must: all(none), tested: true},
-		cell{component: remoteHolder, fault: kill, phase: duringRequest, must: remote(2 * time.Second)},
+		cell{component: remoteHolder, fault: kill, phase: duringRequest, must: remote(mended)},
 		cell{component: endpoints, fault: kill, phase: duringRequest, must: all(time.Second)},
 		cell{component: endpointsNode, fault: gone, phase: duringRequest, must: remote(2 * time.Second), tested: true},
 		cell{component: endpointsNode, fault: dropAll, phase: duringRequest, must: remote(2 * time.Second)},
