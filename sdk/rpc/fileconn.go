@@ -55,10 +55,13 @@ func newFileConn(c *net.UnixConn, q *quota) (*fileConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	fc := &fileConn{UnixConn: c, inbox: new(inbox), leave: leave}
-	fc.sender = who
-	fc.inbox.quota, fc.inbox.uid = q, who.UID
-	return fc, nil
+	box := &inbox{quota: q, uid: who.UID, done: make(chan struct{})}
+	if q != nil {
+		box.refusal = q.refusal
+	} else {
+		box.refusal = newRefusal()
+	}
+	return &fileConn{UnixConn: c, inbox: box, leave: leave, sender: who}, nil
 }
 
 // handshake runs f; descriptors that come meanwhile, before anybody knows from
@@ -105,7 +108,7 @@ func (c *fileConn) Write(b []byte) (int, error) {
 			with = b[i:]
 		}
 		n, _, err := c.WriteMsgUnix(with, unix.UnixRights(fd), nil)
-		_ = unix.Close(fd) // the peer's own is under way; whoever has read the message finds no trace of ours
+		_ = unix.Close(fd) // the peer's own is under way
 		if err != nil {
 			closeAll(fds[i+1:])
 			return done, err
@@ -138,7 +141,7 @@ func (c *fileConn) Read(b []byte) (int, error) {
 	n, oobn, _, _, err := c.ReadMsgUnix(b, c.ancillary[:]) // sets MSG_CMSG_CLOEXEC
 	if oobn > 0 {
 		for _, fd := range parseRights(c.ancillary[:oobn]) {
-			c.inbox.put(fd)
+			c.inbox.receive(fd)
 		}
 	}
 	if errors.Is(err, io.EOF) {

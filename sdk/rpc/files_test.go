@@ -90,10 +90,10 @@ func TestFilesPass(t *testing.T) {
 				}
 				reply.Close()
 			}
-			if n := openFiles(t, path); n != 2 { // tempFile's and ours
+			if n := openFiles(t, path, 2); n != 2 { // tempFile's and ours
 				t.Errorf("%d descriptors of the file are open", n)
 			}
-			if n := openFiles(t, own.Name()); n != 1 {
+			if n := openFiles(t, own.Name(), 1); n != 1 {
 				t.Errorf("%d descriptors of the answer are open", n)
 			}
 		})
@@ -324,7 +324,7 @@ func TestCloseClosesFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]int{arrived.Name(): 2, queued.Name(): 2} {
-		if n := openFiles(t, name); n != want {
+		if n := openFiles(t, name, want); n != want {
 			t.Errorf("%d descriptors, want %d", n, want)
 		}
 	}
@@ -332,7 +332,7 @@ func TestCloseClosesFiles(t *testing.T) {
 	receiver.Close()
 	receiver.Close()
 	for _, name := range []string{arrived.Name(), queued.Name()} {
-		if n := openFiles(t, name); n != 1 {
+		if n := openFiles(t, name, 1); n != 1 {
 			t.Errorf("%d descriptors after Close", n)
 		}
 	}
@@ -362,7 +362,7 @@ func TestFailedHandshakeClosesFiles(t *testing.T) {
 	if _, _, err := server.ServerHandshake(b); err == nil {
 		t.Error("plain HTTP passed for TLS")
 	}
-	if n := openFiles(t, f.Name()); n != 1 {
+	if n := openFiles(t, f.Name(), 1); n != 1 {
 		t.Errorf("%d descriptors after the handshake", n)
 	}
 }
@@ -421,7 +421,7 @@ func TestInboxExpires(t *testing.T) {
 		b := new(inbox)
 		defer b.close()
 		early, late, claimed := tempFile(t, ""), tempFile(t, ""), tempFile(t, "")
-		open := func() (n int) { return openFiles(t, early.Name()) + openFiles(t, late.Name()) - 2 }
+		open := func() (n int) { return openNow(t, early.Name()) + openNow(t, late.Name()) - 2 }
 		put := func(f *os.File) {
 			if err := b.sendTo([]*os.File{f}); err != nil {
 				t.Fatal(err)
@@ -471,7 +471,7 @@ func TestInboxIsBounded(t *testing.T) {
 	if n := len(b.files); n != maxFiles {
 		t.Errorf("%d files are kept", n)
 	}
-	if n := openFiles(t, first.Name()); n != 1 {
+	if n := openFiles(t, first.Name(), 1); n != 1 {
 		t.Errorf("the oldest has %d descriptors", n)
 	}
 }

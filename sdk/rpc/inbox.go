@@ -21,8 +21,10 @@ import (
 //
 // The same file may be in it several times, once for each request that sent it.
 type inbox struct {
-	quota *quota // nil: none
-	uid   uint32 // who sends
+	quota   *quota        // nil: none
+	uid     uint32        // who sends
+	refusal refusal       // of what is not fit; nothing comes where ends share a process
+	done    chan struct{} // closed by close, once; nil where ends share a process
 
 	mu      sync.Mutex
 	shut    bool // not open yet
@@ -33,10 +35,11 @@ type inbox struct {
 	expiry  *time.Timer   // runs expire when the oldest file is due; nil before the first arrival
 }
 
-// spill is a descriptor that was closed because nobody had claimed it.
+// spill is a descriptor that was closed before anybody had claimed it.
 type spill struct {
 	inode inode
 	at    time.Time
+	why   error
 }
 
 type arrival struct {
@@ -55,13 +58,18 @@ func (b *inbox) setShut(shut bool) {
 // none is no descriptor.
 const none = -1
 
-// put takes ownership of fd. Descriptors that cannot be kept are closed.
-func (b *inbox) put(fd int) {
+// receive takes ownership of fd, which another process has sent.
+func (b *inbox) receive(fd int) {
 	i, err := inodeAt(fd)
-	if err != nil {
-		_ = unix.Close(fd)
+	if err != nil || !closesAtOnce(fd, i) {
+		b.refuse(fd, i)
 		return
 	}
+	b.put(fd, i)
+}
+
+// put takes ownership of fd, which closes at once. Descriptors that cannot be kept are closed.
+func (b *inbox) put(fd int, i inode) {
 	drop := none
 	b.mu.Lock()
 	switch room := !b.closed && !b.shut && len(b.files) < maxFiles && b.quota.add(b.uid, 0, 1); {
@@ -69,11 +77,11 @@ func (b *inbox) put(fd int) {
 		drop = fd
 	case !room && len(b.files) == 0:
 		drop = fd
-		b.spillLocked(i)
+		b.spillLocked(i, errSpilled)
 	default:
 		if !room {
 			drop = b.files[0].fd
-			b.spillLocked(b.files[0].inode)
+			b.spillLocked(b.files[0].inode, errSpilled)
 			b.files = slices.Delete(b.files, 0, 1)
 		}
 		b.files = append(b.files, arrival{i, fd, time.Now().Add(fileLife)})
@@ -86,6 +94,30 @@ func (b *inbox) put(fd int) {
 	}
 }
 
+// refusal has room for the threads that descriptors of others may hold, of the thousands
+// that a Go program can have.
+type refusal chan struct{}
+
+func newRefusal() refusal { return make(refusal, 8) }
+
+// refuse closes a descriptor that nobody has reason to send. That takes as long as whoever sent
+// it wants: a TCP socket can linger (socket(7), SO_LINGER), a file can be of a file system of
+// their own. Where too many take their time, their connections are not read any further.
+func (b *inbox) refuse(fd int, i inode) {
+	b.mu.Lock()
+	b.spillLocked(i, errUnfit)
+	b.mu.Unlock()
+	select {
+	case b.refusal <- struct{}{}:
+		go func() {
+			defer func() { <-b.refusal }()
+			_ = unix.Close(fd)
+		}()
+	case <-b.done:
+		go unix.Close(fd)
+	}
+}
+
 // tellLocked has those who wait look again.
 func (b *inbox) tellLocked() {
 	if b.changed != nil {
@@ -94,21 +126,23 @@ func (b *inbox) tellLocked() {
 	}
 }
 
-func (b *inbox) spillLocked(i inode) {
+func (b *inbox) spillLocked(i inode, why error) {
 	if len(b.spilled) == maxSpills {
 		b.spilled = slices.Delete(b.spilled, 0, 1)
 	}
-	b.spilled = append(b.spilled, spill{i, time.Now()})
+	b.spilled = append(b.spilled, spill{i, time.Now(), why})
 }
 
-// late is the error of a claim that has waited in vain. A descriptor that has come and was
-// closed, since whoever was to claim it was too slow, is errSpilled.
+// late is the error of a claim that has waited in vain: of a descriptor that has come and was
+// closed it says why.
 func (b *inbox) late(i inode) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	why := errLate
-	if slices.ContainsFunc(b.spilled, func(s spill) bool { return s.inode == i && time.Since(s.at) < spillLife }) {
-		why = errSpilled
+	for _, s := range b.spilled {
+		if s.inode == i && time.Since(s.at) < spillLife {
+			why = s.why
+		}
 	}
 	return nserr.NoDescriptor.Errorf("%v: %w within %v", i, why, fileWait)
 }
@@ -116,6 +150,7 @@ func (b *inbox) late(i inode) error {
 var (
 	errLate    = errors.New("it did not arrive")
 	errSpilled = errors.New("it came and was closed before its request had its turn, and did not arrive again")
+	errUnfit   = errors.New("it came, is no namespace and not opened with O_PATH, and was closed; no other arrived")
 )
 
 // claim moves the file with inode i out of the box, waiting up to fileWait for it.
@@ -184,7 +219,7 @@ func (b *inbox) expire() {
 		n++
 	}
 	for _, a := range b.files[:n] {
-		b.spillLocked(a.inode)
+		b.spillLocked(a.inode, errSpilled)
 	}
 	due := slices.Clone(b.files[:n])
 	b.files = slices.Delete(b.files, 0, n)
@@ -218,6 +253,9 @@ func (b *inbox) close() {
 	b.quota.add(b.uid, 0, -len(files))
 	if !b.closed {
 		b.closed = true
+		if b.done != nil {
+			close(b.done)
+		}
 		b.tellLocked()
 	}
 	if b.expiry != nil {
@@ -235,8 +273,13 @@ func (b *inbox) sendTo(files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	for _, fd := range dups {
-		b.put(fd)
+	for n, fd := range dups {
+		i, err := inodeAt(fd)
+		if err != nil {
+			closeAll(dups[n:])
+			return err
+		}
+		b.put(fd, i)
 	}
 	return nil
 }

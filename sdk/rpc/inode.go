@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -50,6 +51,25 @@ func inodeAt(fd int) (inode, error) {
 	}
 	return inode{uint64(st.Dev), st.Ino}, nil
 }
+
+// closesAtOnce reports whether closing fd waits for nobody: it is one of a namespace, or was
+// opened with O_PATH, which is no more than a name. Peers have reason to send such ones only.
+func closesAtOnce(fd int, i inode) bool {
+	if i.dev == namespaces() {
+		return true
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_PATH != 0
+}
+
+// namespaces is the device of namespaces (namespaces(7)), which is none that can be mounted.
+var namespaces = sync.OnceValue(func() uint64 {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return 0 // no file's
+	}
+	return uint64(st.Dev)
+})
 
 // control runs do with f's descriptor, which stays open meanwhile.
 func control(f *os.File, do func(fd int) error) error {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -190,16 +192,18 @@ func transports(t testing.TB) map[string]func() (client, server credentials.Tran
 	}
 }
 
+// tempFile is a new file as peers send theirs, opened with O_PATH.
 func tempFile(t testing.TB, content string) *os.File {
 	t.Helper()
-	f, err := os.CreateTemp(t.TempDir(), "")
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, unix.O_PATH, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	if _, err := f.WriteString(content); err != nil {
-		t.Fatal(err)
-	}
 	return f
 }
 
@@ -213,7 +217,20 @@ func inodeURL(t testing.TB, f *os.File) string {
 }
 
 // openFiles counts the descriptors of this process that refer to path.
-func openFiles(t testing.TB, path string) int {
+// openFiles counts the descriptors of a file, when there are as many as wanted or time is over:
+// who sends one closes its own when the peer may have it already.
+func openFiles(t testing.TB, path string, want int) (n int) {
+	t.Helper()
+	for range 100_000 { // some seconds, of any clock
+		if n = openNow(t, path); n == want {
+			break
+		}
+		runtime.Gosched()
+	}
+	return n
+}
+
+func openNow(t testing.TB, path string) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -17,11 +17,13 @@ import (
 type quota struct {
 	mu    sync.Mutex
 	users map[uint32]usage // of those who hold anything; guarded by mu
+
+	refusal refusal // of all users' descriptors
 }
 
 type usage struct{ conns, files int }
 
-func newQuota() *quota { return &quota{users: make(map[uint32]usage)} }
+func newQuota() *quota { return &quota{users: make(map[uint32]usage), refusal: newRefusal()} }
 
 // add changes what the user holds, unless that became more than is allowed.
 func (q *quota) add(uid uint32, conns, files int) (ok bool) {
