@@ -139,6 +139,9 @@ func (o options) run(ctx context.Context) error {
 	}
 	r, err := o.measure(ctx)
 	if r != nil {
+		if o.short {
+			fmt.Println("-short: shows that the benchmark works. The figures, and what is met or missed, mean nothing.")
+		}
 		fmt.Print(r.markdown()) // what there is of it
 	}
 	if err != nil {

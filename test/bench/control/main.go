@@ -104,6 +104,9 @@ func parse(args []string) (o options, err error) {
 
 func (o options) run(ctx context.Context) error {
 	r, err := o.measure(ctx)
+	if o.short {
+		fmt.Println("-short: shows that the benchmark works. The figures, and what is met or missed, mean nothing.")
+	}
 	fmt.Print(r.callsTable(), "\n", r.registryTable()) // what there is of it
 	if err != nil {
 		return err
