@@ -173,7 +173,9 @@ func (k *keptDemo) run(ctx context.Context, a *app, place string, command []stri
 	if dir := os.Getenv(workDirVar); dir != "" {
 		_ = os.Chdir(dir) // it need not be there in this mount namespace
 	}
-	for _, v := range append(env, "PATH="+k.programs()+":"+os.Getenv("PATH")) {
+	// What is left running here is the demo's as much as its own daemons are.
+	env = append(env, lab.Mark(k.name()), "PATH="+k.programs()+":"+os.Getenv("PATH"))
+	for _, v := range env {
 		key, value, _ := strings.Cut(v, "=")
 		_ = os.Setenv(key, value) // for the command, there is nothing else to do
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -120,6 +121,12 @@ func TestDemoKept(t *testing.T) {
 			outside, inside := typed(after, "$"), typed(after, "a#")
 			if len(outside) < 3 || len(inside) < 4 {
 				t.Fatalf("it says too little:\n%s", after)
+			}
+			// What somebody starts there ends with the rest, also in the background.
+			left := exec.Command("sh", "-c", outside[0]+" -- sh -c 'sleep 300 >/dev/null 2>&1 &'")
+			left.Env, left.SysProcAttr, left.Dir = c.Env, c.SysProcAttr, "/"
+			if out, err := left.CombinedOutput(); err != nil || !slices.ContainsFunc(lab.Find(name, dir).Processes, func(p string) bool { return strings.HasSuffix(p, " sleep 300") }) {
+				t.Errorf("left there: %v:\n%s", err, out)
 			}
 			said := ""
 			for _, line := range outside {
