@@ -351,7 +351,7 @@ func (d *demo) leave() error {
 		k.User = sudoUser()
 	}
 	for _, n := range d.lab.Nodes() {
-		k.Nodes[n.Name] = append(n.Env(), "NODE_NAME="+n.Name, "NSM_IDENTITY_SOCKET="+n.Identity())
+		k.Nodes[n.Name] = append(n.Env(), "NODE_NAME="+n.Name, "NSM_IDENTITY_SOCKET="+n.Identity(), "NSM_HOLDER_SOCKET="+n.HolderSocket())
 	}
 	err := os.Mkdir(k.programs(), 0o755)
 	if err == nil {

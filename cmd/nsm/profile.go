@@ -28,7 +28,7 @@ import (
 type profileConfig struct {
 	managerConfig
 	Of             string `flag:"of" default:"daemon" choices:"daemon,holder,authority" help:"whose: of the daemon at --connect-to; of the process that has this node's userspace WireGuard; of what gives out this node's identities, the authority or an agent of it"`
-	HolderSocket   string `flag:"holder-socket" help:"path of that process's socket, wireguard.sock in --state-dir of the forwarder; default that of 'nsm up', /var/lib/nsm/wireguard.sock, or where nobody is there that of 'nsm forwarder', /var/lib/nsm/forwarder/wireguard.sock"`
+	HolderSocket   string `flag:"holder-socket" env:"NSM_HOLDER_SOCKET" help:"path of that process's socket, wireguard.sock in --state-dir of the forwarder; default that of 'nsm up', /var/lib/nsm/wireguard.sock, or where nobody is there that of 'nsm forwarder', /var/lib/nsm/forwarder/wireguard.sock"`
 	IdentitySocket string `flag:"identity-socket" env:"NSM_IDENTITY_SOCKET" default:"unix:///var/lib/networkservicemesh/identity.sock" help:"URL of the authority's or agent's socket"`
 	Seconds        uint32 `flag:"seconds" default:"0" help:"for how long to record, at most 300; 0 = what there is now or has been since the process began, 10 s of cpu, mutex, block and trace"`
 	File           string `flag:"file" short:"o" help:"file to write, - for standard output; default KIND.pprof, or trace.out"`

@@ -138,6 +138,15 @@ func TestProfileFlagsOfEnvironment(t *testing.T) {
 	if _, stderr, code := runAgainst(t, &profiled{}, "", "profile", "--of", "holder", "--holder-socket", "none"); code != exitUnavailable {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
+	socket := filepath.Join(t.TempDir(), "holder.sock")
+	answerOnce(t, socket, `{"data":"AQI="}`)
+	t.Setenv("NSM_HOLDER_SOCKET", socket)
+	if out, stderr, code := runAgainst(t, &profiled{}, "", "profile", "--of", "holder", "-o", "-"); code != exitOK || out != "\x01\x02" {
+		t.Errorf("exit code %d, %q, %s", code, out, stderr)
+	}
+	if _, stderr, code := runAgainst(t, &profiled{}, "", "profile"); code != exitOK { // that is no reason not to ask the daemon
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
 }
 
 // The holder is looked for where 'nsm up' and 'nsm forwarder' have it, as the help says.

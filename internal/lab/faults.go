@@ -48,10 +48,10 @@ type Stranger struct{ PID int }
 // Holder returns the process that userspace WireGuard of the node runs in. It is
 // there as soon as the node has had such a wire.
 func (n *Node) Holder() (*Stranger, error) {
-	socket := func(part string) string { return filepath.Join(n.state(part), "wireguard.sock") }
+	ofUp := filepath.Join(n.state("up"), "wireguard.sock")
 	for _, pid := range processesOf(n.lab.Name) {
 		argv := argvOf(pid)
-		if len(argv) == 4 && argv[1] == "wireguard-holder" && (argv[3] == socket("forwarder") || argv[3] == socket("up")) {
+		if len(argv) == 4 && argv[1] == "wireguard-holder" && (argv[3] == n.HolderSocket() || argv[3] == ofUp) {
 			return &Stranger{PID: pid}, nil
 		}
 	}

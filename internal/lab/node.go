@@ -47,6 +47,10 @@ func (n *Node) Manager() string { return "unix://" + filepath.Join(n.Dir, "nsm.i
 // Identity is the URL of the node's SPIFFE Workload API.
 func (n *Node) Identity() string { return "unix://" + filepath.Join(n.Dir, "identity.sock") }
 
+// HolderSocket is the path of the socket of the process that has the node's userspace
+// WireGuard, where the forwarder is a process of its own.
+func (n *Node) HolderSocket() string { return filepath.Join(n.state("forwarder"), "wireguard.sock") }
+
 // env is what tells nsm's commands that they are on this node.
 func (n *Node) env() []string {
 	return append(n.Env(),

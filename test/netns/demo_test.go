@@ -128,6 +128,18 @@ func TestDemoKept(t *testing.T) {
 			if out, err := left.CombinedOutput(); err != nil || !slices.ContainsFunc(lab.Find(name, dir).Processes, func(p string) bool { return strings.HasSuffix(p, " sleep 300") }) {
 				t.Errorf("left there: %v:\n%s", err, out)
 			}
+			// What a node has can be asked for a profile there, without being told where it is.
+			parts := []string{"daemon", "authority"}
+			if slices.ContainsFunc(lab.Find(name, dir).Processes, func(p string) bool { return strings.Contains(p, "wireguard-holder") }) {
+				parts = append(parts, "holder")
+			}
+			for _, of := range parts {
+				profile := exec.Command("sh", "-c", outside[0]+" -- nsm profile goroutine -o - --of "+of)
+				profile.Env, profile.SysProcAttr, profile.Dir = c.Env, c.SysProcAttr, "/"
+				if out, err := profile.CombinedOutput(); err != nil || !bytes.HasPrefix(out, []byte("\x1f\x8b")) {
+					t.Errorf("profile of the %s: %v: %.200q", of, err, out)
+				}
+			}
 			said := ""
 			for _, line := range outside {
 				sh := exec.Command("sh", "-c", line)

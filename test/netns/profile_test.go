@@ -47,7 +47,7 @@ func TestProfileOfHolder(t *testing.T) {
 	unchanged(t, l)
 	web := workload(t, a, "web")
 	w := connect(t, web, "kernel://far/nsm-1")
-	holder := []string{"--of", "holder", "--holder-socket", filepath.Join(a.Dir, "forwarder", "wireguard.sock")}
+	holder := []string{"--of", "holder", "--holder-socket", a.HolderSocket()}
 	if err := profiled(t, a, holder...); err != nil {
 		t.Error(err)
 	}
