@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -40,7 +39,10 @@ type keptDemo struct {
 	since time.Time
 }
 
-func (k *keptDemo) name() string { return filepath.Base(k.dir) }
+func (k *keptDemo) name() string { return filepath.Base(k.dir) } // of its lab
+
+// short is its name as --name takes it.
+func (k *keptDemo) short() string { return strings.TrimPrefix(k.name(), demoPrefix) }
 
 // mark writes down that the lab is left running.
 func (k *keptDemo) mark() error {
@@ -57,9 +59,6 @@ func findKept() (list []*keptDemo) {
 	for _, path := range marks {
 		k := &keptDemo{dir: filepath.Dir(path)}
 		var folder, mark unix.Stat_t
-		if only := os.Getenv(nameVar); only != "" && only != k.name() {
-			continue
-		}
 		if unix.Lstat(k.dir, &folder) != nil || folder.Mode&unix.S_IFMT != unix.S_IFDIR || unix.Lstat(path, &mark) != nil {
 			continue // it has just gone
 		}
@@ -103,52 +102,81 @@ func (k *keptDemo) door(uid int, inside string, sudoUser int) door {
 
 func (k *keptDemo) doorForMe() door { return k.door(os.Geteuid(), os.Getenv(insideVar), sudoUser()) }
 
-// stopDemos removes the demos that this user has left running.
-func (a *app) stopDemos() error {
-	stopped, needSudo := 0, false
-	var foreigners []string
-	var errs []error
+// pick returns the demo of that name, or the only one, of those that this user has
+// left running; nil = there is none. foreigners are the names of other users' then.
+func pick(name demoName) (_ *keptDemo, foreigners []string, err error) {
+	var mine []*keptDemo
 	for _, k := range findKept() {
-		switch k.doorForMe() {
-		case noDoor:
+		switch {
+		case name != "" && string(name) != k.short():
+		case k.doorForMe() == noDoor:
 			foreigners = append(foreigners, k.name())
-			continue
-		case sudoDoor:
-			needSudo = true
-			continue
-		case userNSDoor:
-			if _, err := k.process(); err == nil {
-				errs = append(errs, a.againInUserNamespaceOf(k))
-				stopped++
-				continue
-			}
+		default:
+			mine = append(mine, k)
 		}
-		stopped++
-		if err := lab.Remove(k.name(), k.dir); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		fmt.Fprintln(a.out, "stopped", k.name())
 	}
-	switch {
-	case needSudo:
-		errs = append(errs, a.againBySudo())
-	case stopped == 0 && len(foreigners) > 0:
-		errs = append(errs, nserr.NotAllowed.Errorf("%s: somebody else has started that", strings.Join(foreigners, ", ")).WithFix("stop it as that user"))
-	case stopped == 0:
-		fmt.Fprintln(a.out, "no demo is running")
+	switch len(mine) {
+	case 0:
+		return nil, foreigners, nil
+	case 1:
+		return mine[0], nil, nil
 	}
-	return errors.Join(errs...)
+	slices.SortFunc(mine, func(x, y *keptDemo) int { return x.since.Compare(y.since) })
+	var list []string
+	for _, k := range mine {
+		list = append(list, fmt.Sprintf("%s (since %s)", k.short(), k.since.Local().Format(time.DateTime)))
+	}
+	return nil, nil, nserr.BadFlag.Errorf("%d demos of yours are kept: %s", len(mine), strings.Join(list, ", ")).
+		WithFix("say which, such as --name %s", mine[len(mine)-1].short())
 }
 
-// runOnDemo runs a command, or a shell, at a place of the demo that this user has
-// left running last.
-func (a *app) runOnDemo(ctx context.Context, place string, command []string) error {
-	mine := slices.DeleteFunc(findKept(), func(k *keptDemo) bool { return k.doorForMe() == noDoor })
-	if len(mine) == 0 {
-		return nserr.UnknownNode.Errorf("no demo of yours is running").WithFix("start one with 'nsm demo --keep'")
+// stopDemo removes a demo that this user has left running.
+func (a *app) stopDemo(name demoName) error {
+	k, foreigners, err := pick(name)
+	switch {
+	case err != nil:
+		return err
+	case len(foreigners) > 0:
+		return nserr.NotAllowed.Errorf("%s: somebody else has started that", strings.Join(foreigners, ", ")).WithFix("stop it as that user")
+	case k == nil && name != "":
+		return noDemo(name)
+	case k == nil:
+		fmt.Fprintln(a.out, "no demo is running")
+		return nil
 	}
-	k := slices.MaxFunc(mine, func(x, y *keptDemo) int { return cmp.Compare(x.since.UnixNano(), y.since.UnixNano()) })
+	switch k.doorForMe() {
+	case sudoDoor:
+		return a.againBySudo()
+	case userNSDoor:
+		if _, err := k.process(); err == nil {
+			return a.againInUserNamespaceOf(k)
+		}
+	}
+	if err := lab.Remove(k.name(), k.dir); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out, "stopped", k.name())
+	return nil
+}
+
+// noDemo is the error that this user has left none running, or none of that name.
+func noDemo(name demoName) error {
+	if name != "" {
+		return nserr.UnknownNode.Errorf("no demo %s of yours is running", name).WithFix("start it with 'nsm demo --keep --name %s'", name)
+	}
+	return nserr.UnknownNode.Errorf("no demo of yours is running").WithFix("start one with 'nsm demo --keep'")
+}
+
+// runOnDemo runs a command, or a shell, at a place of a demo that this user has left
+// running.
+func (a *app) runOnDemo(ctx context.Context, name demoName, place string, command []string) error {
+	k, _, err := pick(name)
+	switch {
+	case err != nil:
+		return err
+	case k == nil:
+		return noDemo(name)
+	}
 	switch k.doorForMe() {
 	case sudoDoor:
 		return a.againBySudo()
@@ -223,7 +251,7 @@ func (a *app) againBySudo() error {
 // working directory is the root directory at first, is told which demo it is and
 // where it was.
 const (
-	nameVar    = "NSM_DEMO_NAME"
+	nameVar    = "NSM_DEMO_NAME" // of --name
 	workDirVar = "NSM_DEMO_WORKDIR"
 )
 

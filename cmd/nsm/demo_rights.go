@@ -94,8 +94,10 @@ func sudo(mayAsk bool) (*exec.Cmd, error) {
 		args = nil
 	}
 	args = append(args, insideVar+"="+bySudo)
-	if dir := os.Getenv("TMPDIR"); dir != "" {
-		args = append(args, "TMPDIR="+dir) // where later commands look for what is kept
+	for _, key := range []string{"TMPDIR", nameVar} { // where later commands look for what is kept, and which it is
+		if value := os.Getenv(key); value != "" {
+			args = append(args, key+"="+value)
+		}
 	}
 	return exec.Command("sudo", append(append(args, selfPath()), os.Args[1:]...)...), nil
 }

@@ -367,17 +367,17 @@ func (d *demo) leave() error {
 	if err := d.lab.Release(); err != nil {
 		return err
 	}
-	nsm := shellWord(selfPath())
+	demo := shellWord(selfPath()) + " demo --name " + k.short() // there may be another one, now or soon
 	d.section("Left running", "Look at it from here, for as long as you like.")
 	d.note("A shell on node a, where nsm finds the daemons of that node:")
-	d.command("", nsm+" demo --on a")
+	d.command("", demo+" --on a")
 	d.line("a#", "nsm get wires -o wide")
 	d.line("a#", "nsm get endpoints")
 	if d.workload != "" { // it has come so far
 		d.line("a#", "nsm describe wire "+wireOf(d.workload))
 		d.line("a#", "nsm connect kernel://"+d.service+"/nsm-1 -- sh    # a shell with a wire of its own; 'exit' closes it")
 		d.note("One command, in a workload:")
-		d.command("", nsm+" demo --on a-"+d.workload+" -- cat /proc/net/dev")
+		d.command("", demo+" --on a-"+d.workload+" -- cat /proc/net/dev")
 	}
 	if ip, err := exec.LookPath("ip"); err == nil {
 		enter := ""
@@ -391,7 +391,7 @@ func (d *demo) leave() error {
 		d.command("", enter+ip+" netns list")
 	}
 	d.note("Logs and state lie in %s. In the end:", d.lab.Dir)
-	d.command("", nsm+" demo --stop")
+	d.command("", demo+" --stop")
 	return nil
 }
 

@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/openvwire/nsm/internal/lab"
+	"github.com/openvwire/nsm/sdk/nserr"
 )
 
 // Who may do what with a demo that was left running, and how.
@@ -65,6 +68,72 @@ func TestFindKept(t *testing.T) {
 	found := findKept()
 	if len(found) != 1 || found[0].name() != "nsm-demo-mine" || found[0].owner != os.Geteuid() || !slices.Equal(found[0].Nodes["a"], k.Nodes["a"]) {
 		t.Errorf("found %+v", found)
+	}
+}
+
+// Of several demos one has to be named, and only then.
+func TestPick(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	keep := func(name string, since int64) {
+		k := keptDemo{Rights: "root", dir: filepath.Join(os.TempDir(), demoPrefix+name)}
+		at := time.Unix(since, 0)
+		if err := errors.Join(os.Mkdir(k.dir, 0o755), k.mark(), os.Chtimes(filepath.Join(k.dir, keptFile), at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(name, want string) {
+		t.Helper()
+		k, _, err := pick(demoName(name))
+		if got := k != nil; err != nil || got != (want != "") || got && k.short() != want {
+			t.Errorf("%q: %+v, %v, want %q", name, k, err, want)
+		}
+	}
+	check("", "")
+	keep("second", 2)
+	check("", "second")
+	check("other", "")
+	keep("first", 1)
+	check("first", "first")
+	check("second", "second")
+	for _, args := range [][]string{{"demo", "--stop"}, {"demo", "--on", "a", "--", "true"}} {
+		_, stderr, code := runAgainst(t, nil, "", args...)
+		if code != exitUsage || !regexp.MustCompile(`first \(since .*\), second \(since .*\(fix: say which, such as --name second\)`).MatchString(stderr) {
+			t.Errorf("%q: exit code %d, %s", args, code, stderr)
+		}
+	}
+	for _, args := range [][]string{{"demo", "--stop", "--name", "third"}, {"demo", "--on", "a", "--name", "third"}} {
+		if _, stderr, code := runAgainst(t, nil, "", args...); code != exitNotFound || !strings.Contains(stderr, "no demo third of yours") {
+			t.Errorf("%q: exit code %d, %s", args, code, stderr)
+		}
+	}
+	// The variable is the flag's, and may have the name of the lab.
+	t.Setenv(nameVar, "nsm-demo-first")
+	if out, stderr, code := runAgainst(t, nil, "", "demo", "--stop"); code != exitOK || out != "stopped nsm-demo-first\n" {
+		t.Errorf("exit code %d, %q, %s", code, out, stderr)
+	}
+	check("", "second")
+}
+
+// What another lab's things could be taken for is no name, nor is one that is taken.
+func TestDemoName(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	for _, name := range []string{"a-b", "nsm-demo-", "nsm-demo-nsm-demo-a", "A", "*", "../a", "a b", "abcdefghijklmnopq"} {
+		if err := new(demoName).UnmarshalText([]byte(name)); err == nil {
+			t.Errorf("%q is taken", name)
+		}
+	}
+	var n demoName
+	if err := n.UnmarshalText([]byte("abcdefghijklmn09")); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := n.newLab(); err != nil || name != "nsm-demo-abcdefghijklmn09" {
+		t.Errorf("%q, %v", name, err)
+	}
+	if err := os.Mkdir(filepath.Join(os.TempDir(), "nsm-demo-abcdefghijklmn09"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := n.newLab(); !errors.Is(err, nserr.BadFlag) {
+		t.Errorf("a second one: %q, %v", name, err)
 	}
 }
 

@@ -94,21 +94,29 @@ func TestDemoKept(t *testing.T) {
 	for _, tt := range []struct {
 		rights string
 		as     func(t *testing.T, c *exec.Cmd)
+		named  bool // by whoever starts it
 	}{
-		{"", func(*testing.T, *exec.Cmd) {}},
-		{"a user namespace", asUserWithNamespaces},
-		{"sudo", asUserWithSudo},
+		{"", func(*testing.T, *exec.Cmd) {}, false},
+		{"a user namespace", asUserWithNamespaces, false},
+		{"sudo", asUserWithSudo, true},
 	} {
 		t.Run("by "+tt.rights, func(t *testing.T) {
 			t.Parallel() // it mostly waits
 			c := demo(t, "--keep")
 			tt.as(t, c)
+			own := fmt.Sprintf("own%d", os.Getpid())
+			if tt.named {
+				c.Env = append(c.Env, "NSM_DEMO_NAME="+own)
+			}
 			out, err := c.CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "rights: "+tt.rights) {
 				t.Fatalf("%v:\n%s", err, out)
 			}
 			name, dir := labOf(t, c)
 			t.Cleanup(func() { _ = lab.Remove(name, dir) })
+			if (name == "nsm-demo-"+own) != tt.named {
+				t.Errorf("it is called %s", name)
+			}
 			if c.SysProcAttr != nil { // nobody else can end it
 				refused := exec.Command(nstest.Program(), "demo", "--stop")
 				refused.Env, refused.SysProcAttr = c.Env, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533}}
@@ -122,6 +130,31 @@ func TestDemoKept(t *testing.T) {
 			if len(outside) < 3 || len(inside) < 4 {
 				t.Fatalf("it says too little:\n%s", after)
 			}
+			// Of two one has to be named, as all that it prints does.
+			c.Env = slices.DeleteFunc(c.Env, func(v string) bool { return strings.HasPrefix(v, "NSM_DEMO_NAME=") })
+			asSame := func(args ...string) (string, int) {
+				same := exec.Command(nstest.Program(), append([]string{"demo"}, args...)...)
+				same.Env, same.SysProcAttr, same.Dir = c.Env, c.SysProcAttr, "/"
+				out, _ := same.CombinedOutput()
+				return string(out), same.ProcessState.ExitCode()
+			}
+			another := filepath.Join(filepath.Dir(dir), "nsm-demo-another")
+			if out, err := exec.Command("sh", "-ec", `mkdir "$2"; cp -p "$1/kept" "$2"; chown --reference="$1" "$2"`, "sh", dir, another).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			for _, args := range [][]string{{"--on", "a", "--", "true"}, {"--stop"}} {
+				if said, code := asSame(args...); code != 2 || !strings.Contains(said, "2 demos of yours are kept") || !strings.Contains(said, "another (since") {
+					t.Errorf("demo %q with two: exit code %d:\n%s", args, code, said)
+				}
+			}
+			// Nor may there be two of a name, wherever they are.
+			if tt.rights == "" {
+				second := demo(t, "--name", name)
+				if out, _ := second.CombinedOutput(); second.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "there is a demo of that name") {
+					t.Errorf("a second one of that name:\n%s", out)
+				}
+			}
+
 			// What somebody starts there ends with the rest, also in the background.
 			left := exec.Command("sh", "-c", outside[0]+" -- sh -c 'sleep 300 >/dev/null 2>&1 &'")
 			left.Env, left.SysProcAttr, left.Dir = c.Env, c.SysProcAttr, "/"
@@ -164,10 +197,11 @@ func TestDemoKept(t *testing.T) {
 			if left := lab.Find(name, dir); !left.Empty() {
 				t.Errorf("left behind: %+v", left)
 			}
-			again := exec.Command(nstest.Program(), "demo", "--on", "a")
-			again.Env, again.SysProcAttr = c.Env, c.SysProcAttr
-			if out, err := again.CombinedOutput(); again.ProcessState.ExitCode() != 3 || !strings.Contains(string(out), "no demo of yours is running") {
-				t.Errorf("afterwards: %v:\n%s", err, out)
+			if said, code := asSame("--stop"); code != 0 || said != "stopped nsm-demo-another\n" {
+				t.Errorf("the other one: exit code %d:\n%s", code, said)
+			}
+			if said, code := asSame("--on", "a"); code != 3 || !strings.Contains(said, "no demo of yours is running") {
+				t.Errorf("afterwards: exit code %d:\n%s", code, said)
 			}
 		})
 	}
