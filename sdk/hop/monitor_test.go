@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/openvwire/nsm/sdk/nserr"
+	"github.com/openvwire/nsm/sdk/path"
 	"github.com/openvwire/nsm/sdk/peer"
 	"github.com/openvwire/nsm/sdk/rpc"
 	"github.com/openvwire/nsm/sdk/token"
@@ -222,6 +223,8 @@ func TestMisfit(t *testing.T) {
 		{"a context that nobody could have", func(c *networkservice.Connection, _ segments) {
 			c.Context = &networkservice.ConnectionContext{MTU: 1}
 		}, "it is not well-formed"},
+		{"many DNS configs", func(c *networkservice.Connection, _ segments) { c.Context = withDNS(maxDNS+1, 0, 0).Context }, "it is not well-formed"},
+		{"many metrics", func(_ *networkservice.Connection, s segments) { s[3].Metrics = labels(path.MaxMetrics+1, 1) }, "it is not well-formed"},
 	} {
 		event := proto.CloneOf(own)
 		event.Path.Index = 2

@@ -27,6 +27,9 @@ const (
 	maxRoutes     = 1024
 	maxPolicies   = 256
 	maxPrefixes   = 4096
+	maxRequests   = 64 // for extra prefixes
+	maxDNS        = 64 // configs, and servers and search domains of each
+	maxExtra      = 64
 	maxName       = 253
 )
 
@@ -36,7 +39,7 @@ const (
 const MinMTU = 576
 
 // Validate checks a connection from a peer for what no hop could work with. It
-// looks at form and size only; the path is checked by path.Enter.
+// looks at form and size only; the path, with its metrics, is checked by path.Enter.
 func Validate(c *networkservice.Connection) error {
 	if c == nil {
 		return nserr.BadRequest.Errorf("the request has no connection")
@@ -98,7 +101,8 @@ func validateMechanism(m *networkservice.Mechanism) error {
 }
 
 // validateContext checks addresses, routes, policies and MTU of a connection
-// context. Every address must parse: what passes here can be configured.
+// context. Every address must parse: what passes here can be configured. What no hop
+// configures, but passes on and keeps, is bounded all the same.
 func validateContext(c *networkservice.ConnectionContext) error {
 	if mtu := c.GetMTU(); mtu != 0 && (mtu < MinMTU || mtu > 65535) {
 		return nserr.MTUTooSmall.Errorf("MTU %d is not between %d and 65535", mtu, MinMTU)
@@ -154,6 +158,37 @@ func validateContext(c *networkservice.ConnectionContext) error {
 		mac, macErr := net.ParseMAC(n.GetHardwareAddress())
 		if err != nil || macErr != nil || !isHost(a) || len(mac) != 6 {
 			return nserr.BadContext.Errorf("ip_neighbors: %.40q at %.40q is not a host at an Ethernet address", n.GetIp(), n.GetHardwareAddress())
+		}
+	}
+	if n := len(ip.GetExtraPrefixRequest()); n > maxRequests {
+		return nserr.BadContext.Errorf("extra_prefix_request has %d entries, at most %d are allowed", n, maxRequests)
+	}
+	if len(c.GetExtraContext()) > maxExtra {
+		return nserr.BadContext.Errorf("extra_context has %d entries, at most %d are allowed", len(c.GetExtraContext()), maxExtra)
+	}
+	for k, v := range c.GetExtraContext() {
+		if len(k) > maxName || len(v) > maxParamBytes {
+			return nserr.BadContext.Errorf("extra_context: %.40q is longer than %d bytes, or its name than %d", k, maxParamBytes, maxName)
+		}
+	}
+	return validateDNS(c.GetDnsContext().GetConfigs())
+}
+
+// validateDNS looks at sizes alone: what a server or domain means is for the client to say.
+func validateDNS(configs []*networkservice.DNSConfig) error {
+	if len(configs) > maxDNS {
+		return nserr.BadContext.Errorf("dns_context has %d configs, at most %d are allowed", len(configs), maxDNS)
+	}
+	for _, c := range configs {
+		if n := max(len(c.GetDnsServerIps()), len(c.GetSearchDomains())); n > maxDNS {
+			return nserr.BadContext.Errorf("a DNS config has %d servers or search domains, at most %d are allowed", n, maxDNS)
+		}
+		for _, list := range [...][]string{c.GetDnsServerIps(), c.GetSearchDomains()} {
+			for _, text := range list {
+				if len(text) > maxName {
+					return nserr.BadContext.Errorf("DNS server or search domain %.40q has %d bytes, at most %d are allowed", text, len(text), maxName)
+				}
+			}
 		}
 	}
 	return nil
@@ -280,7 +315,7 @@ func checkReply(sent, got *networkservice.Connection) error {
 // validatePath is path.Path.Validate of what p would be.
 func validatePath(p *networkservice.Path) error {
 	segments := p.GetPathSegments()
-	return path.Validate(int(p.GetIndex()), len(segments), func(i int) (name, id string) {
-		return segments[i].GetName(), segments[i].GetId()
+	return path.Validate(int(p.GetIndex()), len(segments), func(i int) (name, id string, metrics map[string]string) {
+		return segments[i].GetName(), segments[i].GetId(), segments[i].GetMetrics()
 	})
 }

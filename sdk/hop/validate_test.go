@@ -42,6 +42,16 @@ func labels(n, size int) map[string]string {
 
 func withIP(ip *nsIP) *nsConnection { return &nsConnection{Context: &nsContext{IpContext: ip}} }
 
+// withDNS has as many configs of as many servers and domains of as many bytes.
+func withDNS(configs, entries, size int) *nsConnection {
+	c := &nsConnection{Context: &nsContext{DnsContext: &networkservice.DNSContext{}}}
+	for range configs {
+		list := times(entries, fmt.Sprintf("%%0%dd", size))
+		c.Context.DnsContext.Configs = append(c.Context.DnsContext.Configs, &networkservice.DNSConfig{DnsServerIps: list, SearchDomains: list})
+	}
+	return c
+}
+
 func routes(n int, prefix, via string) (out []*networkservice.Route) {
 	for range n {
 		out = append(out, &networkservice.Route{Prefix: prefix, NextHop: via})
@@ -87,6 +97,17 @@ func TestValidate(t *testing.T) {
 		"many policies' routes": {withIP(&nsIP{Policies: []*networkservice.PolicyRoute{
 			{Routes: routes(maxRoutes, "10.0.0.0/8", "")}, {Routes: routes(1, "10.0.0.0/8", "")},
 		}}), nserr.BadContext},
+		"as much DNS":            {withDNS(maxDNS, maxDNS, maxName), nil},
+		"many DNS configs":       {withDNS(maxDNS+1, 0, 0), nserr.BadContext},
+		"many DNS servers":       {withDNS(1, maxDNS+1, 1), nserr.BadContext},
+		"many domains":           {&nsConnection{Context: &nsContext{DnsContext: &networkservice.DNSContext{Configs: []*networkservice.DNSConfig{{SearchDomains: times(maxDNS+1, "%d")}}}}}, nserr.BadContext},
+		"long DNS server":        {withDNS(1, 1, maxName+1), nserr.BadContext},
+		"as many extra":          {&nsConnection{Context: &nsContext{ExtraContext: labels(maxExtra, maxParamBytes)}}, nil},
+		"many extra":             {&nsConnection{Context: &nsContext{ExtraContext: labels(maxExtra+1, 1)}}, nserr.BadContext},
+		"long extra":             {&nsConnection{Context: &nsContext{ExtraContext: labels(1, maxParamBytes+1)}}, nserr.BadContext},
+		"extra, long name":       {&nsConnection{Context: &nsContext{ExtraContext: map[string]string{strings.Repeat("k", maxName+1): ""}}}, nserr.BadContext},
+		"as many requests":       {withIP(&nsIP{ExtraPrefixRequest: make([]*networkservice.ExtraPrefixRequest, maxRequests)}), nil},
+		"many requests":          {withIP(&nsIP{ExtraPrefixRequest: make([]*networkservice.ExtraPrefixRequest, maxRequests+1)}), nserr.BadContext},
 		"policy from nowhere":    {withIP(&nsIP{Policies: []*networkservice.PolicyRoute{{From: "x"}}}), nserr.BadContext},
 		"policy's route nowhere": {withIP(&nsIP{Policies: []*networkservice.PolicyRoute{{Routes: routes(1, "x", "")}}}), nserr.BadContext},
 	} {
@@ -122,6 +143,8 @@ func TestCheckReply(t *testing.T) {
 		"a hop without id":      func(c *nsConnection) { c.Path.PathSegments[2].Id = "" },
 		"no expiry":             func(c *nsConnection) { c.Path.PathSegments[2].Expires = nil },
 		"no address":            func(c *nsConnection) { c.Context = &nsContext{IpContext: &nsIP{SrcIpAddrs: []string{"x"}}} },
+		"many DNS configs":      func(c *nsConnection) { c.Context = withDNS(maxDNS+1, 0, 0).Context },
+		"many metrics":          func(c *nsConnection) { c.Path.PathSegments[2].Metrics = labels(path.MaxMetrics+1, 1) },
 		"a small MTU":           func(c *nsConnection) { c.Context = &nsContext{MTU: 1} },
 	} {
 		got := proto.CloneOf(good)

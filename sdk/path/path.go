@@ -29,6 +29,13 @@ const MaxSegments = 64
 // can reasonably be.
 const MaxID = 253
 
+// MaxMetrics and MaxMetric bound what a segment says of its hop: how many, and each value
+// in bytes. Ours say two things, the reference's a few for each of its interfaces.
+const (
+	MaxMetrics = 64
+	MaxMetric  = 1024
+)
+
 // Segment is one hop's part of a path.
 type Segment struct {
 	Name    string    // of the hop, unique in its domain
@@ -65,14 +72,17 @@ func (p Path) Next() (s Segment, ok bool) {
 }
 
 // Validate checks what must hold for every path that arrives from a peer:
-// bounded, Index inside, each segment named and identified, no id twice.
+// bounded, Index inside, each segment named and identified, no id twice, and no
+// segment with more metrics than it may have.
 // The empty path is valid.
 func (p Path) Validate() error {
-	return Validate(p.Index, len(p.Segments), func(i int) (name, id string) { return p.Segments[i].Name, p.Segments[i].ID })
+	return Validate(p.Index, len(p.Segments), func(i int) (name, id string, metrics map[string]string) {
+		return p.Segments[i].Name, p.Segments[i].ID, p.Segments[i].Metrics
+	})
 }
 
 // Validate is Path.Validate for a path of another form, which has n segments.
-func Validate(index, n int, segment func(i int) (name, id string)) error {
+func Validate(index, n int, segment func(i int) (name, id string, metrics map[string]string)) error {
 	switch {
 	case n == 0 && index == 0:
 		return nil
@@ -82,7 +92,7 @@ func Validate(index, n int, segment func(i int) (name, id string)) error {
 		return nserr.BadPath.Errorf("path index is %d, but the path has %d segments", index, n)
 	}
 	for i := range n {
-		name, id := segment(i)
+		name, id, metrics := segment(i)
 		switch {
 		case name == "":
 			return nserr.BadPath.Errorf("path segment %d has no name", i)
@@ -90,12 +100,19 @@ func Validate(index, n int, segment func(i int) (name, id string)) error {
 			return nserr.BadPath.Errorf("path segment %d (%s) has no id", i, name)
 		case len(name) > MaxID || len(id) > MaxID:
 			return nserr.BadPath.Errorf("path segment %d has a name or id of more than %d bytes", i, MaxID)
+		case len(metrics) > MaxMetrics:
+			return nserr.BadPath.Errorf("path segment %d (%s) has %d metrics, at most %d are allowed", i, name, len(metrics), MaxMetrics)
+		}
+		for k, v := range metrics {
+			if len(k) > MaxID || len(v) > MaxMetric {
+				return nserr.BadPath.Errorf("path segment %d (%s): metric %.40q is longer than %d bytes, or its name than %d", i, name, k, MaxMetric, MaxID)
+			}
 		}
 		// A hop may stand in a path more than once (a pass-through endpoint sends
 		// its request back to the same manager), but each time with another id:
 		// the same id again, in the part already passed, is a circle.
 		for j := range i {
-			if before, same := segment(j); same == id && i <= index {
+			if before, same, _ := segment(j); same == id && i <= index {
 				return nserr.LoopingPath.Errorf("path segments %d (%s) and %d (%s) have the same id", j, before, i, name)
 			}
 		}

@@ -24,6 +24,17 @@ func segs(pairs ...string) []Segment {
 	return out
 }
 
+// said is a path of one segment with n metrics, whose names and values have at least and
+// at most as many bytes.
+func said(n, name, value int) []Segment {
+	out := segs("nsc/c")
+	out[0].Metrics = make(map[string]string)
+	for i := range n {
+		out[0].Metrics[fmt.Sprintf("%0*d", name, i)] = strings.Repeat("v", value)
+	}
+	return out
+}
+
 func TestEnter(t *testing.T) {
 	long := Path{Index: MaxSegments - 1}
 	for i := range MaxSegments {
@@ -56,6 +67,12 @@ func TestEnter(t *testing.T) {
 		{name: "segment without name", in: Path{Segments: segs("/c")}, connID: "c", hop: "m", err: nserr.BadPath},
 		{name: "segment without id", in: Path{Segments: segs("nsc/")}, connID: "", hop: "m", err: nserr.BadPath},
 		{name: "id of giant length", in: Path{Segments: segs("nsc/" + strings.Repeat("x", MaxID+1))}, hop: "m", err: nserr.BadPath},
+		{name: "as many metrics as allowed", in: Path{Segments: said(MaxMetrics, 1, MaxMetric)}, connID: "c", hop: "m",
+			want: Path{Index: 1, Segments: append(said(MaxMetrics, 1, MaxMetric), segs("m/")...)}},
+		{name: "many metrics", in: Path{Segments: said(MaxMetrics+1, 1, 0)}, connID: "c", hop: "m", err: nserr.BadPath},
+		{name: "many metrics of a hop behind", in: Path{Segments: append(segs("nsc/d"), said(MaxMetrics+1, 1, 0)...)}, connID: "d", hop: "m", err: nserr.BadPath},
+		{name: "long metric", in: Path{Segments: said(1, 1, MaxMetric+1)}, connID: "c", hop: "m", err: nserr.BadPath},
+		{name: "metric of a long name", in: Path{Segments: said(1, MaxID+1, 1)}, connID: "c", hop: "m", err: nserr.BadPath},
 		{name: "same id twice is a loop", in: Path{Index: 2, Segments: segs("nsc/c", "m/u", "f/c")}, connID: "c", hop: "x", err: nserr.LoopingPath},
 		{name: "too long is a loop", in: long, connID: fmt.Sprint(MaxSegments - 1), hop: "x", err: nserr.LoopingPath},
 	} {

@@ -172,6 +172,18 @@ var badInput = []row{
 		Pass(time.Minute)
 		return b.send()
 	}},
+	{"too many DNS configs", nserr.BadContext, func(t *testing.T, b *bench) error {
+		b.conn().Context = &networkservice.ConnectionContext{DnsContext: &networkservice.DNSContext{Configs: make([]*networkservice.DNSConfig, 65)}}
+		return b.send()
+	}},
+	{"too many metrics", nserr.BadPath, func(t *testing.T, b *bench) error {
+		metrics := make(map[string]string)
+		for i := range 65 {
+			metrics[fmt.Sprint(i)] = ""
+		}
+		b.conn().Path.PathSegments[0].Metrics = metrics
+		return b.send()
+	}},
 	{"too many labels", nserr.BadRequest, func(t *testing.T, b *bench) error {
 		b.conn().Labels = make(map[string]string)
 		for i := range 1000 {
