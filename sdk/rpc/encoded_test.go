@@ -5,6 +5,7 @@ package rpc
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/networkservicemesh/api/pkg/api/networkservice"
@@ -60,9 +61,9 @@ func TestClientEncodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var contentType []string
+	var contentType atomic.Value
 	s := &service{request: func(ctx context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
-		contentType = metadata.ValueFromIncomingContext(ctx, "content-type")
+		contentType.Store(metadata.ValueFromIncomingContext(ctx, "content-type"))
 		return r.GetConnection(), nil
 	}}
 	clientCreds, serverCreds := Plaintext()
@@ -72,7 +73,7 @@ func TestClientEncodes(t *testing.T) {
 	if err := cc.Invoke(t.Context(), "/networkservice.NetworkService/Request", sent, got); err != nil || got.GetId() != "wire" {
 		t.Errorf("%v, %v, want wire", got, err)
 	}
-	if !slices.Equal(contentType, []string{"application/grpc"}) {
-		t.Errorf("content type %q", contentType)
+	if got, _ := contentType.Load().([]string); !slices.Equal(got, []string{"application/grpc"}) {
+		t.Errorf("content type %q", got)
 	}
 }
