@@ -26,7 +26,7 @@ var (
 	NoNetNS       = reason("NSM-1008", codes.FailedPrecondition, "network namespace is gone or not a namespace", "send the open namespace of a running workload", anyForwarder)
 	NoDescriptor  = reason("NSM-1009", codes.FailedPrecondition, "file descriptor did not arrive", "send it with SCM_RIGHTS over the same Unix socket connection as the request")
 	BadServiceURL = reason("NSM-1010", codes.InvalidArgument, "invalid service URL", "write kernel://SERVICE[@DOMAIN][/INTERFACE][?label=value&...]")
-	TooLarge      = reason("NSM-1011", codes.ResourceExhausted, "message is too large", "keep messages under 4 MiB and label values short")
+	TooLarge      = reason("NSM-1011", codes.ResourceExhausted, "message is too large", "keep requests under 512 KiB, answers under 4 MiB, and label values short")
 	MTUTooSmall   = reason("NSM-1012", codes.InvalidArgument, "MTU is too small", "use at least 1280 for IPv6, 576 for IPv4, after the tunnel's overhead")
 	BadContext    = reason("NSM-1013", codes.InvalidArgument, "connection context is not valid", "correct the named address, route or policy", anyForwarder)
 	BadEndpoint   = reason("NSM-1014", codes.InvalidArgument, "endpoint registration is not valid", "register a name, at least one network service and a URL")

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -276,18 +277,34 @@ func TestTokenError(t *testing.T) {
 
 func TestOversizedMessage(t *testing.T) {
 	client, server := Plaintext()
-	large := strings.Repeat("x", maxMessage)
-	impl := &service{request: func(_ context.Context, r *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
-		return &networkservice.Connection{Id: large}, nil
+	const around = 1 << 10 // bytes, more than what a message has besides its text
+	var answer atomic.Int64
+	impl := &service{request: func(context.Context, *networkservice.NetworkServiceRequest) (*networkservice.Connection, error) {
+		return &networkservice.Connection{Id: strings.Repeat("x", int(answer.Load()))}, nil
 	}}
 	target := serve(t, unixURL(t), ServerOptions{Credentials: server}, impl.register)
 	cc := dial(t, target, DialOptions{Credentials: client})
-	for name, id := range map[string]string{"request": large, "reply": "small"} {
+	for _, tt := range []struct {
+		name          string
+		asked, answer int
+		max           int // bytes, as the error says; 0: it passes
+	}{
+		{"as large as may be", maxRequest - around, maxMessage - around, 0},
+		{"request", maxRequest, 1, maxRequest},
+		{"request as large as an answer", maxMessage - around, 1, maxRequest},
+		{"answer", 1, maxMessage, maxMessage},
+	} {
+		answer.Store(int64(tt.answer))
 		_, err := networkservice.NewNetworkServiceClient(cc).Request(t.Context(), &networkservice.NetworkServiceRequest{
-			Connection: &networkservice.Connection{Id: id},
+			Connection: &networkservice.Connection{Id: strings.Repeat("x", tt.asked)},
 		})
-		if !errors.Is(err, nserr.TooLarge) || status.Code(err) != codes.ResourceExhausted {
-			t.Errorf("%s: error %.200v", name, err)
+		switch {
+		case tt.max == 0:
+			if err != nil {
+				t.Errorf("%s: error %.200v", tt.name, err)
+			}
+		case !errors.Is(err, nserr.TooLarge), status.Code(err) != codes.ResourceExhausted, !strings.Contains(err.Error(), fmt.Sprint(tt.max)):
+			t.Errorf("%s: error %.200v", tt.name, err)
 		}
 	}
 }

@@ -33,8 +33,13 @@ const DefaultManager = "unix:///var/lib/networkservicemesh/nsm.io.sock"
 
 // Limits and timings of every connection, in one place.
 const (
-	// maxMessage bounds a message in bytes, gRPC's own default. What is larger is
-	// refused with ResourceExhausted, nserr.TooLarge to our clients.
+	// maxRequest and maxMessage bound in bytes what servers and clients receive as one
+	// message. What is larger is refused with ResourceExhausted, nserr.TooLarge to our
+	// clients. A Request, registration or query has a few KiB, one with thousands of
+	// excluded prefixes less than 200; one of tiny elements takes many times its bytes
+	// before anybody can look at it. Answers can be lists: for them it is gRPC's own
+	// default.
+	maxRequest = 512 << 10
 	maxMessage = 4 << 20
 
 	// streamWindowBytes and connWindowBytes are how much a peer may send before the other

@@ -20,7 +20,7 @@ import (
 type ServerOptions struct {
 	Credentials credentials.TransportCredentials // of MutualTLS or Plaintext; required
 	Logger      *slog.Logger                     // nil: slog.Default()
-	MaxMessage  int                              // bytes of a request; 0: 4 MiB
+	MaxMessage  int                              // bytes of a request; 0: 512 KiB
 	Ready       func() bool                      // what the health service answers; nil: always ready
 	Options     []grpc.ServerOption              // anything more
 }
@@ -30,7 +30,7 @@ type ServerOptions struct {
 // It serves grpc.health.v1 for the services registered with it.
 func NewServer(o ServerOptions) *grpc.Server {
 	if o.MaxMessage == 0 {
-		o.MaxMessage = maxMessage
+		o.MaxMessage = maxRequest
 	}
 	g := guard{logger(o.Logger)}
 	options := []grpc.ServerOption{

@@ -47,7 +47,7 @@ var badReal = []realRow{
 	{"oversized message", nserr.TooLarge, func(t *testing.T, dir string) error {
 		s := serveReal(t, dir)
 		err := s.request(t, func(req *networkservice.NetworkServiceRequest) {
-			req.Connection.Labels = map[string]string{"big": strings.Repeat("x", 5<<20)}
+			req.Connection.Labels = map[string]string{"big": strings.Repeat("x", 1<<20)}
 		})
 		if n := s.endpoint.Len(); n != 0 {
 			t.Errorf("%d connections", n)
@@ -56,7 +56,7 @@ var badReal = []realRow{
 	}},
 	{"oversized label", nserr.BadRequest, func(t *testing.T, dir string) error {
 		return serveReal(t, dir).request(t, func(req *networkservice.NetworkServiceRequest) {
-			req.Connection.Labels = map[string]string{"big": strings.Repeat("x", 1<<20)}
+			req.Connection.Labels = map[string]string{"big": strings.Repeat("x", 256<<10)}
 		})
 	}},
 	{"oversized Request at a manager", nserr.TooLarge, func(t *testing.T, dir string) error {
@@ -69,7 +69,7 @@ var badReal = []realRow{
 			}})
 			return err
 		}
-		err := request(strings.Repeat("x", 5<<20))
+		err := request(strings.Repeat("x", 1<<20))
 		if again := request("x"); !errors.Is(again, nserr.UnknownService) {
 			t.Errorf("another one afterwards: %v", again)
 		}
@@ -106,7 +106,7 @@ var badReal = []realRow{
 			}
 			return err
 		}
-		err := find(strings.Repeat("x", 5<<20))
+		err := find(strings.Repeat("x", 1<<20))
 		if again := find("x"); again != io.EOF {
 			t.Errorf("another one afterwards: %v", again)
 		}
@@ -319,7 +319,7 @@ func registerReal(t *testing.T, cc *grpc.ClientConn, r *realRegistry) error {
 		})
 		return err
 	}
-	err := register(strings.Repeat("x", 5<<20))
+	err := register(strings.Repeat("x", 1<<20))
 	for nse := range r.endpoints.Find(t.Context(), nil) {
 		t.Errorf("%s is registered", nse.Object.GetName())
 	}
