@@ -92,6 +92,13 @@ func (f *Forwarder) openLeftWith(ctx context.Context, known *wire, call *hop.Cal
 	case mechanism.TypeKernel:
 		return l, f.openLeftKernel(ctx, l, call)
 	}
+	said, err := m.Tunnel()
+	if err == nil {
+		err = f.elsewhere(said.Src.Addr())
+	}
+	if err != nil {
+		return l, err
+	}
 	if shared, err := f.acceptSharedLeft(ctx, l, known, call); shared || err != nil {
 		return l, err
 	}
@@ -99,6 +106,15 @@ func (f *Forwarder) openLeftWith(ctx context.Context, known *wire, call *hop.Cal
 		return l, f.openLeftVXLAN(l, known)
 	}
 	return l, f.openLeftWireGuard(l, known)
+}
+
+// elsewhere refuses this node's own address for that of another: packets to it would come
+// back here. Nodes that share a loopback address are told apart by their ports.
+func (f *Forwarder) elsewhere(at netip.Addr) error {
+	if at.IsValid() && at == f.config.TunnelIP && !at.IsLoopback() {
+		return nserr.BadMechanism.Errorf("%s is the address of this node, not of another", at)
+	}
+	return nil
 }
 
 func (f *Forwarder) supportsLeft(m mechanism.Mechanism, payload string) bool {
@@ -406,6 +422,15 @@ func (f *Forwarder) acceptRight(ctx context.Context, known *wire, r *leg, got *n
 			err = nserr.BadAnswer.Errorf("the endpoint's mechanism: %w", err)
 		}
 	}()
+	if m.Type != mechanism.TypeKernel {
+		said, err := m.Tunnel()
+		if err == nil {
+			err = f.elsewhere(said.Dst.Addr())
+		}
+		if err != nil {
+			return err
+		}
+	}
 	_, theirs, err := m.Shared()
 	if err != nil {
 		return err

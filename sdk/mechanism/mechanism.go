@@ -179,7 +179,7 @@ func (m Mechanism) addrPort(keyIP, keyPort string) (netip.AddrPort, error) {
 	if err != nil || ip.Zone() != "" {
 		return netip.AddrPort{}, nserr.BadMechanism.Errorf("%s: %s=%q is not an IP address", m.Type, keyIP, text)
 	}
-	if ip = ip.Unmap(); ip.IsUnspecified() || ip.IsMulticast() {
+	if ip = ip.Unmap(); ip.IsUnspecified() || ip.IsMulticast() || ip == broadcast {
 		return netip.AddrPort{}, nserr.BadMechanism.Errorf("%s: %s=%q is not the address of a node", m.Type, keyIP, text)
 	}
 	var port uint64
@@ -190,6 +190,10 @@ func (m Mechanism) addrPort(keyIP, keyPort string) (netip.AddrPort, error) {
 	}
 	return netip.AddrPortFrom(ip, uint16(port)), nil
 }
+
+// broadcast reaches whoever is on the link (RFC 919). Loopback addresses pass: nodes of one
+// machine may have them.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // With returns m, of whatever type, with the parameters of t.
 func (t Tunnel) With(m Mechanism) Mechanism {

@@ -60,6 +60,8 @@ func TestRefuses(t *testing.T) {
 		"no address":        {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "nowhere"}}, nserr.BadMechanism},
 		"unspecified":       {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "0.0.0.0"}}, nserr.BadMechanism},
 		"multicast":         {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "224.0.0.1"}}, nserr.BadMechanism},
+		"broadcast":         {Mechanism{Type: TypeVXLAN, Params: map[string]string{"dst_ip": "255.255.255.255"}}, nserr.BadMechanism},
+		"mapped broadcast":  {Mechanism{Type: TypeWireGuard, Params: map[string]string{"src_ip": "::ffff:255.255.255.255"}}, nserr.BadMechanism},
 		"zone":              {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "fe80::1%eth0"}}, nserr.BadMechanism},
 		"port":              {Mechanism{Type: TypeVXLAN, Params: map[string]string{"src_ip": "10.0.0.1", "src_port": "65536"}}, nserr.BadMechanism},
 		"MTU":               {Mechanism{Type: TypeVXLAN, Params: map[string]string{"MTU": "big"}}, nserr.BadMechanism},
