@@ -110,9 +110,14 @@ func (t *tunnel) set(own plan.TunnelNode, port func()) {
 // close releases the tunnel's port in numbers. The device stays.
 func (t *tunnel) close() { t.set(plan.TunnelNode{}, nil) }
 
-// errClaimed says that a node's key or id is another one's, or told by somebody who may not:
-// without the tunnel there can be a wire.
-var errClaimed = errors.New("this is another node's in the tunnel")
+// maxNodes is as many nodes as one identity may claim to be at a time. A node is one, and
+// two while it is replaced: its key and id are new then, and the wires of its earlier life
+// are there until they expire.
+const maxNodes = 4
+
+// errClaimed says that a node's key or id is another one's, or told by somebody who may not,
+// or who has told of too many: without the tunnel there can be a wire.
+var errClaimed = errors.New("no place in the tunnel for who claims this")
 
 // claim is that of the tunnel, of what the last of ids has told, by way of the others: that
 // it was the last is their word.
@@ -127,7 +132,8 @@ func (f *Forwarder) claim(p plan.TunnelPeer, ids ...string) (release func(), err
 
 // claim notes that a wire is wanted to a node, of which whose has told. The first who
 // tells of a node owns its key and id for as long as there are wires to it: all others
-// must tell the same. So nobody can lead other nodes' wires astray.
+// must tell the same. So nobody can lead other nodes' wires astray. Nor can anybody have
+// this node call as many others as he likes to make up.
 func (t *tunnel) claim(p plan.TunnelPeer, whose string) (release func(), err error) {
 	p.Wire = 0
 	t.mu.Lock()
@@ -139,6 +145,8 @@ func (t *tunnel) claim(p plan.TunnelPeer, whose string) (release func(), err err
 	switch {
 	case c == nil && t.hasKey(p.Key), c != nil && c.peer.Key != p.Key:
 		return nil, nserr.BadMechanism.Errorf("node id %d with another key: %w", p.ID, errClaimed)
+	case c == nil && t.nodesOf(whose) >= maxNodes:
+		return nil, nserr.BadMechanism.Errorf("node id %d: %q has told of %d others to which there are wires: %w", p.ID, whose, maxNodes, errClaimed)
 	case c == nil:
 		c = &claimant{peer: p, whose: whose}
 		t.peers[p.ID] = c
@@ -155,6 +163,16 @@ func (t *tunnel) claim(p plan.TunnelPeer, whose string) (release func(), err err
 			delete(t.peers, p.ID)
 		}
 	}), nil
+}
+
+// nodesOf is of how many nodes whose was the first to tell. It wants mu held.
+func (t *tunnel) nodesOf(whose string) (n int) {
+	for _, c := range t.peers {
+		if c.whose == whose {
+			n++
+		}
+	}
+	return n
 }
 
 // hasKey wants mu held.

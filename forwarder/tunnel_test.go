@@ -74,6 +74,54 @@ func TestClaim(t *testing.T) {
 	}
 }
 
+// One identity is a few nodes at a time, whatever it says; who is refused has a place again as
+// soon as one of them has no wire any more. What it has told already may be told again, and
+// nobody else notices.
+func TestClaimOfMany(t *testing.T) {
+	const a, evil = "spiffe://nsm.local/node/a", "spiffe://nsm.local/node/evil"
+	type step struct {
+		whose string
+		id    uint32 // of the node, and its key
+		end   bool   // the last wire to it ends; else one is wanted
+		ok    bool
+	}
+	claims := func(whose string, n int) (out []step) {
+		for i := range n {
+			out = append(out, step{whose: whose, id: uint32(i + 1), ok: true})
+		}
+		return out
+	}
+	for name, steps := range map[string][]step{
+		"as many as allowed":      claims(evil, maxNodes),
+		"one more":                append(claims(evil, maxNodes), step{whose: evil, id: 50}, step{whose: evil, id: 51}),
+		"another wire to one":     append(claims(evil, maxNodes), step{whose: evil, id: 1, ok: true}),
+		"somebody else":           append(claims(evil, maxNodes), step{whose: a, id: 50, ok: true}),
+		"one that another told":   append(claims(evil, maxNodes), step{whose: a, id: 50, ok: true}, step{whose: evil, id: 50, ok: true}),
+		"an old wire has expired": append(claims(a, maxNodes), step{whose: a, id: 50}, step{id: 1, end: true}, step{whose: a, id: 50, ok: true}),
+		"restarts, wires follow": append(claims(a, 2), step{id: 1, end: true}, step{whose: a, id: 3, ok: true}, step{id: 2, end: true},
+			step{whose: a, id: 4, ok: true}, step{id: 3, end: true}, step{whose: a, id: 5, ok: true}, step{whose: a, id: 6, ok: true}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			tunnel := tunnel{own: plan.TunnelNode{ID: 77}, keys: mechanism.NewKeyPair(), peers: make(map[uint32]*claimant)}
+			releases := make(map[uint32]func())
+			for i, s := range steps {
+				if s.end {
+					releases[s.id]()
+					continue
+				}
+				had := len(tunnel.peers)
+				release, err := tunnel.claim(plan.TunnelPeer{Key: [32]byte{byte(s.id)}, ID: s.id, Endpoint: netip.MustParseAddrPort("10.0.0.1:51820")}, s.whose)
+				if s.ok != (err == nil) || !s.ok && (!errors.Is(err, errClaimed) || !errors.Is(err, nserr.BadMechanism) || len(tunnel.peers) != had) {
+					t.Fatalf("step %d: %v, %d nodes after %d", i, err, len(tunnel.peers), had)
+				}
+				if err == nil {
+					releases[s.id] = release
+				}
+			}
+		})
+	}
+}
+
 // Only managers and forwarders are believed, if somebody says who they are.
 func TestWhoMayTunnel(t *testing.T) {
 	const manager, workload = "spiffe://nsm.local/node/a/manager", "spiffe://nsm.local/node/a/uid/1000"
