@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,8 +60,10 @@ func TestLingeringDescriptors(t *testing.T) {
 	defer receiver.Close()
 	closing := receiver.inbox.refusal
 	number := 2 * cap(closing)
+	var ends []func()
 	for range number {
-		fd := lingering(t)
+		fd, end := lingering(t)
+		ends = append(ends, end)
 		if _, _, err := a.WriteMsgUnix([]byte("x"), unix.UnixRights(fd), nil); err != nil {
 			t.Fatal(err)
 		}
@@ -106,17 +109,20 @@ func TestLingeringDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	got.Close()
-	if len(closing) < cap(closing) {
-		t.Log("they have closed already: nothing is shown")
+	if n := len(closing); n != cap(closing) {
+		t.Errorf("%d close meanwhile, want %d", n, cap(closing))
 	}
-	if err := <-read; err != nil { // each lingers for a second
+	for _, end := range ends {
+		end()
+	}
+	if err := <-read; err != nil {
 		t.Error(err)
 	}
 }
 
-// lingering returns a socket whose last close takes a second: it has sent what the other end,
-// which goes with the test, does not read.
-func lingering(t *testing.T) int {
+// lingering returns a socket whose last close waits for the other end, which does not read what
+// it was sent, until end resets the connection.
+func lingering(t *testing.T) (fd int, end func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -132,13 +138,14 @@ func lingering(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { far.Close() })
+	end = sync.OnceFunc(func() { far.Close() }) // with unread bytes: a reset
+	t.Cleanup(end)
 	f, err := c.(*net.TCPConn).File()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	fd, err := unix.Dup(int(f.Fd()))
+	fd, err = unix.Dup(int(f.Fd()))
 	if err == nil {
 		err = unix.SetNonblock(fd, true)
 	}
@@ -148,8 +155,8 @@ func lingering(t *testing.T) int {
 	if err != unix.EAGAIN {
 		t.Fatal(err)
 	}
-	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 1}); err != nil {
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600}); err != nil {
 		t.Fatal(err)
 	}
-	return fd
+	return fd, end
 }
