@@ -22,8 +22,8 @@ type peers struct {
 	mu sync.Mutex
 	// pending are those that were not heard so far; guarded by mu.
 	pending map[wgtypes.Key]*pending
-	// given are those that WireGuard has been told of, and not to forget. One that it does not
-	// know was one of a device that has gone with its holder; guarded by mu.
+	// given are those that WireGuard has been told of, and not to forget (setPeers). One that it
+	// does not know was one of a device that has gone with its holder; guarded by mu.
 	given   map[wgtypes.Key]bool
 	waiting sync.WaitGroup // goroutines of Userspace.wait
 	ending  chan struct{}  // closed by end, once
@@ -76,12 +76,6 @@ func newPeers() peers {
 	}
 }
 
-// forgetLocked is for one that is taken from WireGuard. The caller holds mu.
-func (p *peers) forgetLocked(k wgtypes.Key) {
-	p.waitNoMoreLocked(k)
-	delete(p.given, k)
-}
-
 // waitNoMoreLocked waits for a peer no more. The caller holds mu.
 func (p *peers) waitNoMoreLocked(k wgtypes.Key) {
 	if w, ok := p.pending[k]; ok {
@@ -108,7 +102,6 @@ func (u *Userspace) setPeer(t holder.Tunnel, want plan.Tunnel, seen *wgtypes.Pee
 	if seen == nil {
 		u.peers.waitNoMoreLocked(k)
 	}
-	u.peers.given[k] = true
 	p := u.peers.pending[k]
 	switch whoCalls(want, seen, lost, p.awaited()) {
 	case peerCalls:

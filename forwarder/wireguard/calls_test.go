@@ -52,8 +52,9 @@ func TestTunnelNotCalled(t *testing.T) {
 	roundTrip(t, c, "at first")
 	tunnel, _, err := b.backend.device(t.Context())
 	must(t, err)
+	peer := key(a.own.PrivateKey).PublicKey()
 	lose := func() {
-		must(t, b.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(a.own.PrivateKey).PublicKey(), Remove: true}))
+		must(t, b.backend.wg.ConfigureDevice(tunnel.UAPI, wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: peer, Remove: true}}}))
 	}
 	// Until it has called, and the other one has heard of it, packets go in the session that is lost.
 	answered := func() bool {
@@ -80,7 +81,8 @@ func TestTunnelNotCalled(t *testing.T) {
 
 	lose()
 	b.backend.peers.mu.Lock()
-	b.backend.peers.forgetLocked(key(a.own.PrivateKey).PublicKey()) // as a forwarder that has started anew
+	b.backend.peers.waitNoMoreLocked(peer) // as a forwarder that has started anew
+	delete(b.backend.peers.given, peer)
 	b.backend.peers.mu.Unlock()
 	must(t, b.backend.PointWire(t.Context(), far.ns.Key(), far.tag, b.to(a, 1, false)))
 	if got := b.device(t).Peers; len(got) != 1 || got[0].Endpoint != nil {
@@ -138,7 +140,7 @@ func TestTunnelCallsMeet(t *testing.T) {
 		tunnel, _, err := a.backend.device(t.Context())
 		must(t, err)
 		a.backend.peers.mu.Lock()
-		a.backend.peers.forgetLocked(key(b.own.PrivateKey).PublicKey())
+		a.backend.peers.waitNoMoreLocked(key(b.own.PrivateKey).PublicKey())
 		must(t, a.backend.setPeers(tunnel, wgtypes.PeerConfig{PublicKey: key(b.own.PrivateKey).PublicKey(), Remove: true}))
 		a.backend.peers.mu.Unlock()
 

@@ -229,17 +229,25 @@ func (u *Userspace) forgetPeer(ctx context.Context, left *holder.Left) error {
 	}
 	for i := range dev.Peers {
 		if p := &dev.Peers[i]; idOf(p) == left.Peer {
-			u.peers.forgetLocked(p.PublicKey)
+			u.peers.waitNoMoreLocked(p.PublicKey)
 			err = errors.Join(err, u.setPeers(t, wgtypes.PeerConfig{PublicKey: p.PublicKey, Remove: true}))
 		}
 	}
 	return err
 }
 
-// setPeers sets peers one after the other, and nobody sees the device in between.
+// setPeers sets peers one after the other, and nobody sees the device in between. The caller
+// holds peers.mu.
 func (u *Userspace) setPeers(t holder.Tunnel, set ...wgtypes.PeerConfig) error {
 	if err := u.wg.ConfigureDevice(t.UAPI, wgtypes.Config{Peers: set}); err != nil {
 		return configError(t.UAPI, err)
+	}
+	for _, p := range set {
+		if p.Remove {
+			delete(u.peers.given, p.PublicKey)
+		} else {
+			u.peers.given[p.PublicKey] = true
+		}
 	}
 	return nil
 }
@@ -322,6 +330,6 @@ func (u *Userspace) renew(ctx context.Context, want plan.Tunnel, now time.Time) 
 	if err := u.setPeers(t, wgtypes.PeerConfig{PublicKey: seen.PublicKey, Remove: true}); err != nil {
 		return err
 	}
-	u.peers.forgetLocked(seen.PublicKey)
+	u.peers.waitNoMoreLocked(seen.PublicKey)
 	return u.setPeer(t, want, nil)
 }
